@@ -1,0 +1,41 @@
+# make demo    digits: data, training, evaluation, report (again: resumes, or says what is there)
+# make test    the tests            make check    format, lint and types
+# make clean   remove the environment and what builds left; trained models in runs/ stay
+# The interpreter is a choice: make PYTHON=python3.12 demo
+
+PYTHON = python3
+VENV = .venv
+RUN = PATH="$$(cd $(VENV)/bin && pwd):$$PATH"
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/installed
+	$(RUN) mmfusion data digits --output runs/digits/data
+	$(RUN) deepspeed train.py --config digits.yaml
+	$(RUN) mmfusion eval runs/digits
+
+test: $(VENV)/installed
+	$(RUN) python -m pytest
+
+check: $(VENV)/installed
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+	$(RUN) mypy
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON): Python 3.10 or newer is needed; choose one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON): no venv module (Debian, Ubuntu: apt install python3-venv)" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo test check clean

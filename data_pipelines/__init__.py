@@ -1,0 +1,1 @@
+"""Raw data to tar shards, shards to documents, documents to packed rows."""

@@ -1,0 +1,150 @@
+"""Tasks: the ways in which a sample becomes a document. No other part knows about tasks.
+
+| task | document |
+|---|---|
+| class_to_image | label, target picture |
+| text_to_image | caption, target picture |
+| image_to_text | picture, answer |
+| interleaved | what the sample's `content` lists: pictures, texts, answers, target pictures |
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import ImageOps
+
+from .shards import Sample
+from mmfusion.codecs.image import PixelCodec, patches
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config, SourceConfig
+from mmfusion.diffusion import Diffusion
+from mmfusion.errors import UserError
+from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
+from mmfusion.split import draw_split
+
+
+class DocumentMaker:
+    """Turns samples into training documents; every draw comes from the given generator."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.diffusion = Diffusion(config.diffusion)
+        self.pixels = PixelCodec(config.image) if config.image.codec == "pixel" else None
+
+    def make(self, source: SourceConfig, sample: Sample, rng: np.random.Generator) -> Document:
+        """The sample as a document of the source's task, its condition dropped now and then.
+
+        Raises:
+            UserError: the sample lacks what the task needs; the message names shard and key.
+        """
+        flip = source.flip and bool(rng.random() < 0.5)
+        facts = sample.json()
+        match source.task:
+            case "class_to_image":
+                document = [self._label(facts, sample), self._image(sample, rng, flip, target=True)]
+            case "text_to_image":
+                prompt = self._text(self._caption(facts, sample, rng))
+                document = [prompt, self._image(sample, rng, flip, target=True)]
+            case "image_to_text":
+                answer = self._text(self._caption(facts, sample, rng), answer=True)
+                document = [self._image(sample, rng, flip), answer]
+            case "interleaved":
+                document = self._content(facts, sample, rng, flip)
+        wanted = any(isinstance(s, Image) and s.noise is not None for s in document)
+        if wanted and rng.random() < self.config.diffusion.dropout:
+            return null_form(document)
+        return document
+
+    def _label(self, facts: dict[str, Any], sample: Sample) -> Label:
+        label, classes = facts.get("label"), len(self.config.classes)
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise UserError(
+                f"{sample.where}.json: `label` is {label!r}; expected 0 to {classes - 1} "
+                "(the config's `classes`)"
+            )
+        return Label(label)
+
+    def _caption(self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator) -> str:
+        captions = facts.get("captions")
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise UserError(f"{sample.where}.json: `captions` must be a list of strings")
+        captions = [" ".join(caption.split()) for caption in captions if caption.strip()]
+        if not captions:
+            raise UserError(f"{sample.where}.json: `captions` holds no text")
+        return captions[rng.integers(len(captions))]
+
+    def _text(self, text: str, answer: bool = False, image_follows: bool = False) -> Text:
+        if self.tokenizer is None:
+            raise UserError("the mixture has text, but the config has no `text.tokenizer`")
+        if answer:
+            return self.tokenizer.answer(text, image_follows)
+        return self.tokenizer.given(text)
+
+    def _image(
+        self,
+        sample: Sample,
+        rng: np.random.Generator,
+        flip: bool,
+        target: bool = False,
+        name: str | None = None,
+    ) -> Image:
+        latents = self._latents(sample, rng, flip, name)
+        columns = self.config.image.grid[1]
+        if not target:
+            return Image(latents, columns)
+        c = self.config.diffusion
+        split = draw_split(len(latents), c.ar_decay, c.order, rng, c.ar_steps)
+        return Image(latents, columns, split, self.diffusion.draw(latents, rng))
+
+    def _latents(
+        self, sample: Sample, rng: np.random.Generator, flip: bool, name: str | None
+    ) -> np.ndarray:
+        """Normalised latent tokens (N, D): pixels, or a draw from the stored posterior."""
+        if self.pixels is not None:
+            picture = sample.picture(name)
+            return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
+        member = f"{name.rpartition('.')[0]}.moments.npy" if name else "moments.npy"
+        if member not in sample:
+            raise UserError(
+                f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`"
+            )
+        try:
+            moments = np.load(io.BytesIO(sample[member]), allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"{sample.where}.{member}: not a plain array ({error})") from None
+        image = self.config.image
+        side = image.size // image.downsampling
+        if moments.shape[1:] != (2, image.latent_channels, side, side):
+            raise UserError(
+                f"{sample.where}.{member}: latents of shape {moments.shape[1:]}, the config's "
+                f"image section needs {(2, image.latent_channels, side, side)}"
+            )
+        mean, deviation = moments[int(flip) % len(moments)].astype(np.float32)
+        drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
+        return patches(drawn, image.patch)
+
+    def _content(
+        self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator, flip: bool
+    ) -> Document:
+        content = facts.get("content")
+        if not isinstance(content, list) or not content:
+            raise UserError(f"{sample.where}.json: an interleaved sample needs a `content` list")
+        document: list[Segment] = []
+        for place, part in enumerate(content):
+            following = content[place + 1] if place + 1 < len(content) else {}
+            match part:
+                case {"text": str(text)}:
+                    document.append(self._text(text))
+                case {"answer": str(text)}:
+                    image_follows = bool(following.get("target"))
+                    document.append(self._text(text, True, image_follows))
+                case {"image": str(name)}:
+                    target = bool(part.get("target"))
+                    document.append(self._image(sample, rng, flip, target, name))
+                case _:
+                    raise UserError(
+                        f"{sample.where}.json: content {place} is {part!r}; expected "
+                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}'
+                    )
+        return document

@@ -1,0 +1,281 @@
+"""The digits suite: all five tasks of a model, measured through its public pipeline.
+
+What a picture shows is said by a judge that knows only real digits (`judge.py`), what a caption
+says by the one digit that it names (`captions.py`). No picture is picked: the sheets show the first
+ones, and of the nearest neighbours those that look most like a copy.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmfusion.data_pipelines.digits import CONTINUATION, captions
+from PIL import Image as Picture
+
+from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.config import EvaluationConfig
+from mmfusion.errors import UserError
+
+from .captions import cider, named_digit
+from .frechet import frechet_distance
+from .judge import Judge, features
+from .real import SIDE, read_digits
+
+SHOWN = 20
+"""Pictures on a sheet; the sheet of classes has ten a class."""
+PACKAGES = ("mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap")
+
+Cells = list[dict[str, Any]]
+"""What one sheet of the page shows: pictures, what was wanted and what was found."""
+Findings = tuple[dict[str, Any], dict[str, Cells]]
+"""Entries of the report, and sheets by name."""
+
+
+class Suite:
+    """The measurements of one model; each returns its findings."""
+
+    def __init__(
+        self, pipeline: Pipeline, data: Path, settings: EvaluationConfig, seed: int
+    ) -> None:
+        self.pipeline, self.settings = pipeline, settings
+        self.options: dict[str, Any] = {"seed": seed, "progress": False}
+        self.train, self.unseen = read_digits(data, "train"), read_digits(data, "held_out")
+        self.judge = Judge(self.train, self.unseen)
+        self.held_out = self.unseen.first(settings.held_out)
+
+    def class_to_image(self) -> Findings:
+        """Pictures of each class: right digit, Fréchet distance, and how many are copies."""
+        labels = np.arange(self.settings.pictures) % 10
+        made = self.pipeline.class_to_image(labels.tolist(), **self.options)
+        judged = self.judge(made)
+        right = judged == labels
+        nearest, distance = self.judge.nearest(made)
+        real, unseen = features(self.train.pictures), features(self.unseen.pictures)
+        report = {
+            "class_to_image": {
+                "accuracy": _share(right),
+                "n": len(made),
+                "per_class": {
+                    str(digit): _share(right[digit::10]) for digit in range(min(10, len(made)))
+                },
+            },
+            "frechet_pixel": {
+                "value": frechet_distance(features(made), real),
+                "n": len(made),
+                "features": "pixels value/8-1",
+                "reference": f"{len(real)} training pictures",
+                "held_out_value": frechet_distance(unseen, real),
+                "n_held_out": len(unseen),
+            },
+            "memorised": self.judge.memorised(made),
+            "memorised_threshold": self.judge.threshold,
+        }
+        copies = [
+            {
+                "picture": made[i],
+                "neighbour": Picture.fromarray(self.train.pictures[nearest[i]]),
+                "distance": float(distance[i]),
+                "label": int(labels[i]),
+            }
+            for i in np.argsort(distance)[:SHOWN]
+        ]
+        cells = [
+            {"label": int(labels[i]), "picture": made[i], "judged": int(judged[i])}
+            for i in range(min(100, len(made)))
+        ]
+        return report, {"class_to_image": cells, "nearest": copies}
+
+    def text_to_image(self) -> Findings:
+        """Pictures of captions, all classes and wordings in turn: the judge sees the digit."""
+        number = np.arange(self.settings.pictures)
+        labels, wordings = number % 10, number // 10 % 10
+        prompts = [captions(d)[w] for d, w in zip(labels.tolist(), wordings.tolist(), strict=True)]
+        made = self.pipeline.text_to_image(prompts, **self.options)
+        judged = self.judge(made)
+        cells = [
+            {
+                "prompt": prompts[i],
+                "picture": made[i],
+                "label": int(labels[i]),
+                "judged": int(judged[i]),
+            }
+            for i in number[::11][:SHOWN]  # the wordings take turns, too
+        ]
+        report = {"accuracy": _share(judged == labels), "n": len(made)}
+        return {"text_to_image": report}, {"text_to_image": cells}
+
+    def image_to_text(self) -> Findings:
+        """Captions of held-out pictures: they name the digit, and CIDEr against its wordings."""
+        labels, pictures = self.held_out.labels, self.held_out.drawn()
+        written = self.pipeline.image_to_text(pictures, **self.options)
+        named = [named_digit(caption) for caption in written]
+        score = cider([captions(int(label)) for label in labels], written)
+        report = {
+            "accuracy": _share([a == b for a, b in zip(named, labels, strict=True)]),
+            "cider": score["value"],
+            "cider_tokenizer": score["tokenizer"],
+            "n": score["n"],
+        }
+        if "warning" in score:
+            report["cider_warning"] = score["warning"]
+        cells = [
+            {
+                "picture": pictures[i],
+                "label": int(labels[i]),
+                "caption": written[i],
+                "named": named[i],
+            }
+            for i in range(min(SHOWN, len(labels)))
+        ]
+        return {"image_to_text": report}, {"image_to_text": cells}
+
+    def interleaved(self) -> Findings:
+        """After a held-out digit and "then comes": the next digit's name, then a picture of it."""
+        following, pictures = (self.held_out.labels + 1) % 10, self.held_out.drawn()
+        prompts = [[p, CONTINUATION, TextSlot(), ImageSlot()] for p in pictures]
+        answers = self.pipeline.generate(prompts, **self.options)
+        written, made = [a[2] for a in answers], [a[3] for a in answers]
+        named, judged = [named_digit(text) for text in written], self.judge(made)
+        name_right = np.array([a == b for a, b in zip(named, following, strict=True)])
+        picture_right = judged == following
+        report = {
+            "accuracy": _share(name_right & picture_right),
+            "name_accuracy": _share(name_right),
+            "picture_accuracy": _share(picture_right),
+            "n": len(answers),
+        }
+        cells = [
+            {
+                "given": pictures[i],
+                "continuation": CONTINUATION,
+                "text": written[i],
+                "picture": made[i],
+                "label": int(following[i]),
+                "named": named[i],
+                "judged": int(judged[i]),
+            }
+            for i in range(min(SHOWN, len(answers)))
+        ]
+        return {"interleaved": report}, {"interleaved": cells}
+
+    def edit(self) -> Findings:
+        """Bottom halves drawn anew, for the own label and another: right, and the top untouched."""
+        chosen = self.held_out.first(self.settings.edits)
+        labels, pictures = chosen.labels, chosen.drawn()
+        others = (labels + 5) % 10
+        same, other = (
+            self.pipeline.edit(pictures, "bottom", label=wanted.tolist(), **self.options)
+            for wanted in (labels, others)
+        )
+        mask = np.repeat(np.array([0, 255], np.uint8), SIDE // 2)[:, None].repeat(SIDE, 1)
+        kept = all(
+            np.array_equal(np.asarray(picture.convert("L"))[mask == 0], original[mask == 0])
+            for made in (same, other)
+            for picture, original in zip(made, chosen.pictures, strict=True)
+        )
+        judged_same, judged_other = self.judge(same), self.judge(other)
+        report = {
+            "kept_identical": kept,
+            "accuracy": _share(judged_same == labels),
+            "n": len(labels),
+            "other_label_accuracy": _share(judged_other == others),
+            "other_label_n": len(others),
+        }
+        cells = [
+            {
+                "original": pictures[i],
+                "mask": Picture.fromarray(mask),
+                "label": int(labels[i]),
+                "same": same[i],
+                "judged_same": int(judged_same[i]),
+                "other_label": int(others[i]),
+                "other": other[i],
+                "judged_other": int(judged_other[i]),
+            }
+            for i in range(min(SHOWN, len(labels)))
+        ]
+        return {"edit": report}, {"edit": cells}
+
+
+def evaluate(
+    pipeline: Pipeline,
+    data: Path,
+    settings: EvaluationConfig,
+    seed: int = 0,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    model: str = "",
+) -> Findings:
+    """Measure a digits model on all five tasks.
+
+    Args:
+        data: folder that the digits pipeline wrote.
+        seed: of each task's first picture.
+        progress: wraps the loop over the measurements, as tqdm does.
+        model: where the model came from, for the report.
+
+    Returns:
+        The report (plain data, for report.json), and the sheets' cells (for report.html).
+
+    Raises:
+        UserError: data that is missing or damaged, or a model of something else than digits.
+    """
+    _check(pipeline)
+    suite = Suite(pipeline, data, settings, seed)
+    report: dict[str, Any] = {
+        "model": model,
+        "seed": seed,
+        "judge": {
+            "k": suite.judge.k,
+            "accuracy_on_held_out": suite.judge.accuracy,
+            "n": suite.judge.n_held_out,
+        },
+    }
+    measures: list[Callable[[], Findings]] = [
+        suite.class_to_image,
+        suite.text_to_image,
+        suite.image_to_text,
+        suite.interleaved,
+        suite.edit,
+    ]
+    sheets: dict[str, Cells] = {}
+    seconds: dict[str, float] = {}
+    for measure in progress(measures):
+        start = time.perf_counter()
+        numbers, cells = measure()
+        report |= numbers
+        sheets |= cells
+        seconds[measure.__name__] = time.perf_counter() - start
+    return report | {
+        "sampling": pipeline.config.generation.model_dump(),
+        "seconds": seconds,
+        "versions": _versions(),
+    }, sheets
+
+
+def _check(pipeline: Pipeline) -> None:
+    image, classes = pipeline.config.image, pipeline.config.classes
+    if (image.size, image.channels) != (SIDE, 1) or len(classes) != 10:
+        raise UserError(
+            f"the digits suite measures models of 8x8 grey pictures in ten classes; this one has "
+            f"image.size {image.size}, image.channels {image.channels} and {len(classes)} classes"
+        )
+    if pipeline.config.text is None:
+        raise UserError("the digits suite needs a model with text; this one has no tokenizer")
+
+
+def _share(right: Any) -> float:
+    return float(np.mean(right))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # run from a checkout that is not installed
+    return found

@@ -1,0 +1,41 @@
+"""The command `mmfusion`: the Python API from a shell, with one line for a user's mistake."""
+
+import os
+import sys
+
+import typer
+
+from mmfusion.cli.data import app as data
+from mmfusion.cli.evaluate import evaluate
+from mmfusion.cli.generate import caption, chat, edit, generate
+from mmfusion.cli.train import train
+from mmfusion.errors import UserError
+
+app = typer.Typer(
+    name="mmfusion",
+    help="One decoder over text and images: train it, draw, caption, edit, talk, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(generate)
+app.command()(caption)
+app.command()(edit)
+app.command()(chat)
+app.command(name="eval")(evaluate)
+app.add_typer(data, name="data")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Exits with 2, and a line that says what to mend, for a user's mistake."""
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            os._exit(2)  # other ranks may be waiting in a collective: do not wait for them
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

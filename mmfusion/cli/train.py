@@ -1,0 +1,50 @@
+"""`mmfusion train`."""
+
+import logging
+import os
+from typing import Annotated
+
+import typer
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.path=value, such as train.lr=3e-4")
+    ] = None,
+    config: Annotated[
+        str, typer.Option(help="a YAML file, or the bare name of a shipped one")
+    ] = "digits",
+    dry_run: Annotated[
+        bool, typer.Option(help="only print parameters, tokens, memory and FLOPs")
+    ] = False,
+    until: Annotated[
+        int | None, typer.Option(help="stop at this step; the next start goes on from there")
+    ] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
+) -> None:
+    """Train a model; a second start goes on from the newest checkpoint."""
+    from mmfusion.config import load
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    settings = load(config, overrides or [])
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # an older launcher's way to say it
+    if dry_run:
+        from mmfusion.training.plan import plan
+
+        typer.echo(plan(settings, int(os.environ.get("WORLD_SIZE", "1"))))
+        return
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    from mmfusion.data_pipelines.loader import Loader
+    from mmfusion.training.loop import Trainer
+    from mmfusion.training.schedule import progress
+
+    trainer = Trainer(settings, Loader)
+    state = trainer.state
+    if trainer.rank == 0 and state.step:
+        done = progress(settings.train, state.step, state.seconds) >= 1
+        what = "already trained" if done else "going on"
+        typer.echo(
+            f"{what}: {trainer.output} has a checkpoint at step {state.step}"
+            + (f"; the model is {trainer.output / 'model'}" if done else "")
+        )
+    trainer.run(until)

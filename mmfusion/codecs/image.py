@@ -1,0 +1,142 @@
+"""Pictures and normalised latent tokens: a pixel codec for small pictures, an autoencoder for others.
+
+Raw latents are what the autoencoder gives; normalised ones, scaled to about unit variance, are
+what the decoder reads and writes. Only this file knows the difference.
+
+Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p patch.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image as Picture
+
+from mmfusion.config import ImageConfig
+from mmfusion.errors import UserError
+
+
+def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
+    """A picture's centre square at `size` pixels, as (size, size, channels) in 0..255.
+
+    Transparent pictures are laid on white. A picture already of that size is left as it is.
+    """
+    if not isinstance(picture, Picture.Image):
+        raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Picture.new("RGBA", picture.size, "white")
+        picture = Picture.alpha_composite(white, picture)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    side = min(picture.size)
+    if picture.size != (size, size):
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        box = (left, top, left + side, top + side)
+        picture = picture.resize((size, size), Picture.Resampling.BICUBIC, box=box, reducing_gap=3)
+    return np.asarray(picture).reshape(size, size, channels)
+
+
+def patches(cells: np.ndarray, patch: int) -> np.ndarray:
+    """(..., c, h, w) cells as (..., N, D) tokens, row by row."""
+    return rearrange(cells, "... c (h p) (w q) -> ... (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatches(tokens: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
+    """The inverse of `patches`."""
+    return rearrange(
+        tokens, "... (h w) (p q c) -> ... c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch
+    )
+
+
+def to_picture(pixels: np.ndarray) -> Picture.Image:
+    """(c, H, W) in [-1, 1] as an 8-bit picture, grey or colour."""
+    bytes_ = np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return Picture.fromarray(bytes_[0] if len(bytes_) == 1 else bytes_.transpose(1, 2, 0))
+
+
+class ImageCodec(Protocol):
+    """What pictures pass through on their way in and out."""
+
+    config: ImageConfig
+
+    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+        """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
+
+    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+        """Normalised latent tokens (B, N, D) as pictures."""
+
+
+class PixelCodec:
+    """Pixels in [-1, 1] are the latents: exact in both directions for 8-bit pictures."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+
+    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+        c = self.config
+        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
+        scaled = pixels.astype(np.float32) / 127.5 - 1
+        return patches(scaled.transpose(0, 3, 1, 2), c.patch)
+
+    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+        cells = unpatches(tokens, self.config.grid, self.config.patch)
+        return [to_picture(pixels) for pixels in cells]
+
+
+class AutoencoderCodec:
+    """A diffusers AutoencoderKL from a folder or hub id, its latents scaled to unit variance."""
+
+    def __init__(self, config: ImageConfig, device: str | torch.device = "cpu") -> None:
+        """Load the autoencoder and check that it fits the config.
+
+        Raises:
+            UserError: it cannot be loaded, or its channels or downsampling differ from the config.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        self.config, self.device = config, device
+        try:
+            vae: Any = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"image.vae {config.vae}: not a diffusers AutoencoderKL folder or hub id with "
+                f"safetensors weights ({str(error).splitlines()[0]})"
+            ) from None
+        self.vae = vae.to(device).eval().requires_grad_(False)
+        found = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+        wanted = config.latent_channels, config.downsampling
+        if found != wanted:
+            raise UserError(
+                f"image.vae {config.vae}: has {found[0]} latent channels and downsampling "
+                f"{found[1]}; the config says {wanted[0]} and {wanted[1]}"
+            )
+        self.scale = config.latent_scale or vae.config.scaling_factor
+        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+    def moments(self, pictures: list[Picture.Image]) -> np.ndarray:
+        """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
+        c = self.config
+        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
+        x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.inference_mode():
+            posterior = self.vae.encode(x.to(self.device)).latent_dist
+            mean = (posterior.mean - self.shift) * self.scale
+            return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
+
+    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+        return patches(self.moments(pictures)[:, 0], self.config.patch)
+
+    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+        cells = unpatches(tokens, self.config.grid, self.config.patch)
+        raw = torch.from_numpy(cells.copy()).to(self.device) / self.scale + self.shift
+        with torch.inference_mode():
+            pixels = self.vae.decode(raw).sample.float().cpu().numpy()
+        return [to_picture(picture) for picture in pixels]
+
+
+def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> ImageCodec:
+    """The codec that the config names."""
+    if config.codec == "pixel":
+        return PixelCodec(config)
+    return AutoencoderCodec(config, device)

@@ -1,0 +1,374 @@
+"""The configuration: strict, typed, one source of truth for model, data, training and generation.
+
+A YAML file is read into `Config`; unknown keys and wrong types are refused with the key's path.
+Any key can be overridden on the command line as `train.lr=3e-4`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmfusion.errors import UserError
+
+TaskName = Literal["class_to_image", "text_to_image", "image_to_text", "interleaved"]
+Positive = Field(gt=0)
+Fraction = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no silent conversions, never changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class ImageConfig(Section):
+    """Pictures and their latents: `size` pixels square, `patch` latent cells a token side."""
+
+    codec: Literal["pixel", "vae"] = "pixel"
+    size: int = Positive
+    channels: Literal[1, 3] = 3
+    patch: int = Field(1, gt=0)
+    vae: str | None = None
+    """Folder or hub id of a diffusers AutoencoderKL (codec vae)."""
+    latent_channels: int = Field(16, gt=0)
+    downsampling: int = Field(16, gt=0)
+    latent_scale: float | None = None
+    """Factor from raw to normalised latents; default: the autoencoder's own scaling_factor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageConfig":
+        cell = self.patch * (self.downsampling if self.codec == "vae" else 1)
+        if self.size % cell:
+            raise ValueError(f"size {self.size} is not a multiple of {cell}, a token's side")
+        if self.codec == "vae" and not self.vae:
+            raise ValueError("codec vae needs `vae`, a folder or hub id")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        side = self.size // self.patch
+        side = side // self.downsampling if self.codec == "vae" else side
+        return side, side
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in one token."""
+        channels = self.latent_channels if self.codec == "vae" else self.channels
+        return channels * self.patch**2
+
+
+class TextConfig(Section):
+    """The sentencepiece model; without it the model reads and writes no text."""
+
+    tokenizer: str
+
+
+class DecoderConfig(Section):
+    """The transformer. The defaults are the paper's block (section 4)."""
+
+    width: int = Positive
+    depth: int = Positive
+    heads: int = Positive
+    kv_heads: int | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_ratio: float = Field(4.0, gt=0)
+    position: Literal["learned", "sincos", "rotary"] = "learned"
+    """Image positions: a table learned from or fixed at 2-D sin-cos, or 3-axis rotary."""
+    time_term: bool = True
+    """Add a sinusoid of `time` to every token (not with rotary); off for single-image models."""
+    label_tokens: int = Field(64, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecoderConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sin-cos positions)")
+        if self.position == "rotary" and self.width // self.heads < 6:
+            raise ValueError("rotary positions need a head dimension of 6 or more")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Causal diffusion (sections 3 and 4; the values are the paper's)."""
+
+    timesteps: int = Field(1000, gt=1)
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(2e-2, gt=0, lt=1)
+    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    ar_decay: float = Field(0.9, gt=0, le=1)
+    ar_steps: int | None = Field(None, gt=0)
+    """Train at this fixed number of AR steps instead of a random one."""
+    order: Literal["random", "raster"] = "random"
+    weight_start: float = Field(2.0, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of documents whose label and text are replaced by their null form (guidance)."""
+
+
+class SourceConfig(Section):
+    """One entry of the mixture: shards read as one task, drawn with a relative weight."""
+
+    name: str
+    shards: str
+    """A glob of tar shards, relative to the working directory."""
+    task: TaskName
+    weight: float = Field(1.0, gt=0)
+    flip: bool = False
+    """Mirror half of the pictures."""
+
+
+class CapacityConfig(Section):
+    """Most positions of each kind in a row, so that shapes never change (set it to compile)."""
+
+    text: int = Positive
+    label: int = Positive
+    image: int = Positive
+    noisy: int = Positive
+    predict: int = Positive
+
+
+class DataConfig(Section):
+    """Packed rows: `rows` a step over all ranks, `micro_rows` a rank and forward pass."""
+
+    rows: int = Positive
+    micro_rows: int = Positive
+    workers: int = Field(0, ge=0)
+    capacity: CapacityConfig | None = None
+    sources: list[SourceConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources need names of their own: {names}")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation, precision, ZeRO, and what is written while it trains."""
+
+    output: str
+    steps: int = Positive
+    max_minutes: float | None = Field(None, gt=0)
+    """Finish within this time: the learning-rate schedule follows whichever is further on."""
+    lr: float = Positive
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    decay: float = Field(0.0, ge=0, le=1)
+    """Last share of the run in which the learning rate falls linearly to zero."""
+    grad_clip: float = Field(1.0, ge=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    text_weight: float = Field(1.0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, fp32 on the CPU."""
+    attention: Literal["auto", "dense", "flex"] = "auto"
+    """auto: FlexAttention on CUDA, the dense mask on the CPU."""
+    compile: bool = False
+    checkpoint_activations: bool = False
+    log_every: int = Field(10, gt=0)
+    save_every: int = Field(1000, gt=0)
+    """Steps between checkpoints; each comes with an exported model and a sample sheet."""
+    sheet_prompts: list[str] = []
+    """What the sample sheets show beside the first classes."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints to keep."""
+
+
+class Sampling(Section):
+    """How an answer is made: the noise schedule's options for pictures, sampling's for text."""
+
+    guidance: float = Field(1.0, ge=0)
+    guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
+    """Share of the noise schedule (0 clean, 1 noise) inside which guidance applies."""
+    num_inference_steps: int = Field(250, gt=0)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver++", "unipc"] = "ddpm"
+    ar_steps: int = Field(1, gt=0)
+    ar_sizes: list[int] | None = None
+    """Tokens of each AR step; default: `ar_steps` even ones."""
+    order: Literal["random", "raster"] | list[int] = "random"
+    """Random, raster, or the grid indices themselves in the order of their generation."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most likely token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(32, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Sampling":
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("guidance_interval needs 0 <= low < high <= 1")
+        if self.ar_sizes is not None and min(self.ar_sizes, default=0) < 1:
+            raise ValueError("ar_sizes needs positive sizes")
+        return self
+
+
+class GenerationConfig(Section):
+    """The documented default of each task; a call overrides single options."""
+
+    class_to_image: Sampling = Sampling()
+    text_to_image: Sampling = Sampling()
+    image_to_text: Sampling = Sampling()
+    edit: Sampling = Sampling()
+    interleaved: Sampling = Sampling()
+
+
+class ModelConfig(Section):
+    """All that an exported model needs: saved as its config.json."""
+
+    row_length: int = Positive
+    """Tokens of a row: the longest document, in training and when it is prompted."""
+    image: ImageConfig
+    text: TextConfig | None = None
+    classes: list[str] = []
+    """Class names in the order of their numbers; empty: no class conditioning."""
+    decoder: DecoderConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    generation: GenerationConfig = GenerationConfig()
+
+
+class EvaluationConfig(Section):
+    """What `mmfusion eval` measures."""
+
+    suite: Literal["digits"] = "digits"
+    data: str
+    """Folder that the suite's data pipeline wrote."""
+    pictures: int = Field(1000, gt=0)
+    held_out: int | None = Field(None, gt=0)
+    """Use only so many held-out pictures; default: all."""
+    edits: int = Field(100, gt=0)
+
+
+class Config(ModelConfig):
+    """A whole run."""
+
+    seed: int = 0
+    classes_file: str | None = None
+    """JSON list of class names, read in place of `classes`."""
+    data: DataConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig | None = None
+
+    def model_part(self) -> ModelConfig:
+        """The part that goes with the exported weights."""
+        names = set(ModelConfig.model_fields)
+        return ModelConfig.model_validate(self.model_dump(include=names))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """Parse YAML; `name` is what the error calls the text."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: builds plain data only
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not valid YAML: {error}") from error
+
+
+def find(name: str) -> Path:
+    """The file of a config: a path, or a bare name (with or without .yaml) looked up in configs/.
+
+    Raises:
+        UserError: there is no such file; the message lists the shipped names.
+    """
+    shipped = Path(__file__).resolve().parent / "configs"
+    if not shipped.is_dir():
+        shipped = shipped.parent.parent / "configs"
+    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.name for path in shipped.glob("*.yaml")))
+    raise UserError(f"config {name}: no such file, and no config of that name (shipped: {names})")
+
+
+def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a config by path or bare name and apply dotted overrides such as `train.lr=3e-4`.
+
+    A number in an override's path picks a list entry: `data.sources.0.shards=...`.
+
+    Raises:
+        UserError: a missing file, an unknown key or a wrong value, with the key's path.
+    """
+    path = find(name)
+    raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    for override in overrides:
+        _apply(raw, override)
+    return build(Config, raw, str(path))
+
+
+def build(kind: type[S], raw: Any, name: str) -> S:
+    """Validate plain data as a config section.
+
+    Raises:
+        UserError: naming `name`, every wrong key and what is wrong with it.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}"
+            + (f" (got {e['input']!r})" if isinstance(e["input"], (str, int, float)) else "")
+            for e in error.errors()
+        ]
+        raise UserError(f"{name}:\n" + "\n".join(lines)) from None
+
+
+def save(config: Section, path: Path) -> None:
+    """Write a resolved config as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+def _apply(raw: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r}: write it as key.path=value")
+    *parents, last = key.strip().split(".")
+    node: Any = raw
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        node = node[_index(node, part, where)] if isinstance(node, list) else _child(node, part)
+        if not isinstance(node, (dict, list)):
+            raise UserError(f"override {override!r}: {where} is a value, not a section")
+    node[_index(node, last, key) if isinstance(node, list) else last] = read_yaml(value, override)
+
+
+def _child(node: dict, part: str) -> Any:
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list, part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"override {where}: a list of {len(node)} entries has no entry {part}")
+    return int(part)

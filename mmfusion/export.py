@@ -1,0 +1,114 @@
+"""Exported models: a folder of config.json, model.safetensors, tokenizer.model and a manifest.
+
+Nothing in it is ever run or unpickled, so a folder from somebody else is safe to load.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import ModelConfig, build
+from mmfusion.decoder import Decoder
+from mmfusion.errors import UserError
+from mmfusion.manifest import MANIFEST, seal, verify
+
+CONFIG, WEIGHTS, TOKENIZER, VAE = "config.json", "model.safetensors", "tokenizer.model", "vae"
+SHIPPED = Path(__file__).resolve().parent / "models"
+
+
+def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write an exported model; the folder appears, or is replaced, as a whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    described = config.model_dump()
+    if config.text:
+        shutil.copyfile(config.text.tokenizer, part / TOKENIZER)
+        described["text"]["tokenizer"] = TOKENIZER
+    if config.image.vae and Path(config.image.vae).is_dir():
+        shutil.copytree(config.image.vae, part / VAE)
+        described["image"]["vae"] = VAE
+    (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
+    seal(part)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def locate(name: str, revision: str | None = None) -> Path:
+    """The folder of a model: a path, the name of a shipped model, or a hub id.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if (Path(name) / CONFIG).is_file():
+        return Path(name)
+    if Path(name).is_dir():
+        inner = Path(name) / "model"
+        if (inner / CONFIG).is_file():
+            return inner  # a run's folder
+        raise UserError(f"model {name}: the folder has no {CONFIG}; export a run to make one")
+    if (SHIPPED / name / CONFIG).is_file():
+        return SHIPPED / name
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG).is_file()))
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise UserError(f"model {name}: no such folder, and no shipped model (shipped: {shipped})")
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = [CONFIG, WEIGHTS, TOKENIZER, MANIFEST, f"{VAE}/*"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub's many errors all mean: could not be had
+        raise UserError(
+            f"model {name}: no such folder, and the hub gave: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
+    """Load an exported model onto the CPU.
+
+    Raises:
+        UserError: the folder is damaged, or config and weights do not fit each other.
+    """
+    verify(folder, "model")
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
+    config = build(ModelConfig, described, str(folder / CONFIG))
+    updates = {}
+    if config.text:
+        # A name, not a path: nothing outside the folder is read.
+        path = folder / Path(config.text.tokenizer).name
+        updates["text"] = config.text.model_copy(update={"tokenizer": str(path)})
+    if config.image.vae == VAE:
+        updates["image"] = config.image.model_copy(update={"vae": str(folder / VAE)})
+    config = config.model_copy(update=updates)
+    tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
+    decoder = Decoder(config, len(tokenizer) if tokenizer else 0)
+    try:
+        weights = load_file(folder / WEIGHTS)
+        decoder.load_state_dict(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS}: not readable ({error})") from None
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
+    return config, decoder.eval().requires_grad_(False), tokenizer
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

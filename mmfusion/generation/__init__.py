@@ -1,0 +1,1 @@
+"""From prompts to pictures and sentences over one KV cache."""

@@ -1,0 +1,196 @@
+"""Prompts: what a user writes, and the parts that a session runs through.
+
+A prompt is a list of str, PIL pictures and slots. A part is a segment that is given, or a slot to
+be filled; class labels and edits are parts too, so that all five tasks are one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image as Picture
+
+from mmfusion.codecs.image import ImageCodec
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import ModelConfig, Sampling, build
+from mmfusion.errors import UserError
+from mmfusion.generation.masks import EditMask, regenerated
+from mmfusion.sequence import Image, Label, Segment, Text, count
+
+
+class Slot:
+    """A place in a prompt to be filled; keyword arguments override `Sampling` options there."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+
+
+class ImageSlot(Slot):
+    """A picture is wanted here."""
+
+
+class TextSlot(Slot):
+    """Text is wanted here."""
+
+
+PromptItem = str | Picture.Image | Slot
+Prompt = list[PromptItem]
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """A picture to generate; with `keep` (N,), those tokens of `latents` (N, D) stay."""
+
+    sampling: Sampling
+    latents: np.ndarray | None = None
+    keep: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text to generate."""
+
+    sampling: Sampling
+
+
+Part = Segment | ImagePart | TextPart
+
+
+class PromptReader:
+    """Turns what the user gives into parts, or says what is wrong with it."""
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, codec: ImageCodec
+    ) -> None:
+        self.config, self.tokenizer, self.codec = config, tokenizer, codec
+
+    def sampling(self, task: str, options: dict[str, Any]) -> Sampling:
+        """The task's default sampling with single options replaced.
+
+        Raises:
+            UserError: an unknown option, a wrong value, or guidance that the model never learned.
+        """
+        base: Sampling = getattr(self.config.generation, task)
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in options.items()
+            if value is not None
+        }
+        sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
+        if sampling.guidance != 1 and self.config.diffusion.dropout == 0:
+            raise UserError(
+                f"guidance {sampling.guidance}: this model was trained without dropout of its "
+                "condition (diffusion.dropout: 0), so only guidance 1 is meaningful"
+            )
+        return sampling
+
+    def text(self, text: str) -> Text:
+        """A given text."""
+        if self.tokenizer is None:
+            raise UserError("this model reads and writes no text: it has no tokenizer")
+        if not isinstance(text, str):
+            raise UserError(f"expected a prompt of text, got {type(text).__name__}")
+        if not text.strip():
+            raise UserError("the prompt is empty; write what is wanted")
+        return self.tokenizer.given(" ".join(text.split()))
+
+    def image_slot(self, task: str, options: dict[str, Any]) -> ImagePart:
+        """A picture to be generated."""
+        return ImagePart(self.sampling(task, options))
+
+    def text_slot(self, task: str, options: dict[str, Any]) -> TextPart:
+        """Text to be written."""
+        if self.tokenizer is None:
+            raise UserError("this model reads and writes no text: it has no tokenizer")
+        return TextPart(self.sampling(task, options))
+
+    def label(self, label: int | str) -> Label:
+        """A class by number or name."""
+        classes = self.config.classes
+        if not classes:
+            raise UserError("this model knows no classes; use text_to_image")
+        if isinstance(label, str) and label in classes:
+            return Label(classes.index(label))
+        numeric = not isinstance(label, bool) and (isinstance(label, (int, np.integer)))
+        if isinstance(label, str) and label.isdigit():
+            numeric, label = True, int(label)
+        if not numeric or not 0 <= int(label) < len(classes):
+            shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise UserError(
+                f"unknown class {label!r}: give 0 to {len(classes) - 1}, or a name ({shown})"
+            )
+        return Label(int(label))
+
+    def picture(self, picture: Picture.Image) -> Image:
+        """A given picture."""
+        return Image(self.codec.encode([picture])[0], self.config.image.grid[1])
+
+    def edit(
+        self, picture: Picture.Image, mask: EditMask, task: str, options: dict[str, Any]
+    ) -> ImagePart:
+        """A picture of which the masked tokens are generated anew."""
+        keep = ~regenerated(mask, self.config.image)
+        return ImagePart(self.sampling(task, options), self.picture(picture).latents, keep)
+
+    def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[Part]:
+        """An interleaved prompt.
+
+        Raises:
+            UserError: it has no slot, or an item of another kind.
+        """
+        parts: list[Part] = []
+        for item in prompt:
+            if isinstance(item, str):
+                parts.append(self.text(item))
+            elif isinstance(item, Picture.Image):
+                parts.append(self.picture(item))
+            elif isinstance(item, ImageSlot):
+                parts.append(self.image_slot("interleaved", {**options, **item.options}))
+            elif isinstance(item, TextSlot):
+                parts.append(self.text_slot("interleaved", {**options, **item.options}))
+            else:
+                raise UserError(
+                    f"a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
+                    f"{type(item).__name__}"
+                )
+        if not any(isinstance(item, Slot) for item in prompt):
+            raise UserError(
+                "the prompt has no slot: put mmfusion.ImageSlot() or mmfusion.TextSlot() where "
+                "something is to be generated"
+            )
+        return parts
+
+    def room(self, part: Part) -> int:
+        """Tokens that a part takes in the cache."""
+        if isinstance(part, ImagePart):
+            return self.config.image.tokens
+        if isinstance(part, TextPart):
+            return part.sampling.max_new_tokens + 2
+        return count([part], self.config.decoder.label_tokens).tokens
+
+    def check_length(self, parts: list[Part]) -> None:
+        """Refuse a prompt that is longer than anything the model was trained on."""
+        limit = self.config.row_length
+        used = sum(self.room(part) for part in parts)
+        if used > limit:
+            raise UserError(
+                f"the prompt takes {used} tokens with its answers, the model's rows hold {limit}; "
+                "shorten it, or lower max_new_tokens"
+            )
+
+
+def shape_of(parts: list[Part]) -> tuple:
+    """What must be equal for prompts to be answered side by side."""
+
+    def one(part: Part) -> tuple:
+        if isinstance(part, ImagePart):
+            kept = 0 if part.keep is None else int(part.keep.sum())
+            return "image", part.sampling.model_dump_json(), kept
+        if isinstance(part, TextPart):
+            return "text", part.sampling.model_dump_json()
+        return (type(part).__name__,)
+
+    return tuple(one(part) for part in parts)

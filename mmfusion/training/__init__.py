@@ -1,0 +1,1 @@
+"""Training with DeepSpeed: engine, EMA, exact checkpoints, the loop."""

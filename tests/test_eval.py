@@ -1,0 +1,520 @@
+"""Evaluation: each number against a closed form, a known value, or a model known to be good or bad.
+
+The models are stand-ins: one answers with real held-out digits, one with noise.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmfusion.data_pipelines.digits import NAMES, captions, load_digits, png, split_digits
+from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.eval import captions as scores
+from mmfusion.eval.captions import cider, collapse, named_digit
+from mmfusion.eval.curves import charts, read_metrics
+from mmfusion.eval.digits import evaluate
+from mmfusion.eval.frechet import frechet_distance, frechet_from_moments
+from mmfusion.eval.judge import Judge, features
+from mmfusion.eval.real import Digits, read_digits
+from mmfusion.eval.report import write_report
+from PIL import Image as Picture
+
+from mmfusion import ImageSlot, TextSlot
+from mmfusion.config import EvaluationConfig, ModelConfig
+from mmfusion.errors import UserError
+
+COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
+MODEL = {
+    "image": {"size": 8, "channels": 1, "patch": 2},
+    "text": {"tokenizer": "tokenizer.model"},
+    "classes": NAMES,
+    "row_length": 128,
+    "decoder": {"width": 32, "depth": 1, "heads": 2},
+    "generation": {"class_to_image": {"guidance": 1.5, "num_inference_steps": 25}},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The train and held-out shards of the digits pipeline, without the rest of it."""
+    folder = tmp_path_factory.mktemp("digits")
+    pictures, labels = load_digits()
+    for name, part in zip(("train", "held_out"), split_digits(labels), strict=True):
+        write_shards(
+            folder,
+            name,
+            (
+                (f"{i:04d}", {"json": {"label": int(labels[i])}, "png": png(pictures[i])})
+                for i in part
+            ),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(data: Path) -> Digits:
+    return read_digits(data, "train")
+
+
+@pytest.fixture(scope="module")
+def held_out(data: Path) -> Digits:
+    return read_digits(data, "held_out")
+
+
+@pytest.fixture(scope="module")
+def judge(train: Digits, held_out: Digits) -> Judge:
+    return Judge(train, held_out)
+
+
+class Perfect:
+    """Answers every task with real held-out digits."""
+
+    def __init__(self, held_out: Digits) -> None:
+        self.config = model_config()
+        self.real = [
+            [Picture.fromarray(p) for p in held_out.pictures[held_out.labels == d]]
+            for d in range(10)
+        ]
+        self.labels = {
+            p.tobytes(): int(d) for p, d in zip(held_out.pictures, held_out.labels, strict=True)
+        }
+
+    def _draw(self, labels: list[int]) -> list[Picture.Image]:
+        return [self.real[d][i // 10 % len(self.real[d])] for i, d in enumerate(labels)]
+
+    def class_to_image(self, labels: list[int], **_: Any) -> list[Picture.Image]:
+        return self._draw(labels)
+
+    def text_to_image(self, prompts: list[str], **_: Any) -> list[Picture.Image]:
+        return self._draw([d for d in map(named_digit, prompts) if d is not None])
+
+    def image_to_text(self, images: list[Picture.Image], **_: Any) -> list[str]:
+        return [captions(self.labels[p.tobytes()])[i % 10] for i, p in enumerate(images)]
+
+    def generate(self, prompts: list[list], **_: Any) -> list[list]:
+        filled = []
+        for given, between, text, image in prompts:
+            assert isinstance(text, TextSlot)
+            assert isinstance(image, ImageSlot)
+            following = (self.labels[given.tobytes()] + 1) % 10
+            filled.append([given, between, NAMES[following], self.real[following][0]])
+        return filled
+
+    def edit(self, images: list, mask: str, label: list[int], **_: Any) -> list[Picture.Image]:
+        assert mask == "bottom"
+        made = []
+        for picture, digit in zip(images, label, strict=True):
+            pixels = np.asarray(picture).copy()
+            if digit != self.labels[picture.tobytes()]:
+                pixels[4:] = np.asarray(self.real[digit][0])[4:]
+            made.append(Picture.fromarray(pixels))
+        return made
+
+
+class Noise(Perfect):
+    """Answers every task with noise, and with words that name nothing or everything."""
+
+    def _draw(self, labels: list[int]) -> list[Picture.Image]:
+        pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), np.uint8)
+        return [Picture.fromarray(p) for p in pixels]
+
+    def image_to_text(self, images: list[Picture.Image], **_: Any) -> list[str]:
+        return [("", "one or two", "10 things")[i % 3] for i in range(len(images))]
+
+    def generate(self, prompts: list[list], **_: Any) -> list[list]:
+        pictures = self._draw([0] * len(prompts))
+        return [[*p[:2], "", picture] for p, picture in zip(prompts, pictures, strict=True)]
+
+    def edit(self, images: list, mask: str, label: list[int], **_: Any) -> list[Picture.Image]:
+        return self._draw(label)
+
+
+class Copycat(Perfect):
+    """Repeats training pictures."""
+
+    def __init__(self, held_out: Digits, train: Digits) -> None:
+        super().__init__(held_out)
+        self.real = [
+            [Picture.fromarray(p) for p in train.pictures[train.labels == d]] for d in range(10)
+        ]
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    known = {key: value for key, value in MODEL.items() if key in ModelConfig.model_fields}
+    return ModelConfig.model_validate({**known, **changes})
+
+
+def settings(**changes: Any) -> EvaluationConfig:
+    return EvaluationConfig.model_validate({"data": "unused", "pictures": 200, **changes})
+
+
+@pytest.fixture(scope="module")
+def perfect(data: Path, held_out: Digits) -> tuple[dict, dict]:
+    return evaluate(Perfect(held_out), data, settings(), model="perfect")  # type: ignore[arg-type]
+
+
+# Fréchet distance
+
+
+@pytest.mark.parametrize(("n", "k", "d"), [(300, 200, 7), (20, 30, 64), (100, 20, 40), (9, 9, 9)])
+def test_frechet_distance_equals_scipys_square_root(n: int, k: int, d: int) -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(n, d)) @ rng.normal(size=(d, d))
+    b = rng.normal(size=(k, d)) + 0.3
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    gap = a.mean(0) - b.mean(0)
+    # A singular product has no exact square root: scipy's is good to about 1e-6 there.
+    expected = gap @ gap + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
+    moments = frechet_from_moments(a.mean(0), cov_a, b.mean(0), cov_b)
+    assert frechet_distance(a, b) == pytest.approx(moments, rel=1e-6)
+
+
+def test_frechet_distance_of_commuting_gaussians_is_the_closed_form() -> None:
+    rng = np.random.default_rng(1)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    s, t = rng.uniform(0.1, 3, (2, 6))
+    mean_a, mean_b = rng.normal(size=(2, 6))
+    expected = np.sum((mean_a - mean_b) ** 2) + np.sum((np.sqrt(s) - np.sqrt(t)) ** 2)
+    cov_a, cov_b = (basis * s) @ basis.T, (basis * t) @ basis.T
+    value = frechet_from_moments(mean_a, cov_a, mean_b, cov_b)
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [500, 5])
+def test_frechet_distance_of_a_shift_is_its_square_and_of_itself_is_zero(n: int) -> None:
+    a = np.random.default_rng(2).normal(size=(n, 8))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 2) == pytest.approx(8 * 4, rel=1e-9)
+    assert frechet_distance(a, a * 3 + 2) == pytest.approx(frechet_distance(a * 3 + 2, a), rel=1e-9)
+
+
+def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
+    good = np.zeros((3, 2))
+    for bad in (np.zeros((1, 2)), np.zeros(3), np.zeros((3, 4)), np.full((3, 2), np.nan)):
+        with pytest.raises(UserError, match="Fréchet distance"):
+            frechet_distance(good, bad)
+
+
+def test_frechet_distance_of_real_digits(train: Digits, held_out: Digits) -> None:
+    value = frechet_distance(features(held_out.pictures), features(train.pictures))
+    assert value == pytest.approx(0.464, abs=0.001)
+
+
+# The judge
+
+
+def test_judge_knows_held_out_digits(judge: Judge, held_out: Digits) -> None:
+    assert (judge.k, judge.n_held_out) == (1, 297)
+    assert judge.accuracy == pytest.approx(293 / 297)
+    assert (judge(held_out.drawn()) == held_out.labels).mean() == judge.accuracy
+
+
+def test_judge_space_is_value_over_eight_minus_one() -> None:
+    pixels = np.rint(np.arange(17) * (255 / 16)).astype(np.uint8)[None]
+    np.testing.assert_allclose(features(pixels)[0], np.arange(17) / 8 - 1, atol=0.5 / 127.5)
+    assert features(pixels[..., [0, 16]]).tolist() == [[-1, 1]]
+
+
+def test_memorised_counts_copies_and_not_real_unseen_digits(
+    judge: Judge, train: Digits, held_out: Digits
+) -> None:
+    assert judge.threshold == pytest.approx(1.4246, abs=1e-3)
+    assert judge.memorised(train.pictures[:50]) == 1
+    near = train.pictures[:50] ^ 1  # a copy with a grey level's difference is a copy
+    assert judge.memorised(near) == 1
+    assert judge.memorised(held_out.pictures) == pytest.approx(15 / 297)
+    index, distance = judge.nearest(train.drawn()[7:9])
+    assert index.tolist() == [7, 8]
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+def test_judge_refuses_pictures_of_another_size(judge: Judge) -> None:
+    with pytest.raises(UserError, match="64 pixels"):
+        judge([Picture.new("L", (16, 16))])
+
+
+def test_first_held_out_pictures_are_balanced(held_out: Digits) -> None:
+    for count, least, most in ((10, 1, 1), (100, 10, 10), (25, 2, 3)):
+        each = np.bincount(held_out.first(count).labels, minlength=10)
+        assert (each.min(), each.max()) == (least, most)
+    some, part = held_out.first(30), held_out.first(30).first(12)
+    np.testing.assert_array_equal(part.pictures, some.pictures[:12])
+    assert len(held_out.first(None)) == 297
+
+
+# Captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "digit"),
+    [
+        ("a handwritten seven", 7),
+        ("the digit 7", 7),
+        ("SEVEN, drawn by hand.", 7),
+        ("a hand-drawn seven (7)", 7),
+        ("seven\u2028seven", 7),
+        ("zero", 0),
+        ("0", 0),
+        ("one or two", None),
+        ("1 two", None),
+        ("77", None),
+        ("10", None),
+        ("1,000 or 7.5", None),
+        ("twenty-one", None),
+        ("the 7th, seventeen, someone", None),
+        ("a handwritten", None),
+        ("", None),
+    ],
+)
+def test_named_digit(caption: str, digit: int | None) -> None:
+    assert named_digit(caption) == digit
+
+
+def test_every_caption_of_the_pipeline_names_its_digit() -> None:
+    assert all(named_digit(c) == d for d in range(10) for c in [*captions(d), NAMES[d]])
+
+
+def test_all_unicode_white_space_collapses() -> None:
+    spaces = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2009\u2028\u2029\u202f\u205f\u3000"
+    assert collapse("".join(f"{space}a" for space in spaces)) == " ".join("a" * len(spaces))
+    assert collapse(f"{spaces}a b{spaces}") == "a b"
+
+
+def test_cider_of_a_closed_form() -> None:
+    # Two pictures without a common word: each is its only reference, with all four n-gram orders.
+    texts = ["a b c d", "e f g h"]
+    assert cider([[t] for t in texts], texts)["value"] == pytest.approx(10)
+    assert cider([[t] for t in texts], texts[::-1])["value"] == 0
+    # One of two references agrees, the other shares nothing: half.
+    two = [[texts[0], "x y z w"], [texts[1], "p q r s"]]
+    assert cider(two, texts)["value"] == pytest.approx(5)
+    # Only unigrams and one bigram of two words: the orders three and four count 0.
+    assert cider([["a b"], ["c d"]], ["a b", "c d"])["value"] == pytest.approx(5)
+
+
+def test_cider_warns_of_few_pictures_and_names_its_tokenizer() -> None:
+    score = cider([captions(d) for d in range(10)], [captions(d)[0] for d in range(10)])
+    assert (score["n"], score["tokenizer"]) == (10, "plain")
+    assert "10 pictures" in score["warning"]
+    many = cider([["a b"], ["c d"]] * 500, ["a b", "c d"] * 500)
+    assert "warning" not in many
+
+
+def test_cider_does_not_see_case_punctuation_or_white_space() -> None:
+    references = [captions(d) for d in range(10)]
+    plain = cider(references, [captions(d)[5] for d in range(10)])
+    odd = cider(references, [f"{NAMES[d].upper()}!\r\u2028drawn\vBY hand\f" for d in range(10)])
+    assert odd["value"] == plain["value"] > 1
+
+
+def test_cider_refuses_what_it_cannot_score() -> None:
+    for references, candidates in (([["a"]], []), ([["a"]], ["a", "b"]), ([], [])):
+        with pytest.raises(UserError, match="one caption a picture"):
+            cider(references, candidates)
+    with pytest.raises(UserError, match="picture 1 has no reference"):
+        cider([["a"], []], ["a", "b"])
+
+
+def test_ptb_without_java_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="needs Java"):
+        cider([["a"]], ["a"], "ptb")
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_ptb_pairs_every_caption_and_agrees_with_plain_on_digits() -> None:
+    texts = [[c] for d in range(10) for c in captions(d)]
+    assert scores._tokenise(texts, "ptb") == scores._tokenise(texts, "plain")
+    odd = ["", "a\rb", "c\u2028\v\fd", "\ud800 e", "-", "", "last one", ""]
+    tokens = scores._tokenise([[collapse(t)] for t in odd], "ptb")
+    assert [tokens[i] for i in (0, 1, 2, 6, 7)] == [[""], ["a b"], ["c d"], ["last one"], [""]]
+
+
+@pytest.mark.skipif(not COCO.is_dir(), reason="../shared/data/coco_caption_eval is not here")
+def test_cider_equals_the_published_coco_example() -> None:
+    gts, res = (json.loads((COCO / f"{n}.json").read_text("utf-8")) for n in ("gts", "res"))
+    score = cider(list(gts.values()), [res[key][0] for key in gts], "spaces")
+    assert score == {"value": pytest.approx(0.59979, abs=1e-5), "n": 1000, "tokenizer": "spaces"}
+
+
+# The suite
+
+
+def test_a_perfect_model_is_as_good_as_the_judge(perfect: tuple[dict, dict]) -> None:
+    report, sheets = perfect
+    assert report["class_to_image"]["accuracy"] > 0.97
+    assert report["class_to_image"]["n"] == 200
+    assert list(report["class_to_image"]["per_class"]) == [str(d) for d in range(10)]
+    assert report["text_to_image"]["accuracy"] > 0.97
+    assert report["frechet_pixel"]["value"] < 1.5
+    assert report["frechet_pixel"]["held_out_value"] == pytest.approx(0.464, abs=0.001)
+    assert report["frechet_pixel"]["n_held_out"] == 297
+    assert report["memorised"] < 0.1
+    assert report["image_to_text"]["accuracy"] == 1
+    assert report["image_to_text"]["cider"] > 1
+    assert report["image_to_text"]["cider_tokenizer"] == "plain"
+    assert report["interleaved"]["n"] == report["image_to_text"]["n"] == 297
+    assert report["interleaved"]["name_accuracy"] == 1
+    assert report["edit"]["kept_identical"] is True
+    assert report["edit"]["accuracy"] > 0.97
+    assert report["edit"]["other_label_n"] == report["edit"]["n"] == 100
+    assert report["judge"] == {"k": 1, "accuracy_on_held_out": 293 / 297, "n": 297}
+    assert report["sampling"]["class_to_image"]["num_inference_steps"] == 25
+    assert set(report["sampling"]) == set(report["seconds"]) == set(sheets) - {"nearest"}
+    assert report["versions"]["python"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report  # plain data only
+
+
+def test_noise_fails_every_measurement(data: Path, held_out: Digits) -> None:
+    report, _ = evaluate(Noise(held_out), data, settings(held_out=50, edits=30))  # type: ignore[arg-type]
+    assert report["class_to_image"]["accuracy"] < 0.3
+    assert report["text_to_image"]["accuracy"] < 0.3
+    assert report["frechet_pixel"]["value"] > 10
+    assert report["memorised"] == 0
+    assert report["image_to_text"] | {"cider": 0, "cider_warning": ""} == {
+        "accuracy": 0,
+        "cider": 0,
+        "cider_tokenizer": "plain",
+        "n": 50,
+        "cider_warning": "",
+    }
+    assert report["image_to_text"]["cider"] < 0.1
+    assert report["interleaved"]["accuracy"] == report["interleaved"]["name_accuracy"] == 0
+    assert report["edit"]["kept_identical"] is False
+    assert (report["edit"]["accuracy"] < 0.3, report["edit"]["n"]) == (True, 30)
+    assert report["frechet_pixel"]["n_held_out"] == 297  # the judge and its yardsticks keep all
+
+
+def test_a_copycat_is_found_out(data: Path, held_out: Digits, train: Digits) -> None:
+    report, sheets = evaluate(Copycat(held_out, train), data, settings(held_out=10, edits=10))  # type: ignore[arg-type]
+    assert report["class_to_image"]["accuracy"] == 1
+    assert report["memorised"] == 1
+    first = sheets["nearest"][0]
+    assert first["picture"].tobytes() == first["neighbour"].tobytes()
+
+
+def test_prompts_take_turns_over_classes_and_wordings(
+    data: Path, held_out: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    pipeline = Perfect(held_out)
+    draw = pipeline.text_to_image
+    monkeypatch.setattr(
+        pipeline, "text_to_image", lambda prompts, **o: asked.extend(prompts) or draw(prompts)
+    )
+    seen: list[str] = []
+
+    def progress(measures: Any) -> Any:
+        for measure in measures:
+            seen.append(measure.__name__)
+            yield measure
+
+    small = settings(pictures=100, held_out=10, edits=10)
+    evaluate(pipeline, data, small, progress=progress)  # type: ignore[arg-type]
+    assert sorted(asked) == sorted(c for d in range(10) for c in captions(d))
+    assert [named_digit(prompt) for prompt in asked[:10]] == list(range(10))
+    assert set(seen) == set(pipeline.config.generation.model_dump())
+
+
+def test_another_models_pictures_and_missing_data_are_refused(
+    data: Path, held_out: Digits, tmp_path: Path
+) -> None:
+    pipeline = Perfect(held_out)
+    with pytest.raises(UserError, match=r"no shards match.*mmfusion data digits"):
+        evaluate(pipeline, tmp_path, settings())  # type: ignore[arg-type]
+    pipeline.config = model_config(image={"size": 16, "channels": 1})
+    with pytest.raises(UserError, match=r"image\.size 16"):
+        evaluate(pipeline, data, settings())  # type: ignore[arg-type]
+    pipeline.config = model_config(text=None)
+    with pytest.raises(UserError, match="no tokenizer"):
+        evaluate(pipeline, data, settings())  # type: ignore[arg-type]
+
+
+# The report
+
+
+def test_report_is_one_self_contained_page(perfect: tuple[dict, dict], tmp_path: Path) -> None:
+    import re
+    from html.parser import HTMLParser
+
+    report, sheets = perfect
+    lines = [
+        json.dumps({"step": s, "loss": math.exp(-s / 300), "seconds": s}) for s in range(0, 900, 10)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 90', "utf-8")
+    (tmp_path / "training.json").write_text('{"seconds_train": 500.5, "steps": 900}', "utf-8")
+    written = write_report(tmp_path, report, sheets)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == written
+    assert written["seconds"] == {**report["seconds"], "train": 500.5}
+    assert written["training"]["steps"] == 900
+    assert "train" not in report["seconds"]  # the caller's report is left alone
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "metrics.jsonl", "report.html", "report.json", "training.json",
+    ]  # fmt: skip
+
+    found: list[tuple[str, dict]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.append((tag, dict(attrs)))  # type: ignore[method-assign,assignment]
+    page = (tmp_path / "report.html").read_text("utf-8")
+    parser.feed(page)
+    tags = {tag for tag, _ in found}
+    assert not tags & {"script", "link", "iframe", "object", "embed"}
+    assert not re.search(r"https?://|@import|url\(", page)
+    images = [attrs for tag, attrs in found if tag == "img"]
+    assert len(images) == 100 + 19 + 20 + 2 * 20 + 4 * 20 + 2 * 20
+    assert all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
+    assert "polyline" in tags
+    assert "1-nearest neighbours" in page
+    assert "image-rendering: pixelated" in page
+
+
+def test_report_escapes_what_a_model_wrote(perfect: tuple[dict, dict], tmp_path: Path) -> None:
+    report, sheets = perfect
+    evil = '<script>alert("x")</script>&\ud800'
+    cells = [{**cell, "caption": evil} for cell in sheets["image_to_text"][:1]]
+    spoken = [{**cell, "text": evil} for cell in sheets["interleaved"][:1]]
+    report = {**report, "model": evil}
+    write_report(tmp_path, report, {"image_to_text": cells, "interleaved": spoken})
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;&amp;?") == 3
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["model"] == evil[:-1] + "?"
+
+
+def test_report_without_pictures_or_training(perfect: tuple[dict, dict], tmp_path: Path) -> None:
+    write_report(tmp_path / "new", perfect[0], {})
+    page = (tmp_path / "new/report.html").read_text("utf-8")
+    assert "<img" not in page
+    assert "<svg" not in page
+    (tmp_path / "new/training.json").write_text("{}", "utf-8")
+    with pytest.raises(UserError, match=r"training\.json.*seconds_train"):
+        write_report(tmp_path / "new", perfect[0], {})
+
+
+def test_a_failed_report_leaves_the_old_one(perfect: tuple[dict, dict], tmp_path: Path) -> None:
+    write_report(tmp_path, perfect[0], {})
+    before = (tmp_path / "report.json").read_text("utf-8")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(tmp_path, {**perfect[0], "memorised": math.nan}, {})
+    assert (tmp_path / "report.json").read_text("utf-8") == before
+
+
+def test_charts_leave_out_what_cannot_be_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    values = [2.0, 1.0, None, math.nan, 0.0, 0.5, "x"]
+    lines = [json.dumps({"step": i, "image_loss": v, "loss": 1.0}) for i, v in enumerate(values)]
+    path.write_text("\n".join([*lines, "[]", "{oops"]), "utf-8")
+    flat, image = charts(read_metrics(path))
+    assert (image.title, image.first, image.last) == ("Image loss", 2.0, 0.5)
+    assert len(image.line.split()) == 3
+    assert (flat.title, flat.first, flat.last) == ("Loss", 1.0, 1.0)
+    many = charts([{"step": i, "loss": 1 + i % 2} for i in range(10_000)])
+    assert len(many[0].line.split()) == 200
+    assert charts([{"step": 1, "loss": 1.0}]) == []

@@ -1,0 +1,79 @@
+"""The wheel: data_pipelines/, eval/ and configs/ of the checkout are inside mmfusion, and whole."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+FOLDERS = {  # folder of the checkout: its place in the wheel
+    "mmfusion": "mmfusion",
+    "data_pipelines": "mmfusion/data_pipelines",
+    "eval": "mmfusion/eval",
+    "configs": "mmfusion/configs",
+}
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+IMPORT_ALL = """
+import importlib, pathlib, pkgutil, sys
+import mmfusion
+root = pathlib.Path(sys.argv[1]).resolve()
+names = [m.name for m in pkgutil.walk_packages(mmfusion.__path__, "mmfusion.")]
+for name in names:
+    if not name.endswith("__main__"):
+        file = pathlib.Path(importlib.import_module(name).__file__).resolve()
+        assert root in file.parents, f"{name} comes from {file}"
+for name in ("mmfusion.eval", "mmfusion.data_pipelines"):
+    assert name in names, f"no {name}"
+from mmfusion.config import find
+assert root in find("digits").resolve().parents, find("digits")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy, where no older build's files are lying about."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / folder, source / folder, ignore=ignore)
+    for file in ("pyproject.toml", "LICENSE", "README.md"):
+        if (CHECKOUT / file).exists():
+            shutil.copy(CHECKOUT / file, source)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
+    _run([*PIP, "wheel", *options, str(source)], cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_checkout(wheel: Path) -> None:
+    expected = {
+        f"{place}/{file.relative_to(CHECKOUT / folder).as_posix()}"
+        for folder, place in FOLDERS.items()
+        for file in (CHECKOUT / folder).rglob("[!.]*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert expected - names == set(), "missing: see packages and package-data in pyproject.toml"
+    assert names - expected == set()
+
+
+def test_wheel_imports_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Every module, with the wheel before an editable install and no checkout on the path."""
+    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    options = ["--no-deps", "--no-index", "--no-compile", "--target", str(target)]
+    _run([*PIP, "install", *options, str(wheel)], cwd=elsewhere)
+    assert (target / "bin" / "mmfusion").exists() or os.name == "nt"
+    _run([sys.executable, "-c", IMPORT_ALL, str(target)], cwd=elsewhere, PYTHONPATH=str(target))
+
+
+def _run(command: list[str], cwd: Path, **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
