@@ -15,7 +15,6 @@ Shapes: B rows, L tokens, H heads, G key-value heads, d head dimension.
 import argparse
 import json
 import math
-import shlex
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 import torch._inductor.config
-import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -47,18 +46,19 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP32, BF16 = torch.float32, torch.bfloat16
-LABEL_TOKENS, XL_HEADS, XL_DIM, XL_IMAGE = 64, 20, 64, 256
-XL_TOKENS, XL_LENGTHS = 16_384, (1024, 2048, 4096, 8192)
 CASES = [(32, 4, FP32), (32, 4, BF16), (64, 4, BF16), (128, 4, BF16), (64, 2, BF16)]  # d, G, type
 # Relative error of a row, of a token. Twice SDPA's error is right too, up to four of these.
 TOLERANCE = {FP32: (5e-5, 5e-4), BF16: (1e-2, 5e-2)}
-TUNED_128_LENGTH = 2048  # where the search over tiles is tried on blocks of 128 as well
+LABEL_TOKENS, XL_HEADS, XL_DIM, XL_IMAGE = 64, 20, 64, 256
+XL_TOKENS, XL_LENGTHS = 16_384, (1024, 2048, 4096, 8192)
 FLEX = {"flex 128": (128, False), "flex 64 tuned": (64, True), "flex 128 tuned": (128, True)}
-ATTENTIONS = [*FLEX, "SDPA masked", "SDPA causal"]
+PLAN = [
+    (length, name)
+    for length in XL_LENGTHS
+    for name in ("flex 128", "flex 64 tuned", "SDPA masked", "SDPA causal")
+] + [(2048, "flex 128 tuned")]  # one length tells whether it pays
 REPLAYS, CALLS = 25, 5  # a timed CUDA graph holds so many calls
-ERROR_COLUMNS = (
-    "d,G,type,block,what,flex row,sdpa row,flex token,sdpa token,worst row,same twice,right"
-)
+ERROR_COLUMNS = "d,G,type,block,of,flex row,sdpa row,flex token,sdpa token,worst row,repeats,right"
 TIME_COLUMNS = (
     "L,B,attention,seen %,blocks %,mask ms,fwd ms,both ms,fwd TFLOP/s,both TFLOP/s,right,"
     "longest kernel"
@@ -87,15 +87,10 @@ def random_document(rng: np.random.Generator) -> Document:
 
 def xl_document(rng: np.random.Generator) -> Document:
     """Class to picture, caption to picture, picture to caption, or picture, text, picture."""
-    text = Text([0] * int(rng.integers(20, 61)))
-    target, context = image(XL_IMAGE, 1, rng), image(XL_IMAGE, 0, rng)
-    tasks: list[Document] = [
-        [Label(0), target],
-        [text, target],
-        [context, text],
-        [context, text, target],
-    ]
-    return tasks[rng.choice(4, p=[0.3, 0.3, 0.2, 0.2])]
+    text, context = Text([0] * int(rng.integers(20, 61))), image(XL_IMAGE, 0, rng)
+    given: list[Document] = [[Label(0)], [text], [context], [context, text]]
+    task = int(rng.choice(4, p=[0.3, 0.3, 0.2, 0.2]))
+    return [*given[task], text if task == 2 else image(XL_IMAGE, 1, rng)]
 
 
 def packed(
@@ -136,6 +131,12 @@ def tensors(rows: int, length: int, heads: int, groups: int, dim: int, kind: Any
 def under(mask: Mask) -> Attention:
     """What is tested: the library's attention under a mask."""
     return lambda q, k, v: attend(q, k, v, mask)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The ceiling: PyTorch's flash kernel under a dense causal mask."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def results(attention: Attention, drawn: list[Tensor]) -> list[Tensor]:
@@ -200,20 +201,23 @@ def kernels(run: Callable[[], object]) -> list[str]:
     return [event.key for event in found if event.self_device_time_total > 0]
 
 
-def compiled(flex: Attention, drawn: list[Tensor]) -> list[Tensor]:
-    """FlexAttention's results in memory that held NaN, so that an unwritten element shows.
+def compiled(flex: Attention, drawn: list[Tensor]) -> tuple[list[Tensor], bool]:
+    """FlexAttention's results, and whether they repeat bit by bit.
+
+    The second run is in memory that held NaN, so that an element left unwritten shows.
 
     Raises:
-        RuntimeError: they do not come from its compiled kernels.
+        RuntimeError: they do not come from FlexAttention's compiled kernels.
     """
-    if DEVICE == "cpu":
-        return results(flex, drawn)
-    names = kernels(lambda: results(flex, drawn))
-    if not any("triton_tem" in name for name in names):
-        raise RuntimeError(f"not compiled: no FlexAttention template among {names[:5]}")
-    torch.cuda.empty_cache()
-    torch.full((1 << 30,), math.nan, device=DEVICE)
-    return results(flex, drawn)
+    first = results(flex, drawn)
+    if DEVICE == "cuda":
+        names = kernels(lambda: results(flex, drawn))
+        if not any("triton_tem" in name for name in names):
+            raise RuntimeError(f"not compiled: no FlexAttention template among {names[:5]}")
+        torch.cuda.empty_cache()
+        torch.full((1 << 30,), math.nan, device=DEVICE)
+    second = results(flex, drawn)
+    return second, all(map(torch.equal, first, second))
 
 
 def compare(rows: int, length: int, block: int, dim: int, groups: int, kind: Any) -> list[Record]:
@@ -223,39 +227,37 @@ def compare(rows: int, length: int, block: int, dim: int, groups: int, kind: Any
     seen, blocks = dense_mask(*places), block_mask(*places, block)
     want, dense = reference(drawn, seen), results(under(seen), drawn)
     with compiling(tuned=block < 128 and dim > 32):
-        flex = compiled(under(blocks), drawn)
-        again = results(under(blocks), drawn)
+        flex, repeats = compiled(under(blocks), drawn)
     records = []
     tolerance = torch.tensor(TOLERANCE[kind], device=DEVICE, dtype=torch.float64)[:, None]
-    for i, what in enumerate(("out", "dq", "dk", "dv")[: len(want)]):
+    for i, of in enumerate(("out", "dq", "dk", "dv")[: len(want)]):
         ours, theirs = errors(flex[i], want[i]), errors(dense[i], want[i])
         limit = (2 * theirs).maximum(tolerance).minimum(4 * tolerance)
-        facts = {"d": dim, "G": groups, "type": str(kind).split(".")[1], "block": block}
-        facts |= {"what": what, "worst row": int((ours / limit).amax(0).argmax())}
+        record = {"d": dim, "G": groups, "type": str(kind)[6:], "block": block, "of": of}
         for name, error in (("flex", ours), ("sdpa", theirs)):
-            facts |= {f"{name} row": error[0].max().item(), f"{name} token": error[1].max().item()}
-        facts["same twice"] = torch.equal(flex[i], again[i])
-        facts["right"] = bool((ours <= limit).all() and (theirs <= 4 * tolerance).all())
-        records.append(facts)
+            record |= dict(
+                zip((f"{name} row", f"{name} token"), error.amax(1).tolist(), strict=True)
+            )
+        record |= {"worst row": int((ours / limit).amax(0).argmax()), "repeats": repeats}
+        record["right"] = bool((ours <= limit).all() and (theirs <= 4 * tolerance).all())
+        records.append(record)
     return records
 
 
-def milliseconds(run: Callable[[], object], calls: int = 1) -> list[float]:
-    """Quartiles of the GPU time of one of the calls that `run` makes."""
-    events = []
-    for _ in range(REPLAYS + 3):
-        events.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
-        events[-1][0].record()
+def quartiles(run: Callable[[], object], calls: int = 1) -> list[float]:
+    """Quartiles of the milliseconds of one of the calls that `run` makes, from GPU events."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in "ab"] for _ in range(REPLAYS + 3)]
+    for start, end in events:
+        start.record()
         run()
-        events[-1][1].record()
+        end.record()
     torch.cuda.synchronize()
     return statistics.quantiles([a.elapsed_time(b) / calls for a, b in events[3:]], n=4)
 
 
 def replayed(run: Callable[[], object]) -> list[float]:
-    """Quartiles of a call's GPU milliseconds without the gaps between launches: a CUDA graph's."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    """The same of a CUDA graph: without the gaps that launching leaves between short kernels."""
+    with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):
             run()
     torch.cuda.synchronize()
@@ -263,13 +265,7 @@ def replayed(run: Callable[[], object]) -> list[float]:
     with torch.cuda.graph(graph):
         for _ in range(CALLS):
             run()
-    return milliseconds(graph.replay, CALLS)
-
-
-def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The ceiling: what a dense causal mask costs in PyTorch's flash kernel."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return scaled_dot_product_attention(query, key, value, is_causal=True)
+    return quartiles(graph.replay, CALLS)
 
 
 def time_xl(length: int, name: str) -> list[Record]:
@@ -278,35 +274,33 @@ def time_xl(length: int, name: str) -> list[Record]:
     seen = dense_mask(*places)
     rows, pairs = len(seen), int(seen.sum())
     drawn = tensors(rows, length, XL_HEADS, XL_HEADS, XL_DIM, BF16)
-    facts: Record = {"L": length, "B": rows, "attention": name, "right": True}
-    attention, tuned = under(seen), False
-    if name in FLEX:
-        block, tuned = FLEX[name]
+    record: Record = {"L": length, "B": rows, "attention": name, "right": True}
+    attention, (block, tuned) = under(seen), FLEX.get(name, (0, False))
+    if block:
         blocks, dense = block_mask(*places, block), results(attention, drawn)
-        facts["mask ms"] = milliseconds(lambda: block_mask(*places, block))[1]
-        facts["blocks %"] = 100 - blocks.sparsity()
+        record["mask ms"] = quartiles(lambda: block_mask(*places, block))[1]
+        record["blocks %"] = 100 - blocks.sparsity()
         attention = under(blocks)
     elif name == "SDPA causal":
         attention, pairs = causal, rows * length * (length + 1) // 2
-    facts["seen %"] = 100 * pairs / (rows * length**2)
     with compiling(tuned):
-        if name in FLEX:
-            flex = compiled(attention, drawn)
+        if block:
+            flex, _ = compiled(attention, drawn)
             off = [errors(a, b).amax(1) for a, b in zip(flex, dense, strict=True)]
-            facts["off row"], facts["off token"] = torch.stack(off).amax(0).tolist()
-            row, token = TOLERANCE[BF16]  # doubled, since both are in bf16
-            facts["right"] = facts["off row"] <= 2 * row and facts["off token"] <= 2 * token
+            record["off SDPA"] = torch.stack(off).amax(0).tolist()
+            pairwise = zip(record["off SDPA"], TOLERANCE[BF16], strict=True)
+            record["right"] = all(a <= 2 * b for a, b in pairwise)  # both are in bf16
         forward = replayed(lambda: attention(*drawn[:3]))
         both = replayed(lambda: results(attention, drawn))
-        facts["longest kernel"] = kernels(lambda: results(attention, drawn))[0]
+        record["longest kernel"] = kernels(lambda: results(attention, drawn))[0]
     work = 4 * XL_DIM * XL_HEADS * pairs / 1e9  # over milliseconds: TFLOP/s
-    facts |= {"fwd ms": forward[1], "both ms": both[1], "quartiles": [forward, both]}
-    facts |= {"fwd TFLOP/s": work / forward[1], "both TFLOP/s": 3.5 * work / both[1]}
-    return [facts]
+    record |= {"seen %": 100 * pairs / (rows * length**2), "quartiles": [forward, both]}
+    record |= {"fwd ms": forward[1], "fwd TFLOP/s": work / forward[1]}
+    return [record | {"both ms": both[1], "both TFLOP/s": 3.5 * work / both[1]}]
 
 
 def table(records: list[Record], columns: str) -> str:
-    """The named columns, separated by commas, of records that have some of them."""
+    """The named columns of records that have some of them."""
 
     def text(value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)[:44]
@@ -318,53 +312,42 @@ def table(records: list[Record], columns: str) -> str:
 
 
 def main() -> None:
-    """Compare, time, print, write; exit with status 1 on a wrong result or an error."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__)
+    """Compare, time, write, print; exit with status 1 on a wrong result or an error."""
+    parser = argparse.ArgumentParser(prog="benchmarks.attention", description=__doc__)
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--quick", action="store_true", help="a few short rows, nothing timed")
     args = parser.parse_args()
     if DEVICE == "cpu" and not args.quick:
         parser.error("no GPU here; --quick compares forwards on the CPU")
-    start, wrong = time.monotonic(), []
-
-    def attempt(make: Callable[..., list[Record]], *arguments: Any) -> list[Record]:
+    torch.manual_seed(0)
+    start, wrong, shape = time.monotonic(), [], (6, 512) if args.quick else (50, 1024)
+    report: Record = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m benchmarks.attention", *sys.argv[1:]]),
+        "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "none",
+        "torch, triton": f"{torch.__version__}, {version('triton')}",
+        "errors": [],
+        "times": [],
+    }
+    steps = [("errors", compare, (*shape, block, *case)) for case in CASES for block in (128, 64)]
+    steps += [("times", time_xl, at) for at in PLAN if not args.quick]
+    for part, make, arguments in steps:
         what = f"{make.__name__}{arguments}"
         try:
             records = make(*arguments)
-        except Exception as error:  # the other cases are still worth knowing
+            wrong += [f"{what}: {record}" for record in records if not record["right"]]
+            report[part] += records
+        except Exception as error:  # the other steps are still worth knowing
             traceback.print_exc()
             wrong.append(f"{what} raised {type(error).__name__}")
-            return []
-        wrong.extend(f"{what}: {record}" for record in records if not record["right"])
-        print(f"{time.monotonic() - start:4.0f} s  {what} done", flush=True)
-        return records
-
-    rows, length = (6, 512) if args.quick else (50, 1024)
-    torch.manual_seed(0)
-    report: Record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([parser.prog, *sys.argv[1:]]),
-        "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "none",
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "rows": f"{rows} of {length} tokens, 4 heads",
-    }
-    report["errors"] = [
-        record
-        for case in CASES
-        for block in (128, 64)
-        for record in attempt(compare, rows, length, block, *case)
-    ]
-    plan = [] if args.quick else [(at, name) for at in XL_LENGTHS for name in ATTENTIONS]
-    plan = [at for at in plan if at[1] != "flex 128 tuned" or at[0] == TUNED_128_LENGTH]
-    report["times"] = [record for at in plan for record in attempt(time_xl, *at)]
-    report["wrong"], report["seconds"] = wrong, time.monotonic() - start
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print("\n" + "\n".join(f"{k}: {v}" for k, v in report.items() if isinstance(v, str)))
-    print("\nRelative errors against fp64: the worst row's and the worst token's\n")
+        report |= {"wrong": wrong, "seconds": time.monotonic() - start}
+        print(f"{report['seconds']:4.0f} s  {what} done, {len(wrong)} wrong", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print("\n" + "\n".join(f"{name}: {v}" for name, v in report.items() if isinstance(v, str)))
+    print("\nRelative errors against fp64, of the worst row and the worst token\n")
     print(table(report["errors"], ERROR_COLUMNS))
-    if plan:
+    if report["times"]:
         print("\nXL, 16,384 tokens a batch; useful TFLOP/s, over the pairs that are seen\n")
         print(table(report["times"], TIME_COLUMNS))
     if wrong:

@@ -6,14 +6,17 @@ The split is fixed: 1,500 for training and 297 held out, stratified, seed 0; it 
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Picture
 
+from mmfusion.rng import generator
+
 from .shards import write_shards
 from .tokenizer import train_tokenizer
-from mmfusion.rng import generator
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CAPTIONS = [
@@ -90,7 +93,9 @@ def write_digits(folder: Path) -> None:
     (folder / "split.json").write_text(json.dumps(split), encoding="utf-8")
 
 
-def _interleaved(pictures: np.ndarray, labels: np.ndarray, part: np.ndarray):
+def _interleaved(
+    pictures: np.ndarray, labels: np.ndarray, part: np.ndarray
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """A digit, "then comes", the next digit's name and a picture of it (after nine comes zero)."""
     for i in part:
         following = (labels[i] + 1) % 10
@@ -104,5 +109,9 @@ def _interleaved(pictures: np.ndarray, labels: np.ndarray, part: np.ndarray):
             ]
             yield (
                 f"pair{i:04d}_{pair}",
-                {"json": {"content": content}, "0.png": png(pictures[i]), "1.png": png(pictures[j])},
+                {
+                    "json": {"content": content},
+                    "0.png": png(pictures[i]),
+                    "1.png": png(pictures[j]),
+                },
             )

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from .shards import Sample
 from mmfusion.codecs.image import PixelCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
@@ -22,6 +21,8 @@ from mmfusion.diffusion import Diffusion
 from mmfusion.errors import UserError
 from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
 from mmfusion.split import draw_split
+
+from .shards import Sample
 
 
 class DocumentMaker:
@@ -40,6 +41,7 @@ class DocumentMaker:
         """
         flip = source.flip and bool(rng.random() < 0.5)
         facts = sample.json()
+        document: Document
         match source.task:
             case "class_to_image":
                 document = [self._label(facts, sample), self._image(sample, rng, flip, target=True)]

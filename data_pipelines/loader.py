@@ -15,14 +15,15 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .documents import DocumentMaker
-from .shards import Shards
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import UserError
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
+
+from .documents import DocumentMaker
+from .shards import Shards
 
 MOST_REFUSED = 1000  # documents in a row that do not fit, before the data is taken to be wrong
 

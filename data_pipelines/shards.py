@@ -43,9 +43,9 @@ class Sample(dict[str, bytes]):
 
     def picture(self, name: str | None = None) -> Picture.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
-        name = name or next((e for e in PICTURES if e in self), None)
+        name = name or next((e for e in PICTURES if e in self), "png")
         if name not in self:
-            raise UserError(f"{self.where}: no picture{f' {name}' if name else ''} in this sample")
+            raise UserError(f"{self.where}: no picture {name} in this sample")
         return open_picture(self[name], f"{self.where}.{name}")
 
 
@@ -177,8 +177,8 @@ class Shards:
             data[ext] = os.pread(self._file(shard), size, offset)
             if hashlib.sha256(data[ext]).hexdigest() != digest:
                 raise UserError(
-                    f"{where}.{ext}: differs from the shard's index; the shard has changed or is "
-                    f"damaged (delete {_index_path(self.paths[shard])} if it was changed on purpose)"
+                    f"{where}.{ext}: differs from the shard's index: changed or damaged "
+                    f"(delete {_index_path(self.paths[shard])} if it was changed on purpose)"
                 )
         return Sample(data, where)
 

@@ -1,4 +1,4 @@
-"""A sentencepiece model from a corpus, with the control symbols that the decoder's sequences use."""
+"""A sentencepiece model from a corpus, with the control symbols of the decoder's sequences."""
 
 import io
 from collections.abc import Iterable

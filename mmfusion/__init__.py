@@ -1,8 +1,8 @@
 """One decoder over interleaved text and images: next tokens for text, causal diffusion for images.
 
-    import mmfusion
-    pipeline = mmfusion.Pipeline.from_pretrained("digits")
-    picture = pipeline.text_to_image("a handwritten seven")
+import mmfusion
+pipeline = mmfusion.Pipeline.from_pretrained("digits")
+picture = pipeline.text_to_image("a handwritten seven")
 """
 
 from typing import TYPE_CHECKING, Any

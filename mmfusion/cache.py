@@ -50,9 +50,7 @@ class Cache:
         """(B, Q, used + Q): what the batch's tokens see of the cache and of each other."""
         own = (batch.doc, batch.order, batch.stream)
         kept = (self.doc, self.order, self.stream)
-        key = tuple(
-            torch.cat([k[:, : self.used], o], 1) for k, o in zip(kept, own, strict=True)
-        )
+        key = tuple(torch.cat([k[:, : self.used], o], 1) for k, o in zip(kept, own, strict=True))
         return cross_mask(own, key)  # type: ignore[arg-type]
 
     def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -163,8 +163,8 @@ class Decoder(nn.Module):
         if c.position == "learned":
             self.grid_position = nn.Embedding(config.image.tokens, c.width)
         elif c.position == "sincos":
-            table = grid_sincos(c.width, *self.grid)
-            self.register_buffer("grid_table", table, persistent=False)
+            self.grid_table: Tensor
+            self.register_buffer("grid_table", grid_sincos(c.width, *self.grid), persistent=False)
         if c.time_term and c.position != "rotary":
             self.time = nn.Linear(FREQUENCIES, c.width, bias=False)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -88,7 +89,7 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     except ValueError as error:
         raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
     config = build(ModelConfig, described, str(folder / CONFIG))
-    updates = {}
+    updates: dict[str, Any] = {}
     if config.text:
         # A name, not a path: nothing outside the folder is read.
         path = folder / Path(config.text.tokenizer).name

@@ -39,9 +39,7 @@ def dense_mask(doc: Tensor, order: Tensor, stream: Tensor) -> Tensor:
     return cross_mask((doc, order, stream), (doc, order, stream))
 
 
-def cross_mask(
-    query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
+def cross_mask(query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """(B, Q, K) booleans for queries and keys given as (doc, order, stream), (B, Q) and (B, K).
 
     Padding (doc -1) among the keys is hidden from all but itself: its orders are its own.

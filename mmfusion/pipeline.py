@@ -91,9 +91,7 @@ class Pipeline:
             "text_to_image", prompts, options, self.read.text, self.read.image_slot
         )
 
-    def image_to_text(
-        self, images: Picture.Image | Sequence[Picture.Image], **options: Any
-    ) -> Any:
+    def image_to_text(self, images: Picture.Image | Sequence[Picture.Image], **options: Any) -> Any:
         """Captions of pictures."""
         return self._one_slot(
             "image_to_text", images, options, self.read.picture, self.read.text_slot
@@ -122,7 +120,7 @@ class Pipeline:
         masks = _each(mask, len(images), "mask")
         make = self.read.label if prompt is None else self.read.text
         common, given = _split_options(options)
-        parts = [
+        parts: list[list[Part]] = [
             [make(c), self.read.edit(picture, m, "edit", given)]
             for picture, m, c in zip(images, masks, conditions, strict=True)
         ]
@@ -186,7 +184,7 @@ class Pipeline:
             self.read.check_length(parts)
             groups.setdefault(shape_of(parts), []).append(number)
         answers: list[Answer] = [[] for _ in prompts]
-        with tqdm(total=len(prompts), desc=task, disable=not progress, leave=False) as bar:
+        with tqdm(total=len(prompts), desc=task, disable=not progress) as bar:
             for numbers in groups.values():
                 for at in range(0, len(numbers), batch_size):
                     batch = numbers[at : at + batch_size]

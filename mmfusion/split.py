@@ -26,7 +26,9 @@ def draw_steps(tokens: int, decay: float, rng: np.random.Generator) -> int:
 
 def draw_sizes(tokens: int, steps: int, rng: np.random.Generator) -> list[int]:
     """A uniformly random composition of `tokens` into `steps` positive sizes."""
-    cuts = np.sort(rng.choice(tokens - 1, steps - 1, replace=False)) + 1 if steps > 1 else []
+    if steps == 1:
+        return [tokens]
+    cuts = np.sort(rng.choice(tokens - 1, steps - 1, replace=False)) + 1
     return np.diff([0, *cuts, tokens]).tolist()
 
 

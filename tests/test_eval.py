@@ -409,18 +409,11 @@ def test_prompts_take_turns_over_classes_and_wordings(
     monkeypatch.setattr(
         pipeline, "text_to_image", lambda prompts, **o: asked.extend(prompts) or draw(prompts)
     )
-    seen: list[str] = []
-
-    def progress(measures: Any) -> Any:
-        for measure in measures:
-            seen.append(measure.__name__)
-            yield measure
-
     small = settings(pictures=100, held_out=10, edits=10)
-    evaluate(pipeline, data, small, progress=progress)  # type: ignore[arg-type]
+    report, _ = evaluate(pipeline, data, small)  # type: ignore[arg-type]
     assert sorted(asked) == sorted(c for d in range(10) for c in captions(d))
     assert [named_digit(prompt) for prompt in asked[:10]] == list(range(10))
-    assert set(seen) == set(pipeline.config.generation.model_dump())
+    assert set(report["seconds"]) == set(pipeline.config.generation.model_dump())
 
 
 def test_another_models_pictures_and_missing_data_are_refused(

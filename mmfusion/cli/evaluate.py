@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from mmfusion.errors import UserError
 
@@ -47,7 +46,7 @@ def evaluate(
         Path(settings.data),
         settings,
         seed,
-        progress=lambda tasks: tqdm(tasks, desc="evaluating"),
+        progress=True,
         model=model,
     )
     measured["weights_sha256"] = weights

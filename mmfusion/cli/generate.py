@@ -24,9 +24,15 @@ SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(help="what to draw, one picture each")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="a class name or number (repeatable)")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="a PNG, or a folder for several")] = Path("picture.png"),
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="what to draw, one picture each")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="a class name or number (repeatable)")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="a PNG, or a folder for several")
+    ] = Path("picture.png"),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     model: Model = "digits",
     seed: Seed = 0,
@@ -65,7 +71,10 @@ def caption(
 def edit(
     image: Annotated[Path, typer.Argument(help="the picture to edit")],
     mask: Annotated[
-        str, typer.Option(help="top, bottom, left, right, center, outpaint, or a picture: white is redrawn")
+        str,
+        typer.Option(
+            help="top, bottom, left, right, center, outpaint, or a picture: white is redrawn"
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(help="what the redrawn part belongs to")] = None,
     label: Annotated[str | None, typer.Option(help="or its class")] = None,
@@ -87,7 +96,9 @@ def edit(
 
 
 def chat(
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder for pictures")] = Path("chat"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder for pictures")] = Path(
+        "chat"
+    ),
     model: Model = "digits",
     seed: Seed = 0,
     options: Set = None,
@@ -154,7 +165,9 @@ def _open(path: Path, remedy: str = "") -> "Picture.Image":
     from PIL import Image as Picture
 
     if not path.is_file():
-        raise UserError(f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}")
+        raise UserError(
+            f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
+        )
     try:
         picture = Picture.open(io.BytesIO(path.read_bytes()))
         picture.load()

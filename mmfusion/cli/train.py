@@ -17,6 +17,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="only print parameters, tokens, memory and FLOPs")
     ] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="for --dry-run: on so many ranks")] = 1,
     until: Annotated[
         int | None, typer.Option(help="stop at this step; the next start goes on from there")
     ] = None,
@@ -31,7 +32,7 @@ def train(
     if dry_run:
         from mmfusion.training.plan import plan
 
-        typer.echo(plan(settings, int(os.environ.get("WORLD_SIZE", "1"))))
+        typer.echo(plan(settings, ranks))
         return
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader

@@ -1,4 +1,4 @@
-"""Pictures and normalised latent tokens: a pixel codec for small pictures, an autoencoder for others.
+"""Pictures and normalised latent tokens: pixels for small pictures, an autoencoder for others.
 
 Raw latents are what the autoencoder gives; normalised ones, scaled to about unit variance, are
 what the decoder reads and writes. Only this file knows the difference.

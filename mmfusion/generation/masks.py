@@ -48,11 +48,13 @@ def regenerated(mask: EditMask, config: ImageConfig) -> np.ndarray:
     if isinstance(mask, str):
         cells = region(mask, rows, columns)
     else:
-        picture = isinstance(mask, Picture.Image)
-        pixels = np.asarray(mask.convert("L")) > 127 if picture else np.asarray(mask) != 0
+        if isinstance(mask, Picture.Image):
+            pixels = np.asarray(mask.convert("L")) > 127
+        else:
+            pixels = np.asarray(mask) != 0
         if pixels.shape == (config.size, config.size):
             side_r, side_c = config.size // rows, config.size // columns
-            cells = pixels.reshape(rows, side_r, columns, side_c).any((1, 3))
+            cells = pixels.reshape(rows, side_r, columns, side_c).max((1, 3))
         elif pixels.shape == (rows, columns):
             cells = pixels
         else:

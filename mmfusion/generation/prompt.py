@@ -62,9 +62,7 @@ Part = Segment | ImagePart | TextPart
 class PromptReader:
     """Turns what the user gives into parts, or says what is wrong with it."""
 
-    def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer | None, codec: ImageCodec
-    ) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, codec: ImageCodec) -> None:
         self.config, self.tokenizer, self.codec = config, tokenizer, codec
 
     def sampling(self, task: str, options: dict[str, Any]) -> Sampling:

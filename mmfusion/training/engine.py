@@ -60,7 +60,7 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "gradient_clipping": train.grad_clip,
         "zero_optimization": {
             "stage": train.zero_stage,
-            # DeepSpeed's stage-3 default keeps small parameters whole; our shards need no exception.
+            # Stage 3 would keep small parameters whole; our shards need no exception.
             "stage3_param_persistence_threshold": 0,
         },
         "bf16": {"enabled": precision(config) == torch.bfloat16},

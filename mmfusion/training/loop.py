@@ -58,7 +58,8 @@ class Trainer:
         saved = self._newest()
         if saved:
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
-        self.shell = Decoder(config, model.vocabulary).to("meta")  # names and shapes for export
+        with torch.device("meta"):
+            self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export
         self.engine = make_engine(config, model, self.world)
         if config.train.compile:
             self.engine.compile()
@@ -136,7 +137,8 @@ class Trainer:
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
         for batch in batches:
             batch = batch.to(self.device)
-            part = losses.sums(*self.engine(batch, self._mask(batch)), batch)
+            latents, logits = self.engine(batch, self._mask(batch))
+            part = losses.sums(latents, logits, batch)
             loss = losses.total(part, noisy, targets, self.config.train.text_weight)
             self.engine.backward(loss * undo)
             self.engine.step()

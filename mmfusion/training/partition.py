@@ -60,9 +60,7 @@ def _piece(name: str, parameter: Any, optimizer: Any, stage: int, rank: int) -> 
     if flats is None:  # DeepSpeed's bf16 optimizer, taken at stage 1
         flats = optimizer.fp32_groups_flat_partition
     lower, higher = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Piece(
-        name, lower.start, lower.numel, flats[mapping.param_group_index], higher.start
-    )
+    return Piece(name, lower.start, lower.numel, flats[mapping.param_group_index], higher.start)
 
 
 def moments(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,67 @@
+"""What a run will take, before anything is loaded: parameters, tokens, memory, FLOPs.
+
+Memory follows the ZeRO paper (Rajbhandari et al. 2020, section 3): weights, gradients and AdamW's
+state, each divided by the ranks from the stage on that shards it; activations are an estimate.
+"""
+
+import torch
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config
+from mmfusion.decoder import Decoder
+from mmfusion.errors import UserError
+
+UNKNOWN_VOCABULARY = 32_000  # stands in while the tokenizer has not been trained
+GIB = 2**30
+
+
+def plan(config: Config, world: int) -> str:
+    """The figures of a run on `world` ranks, as text."""
+    train, data, c = config.train, config.data, config.decoder
+    vocabulary, note = 0, ""
+    if config.text:
+        try:
+            vocabulary = len(Tokenizer(config.text.tokenizer))
+        except UserError:
+            vocabulary, note = UNKNOWN_VOCABULARY, ", tokenizer not there yet: 32,000 assumed"
+    with torch.device("meta"):
+        model = Decoder(config, vocabulary)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    tokens = data.rows * config.row_length
+    # 2 forward and 4 backward a weight and token; attention at most the square of the row.
+    dense = 6 * (parameters - tables) * tokens
+    attention = 12 * c.depth * c.width * config.row_length * tokens
+    if train.checkpoint_activations:
+        dense, attention = dense * 4 // 3, attention * 4 // 3
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and torch.cuda.is_available())
+    state = memory(parameters, train.zero_stage, world, bf16)
+    micro = data.micro_rows * config.row_length
+    kept = 2 if train.checkpoint_activations else 34  # bytes of bf16 a width, token and layer
+    activations = micro * c.width * (c.depth * kept + 34) * (1 if bf16 else 2)
+    lines = {
+        "parameters": f"{parameters:,} ({tables:,} in tables{note})",
+        "decoder": f"width {c.width}, depth {c.depth}, heads {c.heads}",
+        "tokens a step": f"{tokens:,} ({data.rows} rows of {config.row_length}), padding included",
+        "ranks": f"{world}, {data.rows // (world * data.micro_rows)} micro-batches of "
+        f"{data.micro_rows} rows each",
+        "ZeRO": f"stage {train.zero_stage}, {'bf16' if bf16 else 'fp32'}",
+        "memory a rank": f"{(sum(state.values()) + activations) / GIB:.2f} GiB: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in state.items())
+        + f", activations about {activations / GIB:.2f}",
+        "FLOPs a step": f"{dense + attention:.3g} (attention at most {attention:.3g} of it)",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def memory(parameters: int, stage: int, world: int, bf16: bool) -> dict[str, float]:
+    """Bytes a rank holds between steps, by what they are for."""
+    weight = 2 if bf16 else 4
+    moments = (12 if bf16 else 8) * parameters  # bf16 keeps fp32 weights with the moments
+    return {
+        "weights": weight * parameters / (world if stage >= 3 else 1),
+        "gradients": weight * parameters / (world if stage >= 2 else 1),
+        "optimizer": moments / (world if stage >= 1 else 1),
+        "EMA": 4 * parameters / (world if stage >= 1 else 1),
+    }
