@@ -8,7 +8,6 @@
 | interleaved | what the sample's `content` lists: pictures, texts, answers, target pictures |
 """
 
-import io
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from mmfusion.errors import UserError
 from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
 from mmfusion.split import draw_split
 
-from .shards import Sample
+from .samples import Sample
 
 
 class DocumentMaker:
@@ -111,18 +110,21 @@ class DocumentMaker:
             raise UserError(
                 f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`"
             )
-        try:
-            moments = np.load(io.BytesIO(sample[member]), allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{sample.where}.{member}: not a plain array ({error})") from None
+        moments = sample.array(member)
         image = self.config.image
         side = image.size // image.downsampling
-        if moments.shape[1:] != (2, image.latent_channels, side, side):
+        needed = (2, image.latent_channels, side, side)
+        if moments.shape[1:] != needed or not len(moments) or moments.dtype.kind != "f":
             raise UserError(
-                f"{sample.where}.{member}: latents of shape {moments.shape[1:]}, the config's "
-                f"image section needs {(2, image.latent_channels, side, side)}"
+                f"{sample.where}.{member}: {moments.dtype} latents of shape {moments.shape}; the "
+                f"config's image section needs (1 or 2, {', '.join(map(str, needed))}) floats"
             )
-        mean, deviation = moments[int(flip) % len(moments)].astype(np.float32)
+        if flip and len(moments) < 2:
+            raise UserError(
+                f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
+                "latents with `mmfusion data latents --flip`"
+            )
+        mean, deviation = moments[int(flip)].astype(np.float32)
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
@@ -139,8 +141,8 @@ class DocumentMaker:
                 case {"text": str(text)}:
                     document.append(self._text(text))
                 case {"answer": str(text)}:
-                    image_follows = bool(following.get("target"))
-                    document.append(self._text(text, True, image_follows))
+                    drawn = isinstance(following, dict) and bool(following.get("target"))
+                    document.append(self._text(text, answer=True, image_follows=drawn))
                 case {"image": str(name)}:
                     target = bool(part.get("target"))
                     document.append(self._image(sample, rng, flip, target, name))

@@ -28,7 +28,7 @@ from .shards import Shards
 MOST_REFUSED = 1000  # documents in a row that do not fit, before the data is taken to be wrong
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # two epochs a source may be under way
 def _permutation(seed: int, name: str, epoch: int, size: int) -> np.ndarray:
     return generator(seed, "epoch", name, epoch).permutation(size)
 
@@ -75,7 +75,7 @@ class Slot:
         self._limit = Counts(config.row_length, **{**unbounded, **lists})
 
     def row(self) -> PackedRow:
-        """The next row, filled with documents until one does not fit."""
+        """The next row, filled until a document does not fit; one that no row holds is refused."""
         row = Row(
             self.config.row_length,
             self.config.image.latent_dim,
@@ -84,10 +84,7 @@ class Slot:
         used, refused = Counts(), 0
         while True:
             document, size, after = self._pending or self._draw()
-            if not used.plus(size).fits(self._limit):
-                if used.tokens:
-                    self._pending = document, size, after
-                    return PackedRow(self.number, row, dict(self.state))
+            if not size.fits(self._limit):
                 refused += 1
                 after["refused"] += 1
                 if refused == MOST_REFUSED:
@@ -95,9 +92,12 @@ class Slot:
                         f"row_length: {refused} documents one after another do not fit a row "
                         f"of {self._limit}; the last has {size}"
                     )
+            elif not used.plus(size).fits(self._limit):
+                self._pending = document, size, after
+                return PackedRow(self.number, row, dict(self.state))
             else:
                 row.document(document)
-                used = used.plus(size)
+                used, refused = used.plus(size), 0
             self._pending, self.state = None, after
 
     def _draw(self) -> tuple[Document, Counts, dict[str, int]]:
@@ -118,12 +118,22 @@ class _Slots(IterableDataset):
     def __init__(self, slots: list[Slot]) -> None:
         self.slots = slots
 
-    def __iter__(self) -> Iterator[PackedRow]:
+    def __iter__(self) -> Iterator[PackedRow | UserError]:
         worker = get_worker_info()
         mine = self.slots[worker.id :: worker.num_workers] if worker else self.slots
         while True:
             for slot in mine:
-                yield slot.row()
+                try:
+                    yield slot.row()
+                except UserError as error:  # raised in a worker, it would come with a traceback
+                    yield error
+                    return
+
+
+def _sound(row: PackedRow | UserError) -> PackedRow:
+    if isinstance(row, UserError):
+        raise row
+    return row
 
 
 class Loader:
@@ -137,10 +147,8 @@ class Loader:
         """
         data = config.data
         if data.rows % (world * data.micro_rows):
-            raise UserError(
-                f"data.rows: {data.rows} rows a step are not a multiple of {world} ranks x "
-                f"{data.micro_rows} micro_rows"
-            )
+            wanted = f"{world} ranks x {data.micro_rows} micro_rows"
+            raise UserError(f"data.rows: {data.rows} a step are not a multiple of {wanted}")
         if data.workers and (data.rows // world) % data.workers:
             raise UserError(
                 f"data.workers: {data.rows // world} rows a rank and step are not a multiple of "
@@ -150,24 +158,20 @@ class Loader:
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         maker = DocumentMaker(config, tokenizer)
         sources = [Source(source, config.seed) for source in data.sources]
-        numbers = range(rank, data.rows, world)
-        self.slots = [Slot(number, config, sources, maker) for number in numbers]
+        self.slots = [Slot(n, config, sources, maker) for n in range(rank, data.rows, world)]
         capacity = data.capacity
         self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None
         self._consumed = {slot.number: slot.state for slot in self.slots}
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        rows = iter(DataLoader(_Slots(self.slots), batch_size=None, num_workers=self._workers()))
+        workers = self.config.data.workers
+        rows = iter(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
         micro = self.config.data.micro_rows
         while True:
-            packed = [next(rows) for _ in self.slots]
+            packed = [_sound(next(rows)) for _ in self.slots]
             self._consumed = {p.slot: p.state for p in packed}
-            made = [p.row for p in packed]
-            parts = [made[at : at + micro] for at in range(0, len(made), micro)]
-            yield [collate(part, self._capacity) for part in parts]
-
-    def _workers(self) -> int:
-        return self.config.data.workers
+            parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
+            yield [collate([p.row for p in part], self._capacity) for part in parts]
 
     def state(self) -> dict[int, dict[str, int]]:
         """The state of this rank's slots, as consumed."""

@@ -1,100 +1,71 @@
 """Tar shards in the webdataset layout, read by position.
 
-A sample is the members that share a key: `00012.json`, `00012.png`. Its JSON may hold `label`,
-`captions` and, for interleaved samples, `content`. Each shard has an index (`x.tar.index.json`:
-offset, size and SHA-256 of each member), so any sample is one positioned read away, in any order
-and from any worker, and a flipped bit is found out. Nothing in a shard is ever run.
+A sample is the members that share a key: `00012.json`, `00012.png`. Each shard has an index
+(`x.tar.index.json`: offset, size and SHA-256 of each member), so any sample is one positioned read
+away, in any order and from any worker, and a flipped bit is found out. Nothing in a shard is ever
+run.
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
 from collections.abc import Iterable
 from glob import glob
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as Picture
+import numpy as np
 from webdataset import TarWriter
 
 from mmfusion.errors import UserError
 
-PICTURES = ("png", "jpg", "jpeg", "webp")
+from .samples import Sample
 
-
-class Sample(dict[str, bytes]):
-    """Members of one sample by extension, with the place it came from for error messages."""
-
-    def __init__(self, members: dict[str, bytes], where: str) -> None:
-        super().__init__(members)
-        self.where = where
-
-    def json(self) -> dict[str, Any]:
-        """The sample's facts; empty without a JSON member."""
-        try:
-            facts = json.loads(self.get("json", b"{}"))
-        except ValueError as error:
-            raise UserError(f"{self.where}.json: not valid JSON ({error})") from None
-        if not isinstance(facts, dict):
-            raise UserError(f"{self.where}.json: expected an object of facts")
-        return facts
-
-    def picture(self, name: str | None = None) -> Picture.Image:
-        """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
-        name = name or next((e for e in PICTURES if e in self), "png")
-        if name not in self:
-            raise UserError(f"{self.where}: no picture {name} in this sample")
-        return open_picture(self[name], f"{self.where}.{name}")
-
-
-def open_picture(data: bytes, where: str) -> Picture.Image:
-    """Decode a picture.
-
-    Raises:
-        UserError: it is not a picture, is cut short, or is unreasonably large.
-    """
-    try:
-        picture = Picture.open(io.BytesIO(data))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-        raise UserError(f"{where}: not a readable picture ({error})") from None
-    return picture
+Members = dict[str, Any]
 
 
 def write_shards(
-    folder: Path, name: str, samples: Iterable[tuple[str, dict[str, Any]]], per_shard: int = 2000
+    folder: Path, name: str, samples: Iterable[tuple[str, Members]], per_shard: int = 2000
 ) -> list[Path]:
     """Write samples (key, {extension: bytes or JSON data}) as `name-00000.tar`, ... with indexes.
 
     Each file appears under its name only when it is complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    writer = None
-    for number, (key, members) in enumerate(samples):
-        if number % per_shard == 0:
-            _finish(writer, paths)
-            paths.append(folder / f"{name}-{len(paths):05d}.tar")
-            # A fixed time and owner: the same data gives the same bytes.
-            writer = TarWriter(f"{paths[-1]}.part", mtime=0, user="mmfusion", group="mmfusion")
-        assert writer is not None
-        as_bytes = {
-            ext: data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
-            for ext, data in members.items()
-        }
-        writer.write({"__key__": key, **as_bytes})
-    _finish(writer, paths)
+    rest = iter(samples)
+    for first in rest:
+        path = folder / f"{name}-{len(paths):05d}.tar"
+        paths.append(write_shard(path, chain([first], islice(rest, per_shard - 1))))
     return paths
 
 
-def _finish(writer: Any, paths: list[Path]) -> None:
-    if writer is not None:
-        writer.close()
-        os.replace(f"{paths[-1]}.part", paths[-1])
-        _index_path(paths[-1]).unlink(missing_ok=True)
-        index(paths[-1])
+def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:
+    """Write one shard and its index; it appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(f"{path}.part")
+    try:
+        # A fixed time and owner: the same data gives the same bytes.
+        with (
+            part.open("wb") as file,
+            TarWriter(file, "mmfusion", "mmfusion", encoder=False, mtime=0) as writer,
+        ):
+            for key, members in samples:
+                writer.write({"__key__": key, **{e: _bytes(m) for e, m in members.items()}})
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _index_path(path).unlink(missing_ok=True)
+    os.replace(part, path)
+    index(path)
+    return path
+
+
+def _bytes(member: Any) -> bytes:
+    if isinstance(member, bytes):
+        return member
+    return json.dumps(member, ensure_ascii=False).encode()
 
 
 def _index_path(shard: Path) -> Path:
@@ -112,9 +83,9 @@ def index(shard: Path) -> dict[str, dict[str, list]]:
         size = shard.stat().st_size
         if path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved.get("bytes") == size:
+            if saved["bytes"] == size:
                 return saved["samples"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # no usable index: make it anew from the shard
     samples: dict[str, dict[str, list]] = {}
     try:
@@ -158,33 +129,56 @@ class Shards:
         self.paths = [Path(p) for p in sorted(glob(pattern))]
         if not self.paths:
             raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
-        self._entries: list[tuple[int, str, dict[str, list]]] = []
-        for number, path in enumerate(self.paths):
-            self._entries += [(number, key, members) for key, members in index(path).items()]
-        if not self._entries:
+        entries = [
+            json.dumps([number, key, members]).encode()
+            for number, path in enumerate(self.paths)
+            for key, members in index(path).items()
+        ]
+        if not entries:
             raise UserError(f"the shards of {pattern} hold no samples")
-        self._files: dict[tuple[int, int], int] = {}
+        # One block of bytes, not millions of objects: forked workers share it.
+        self._block = b"".join(entries)
+        self._starts = np.cumsum([0, *map(len, entries)])
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._starts) - 1
 
     def __getitem__(self, number: int) -> Sample:
         """Sample `number`, each member checked against its SHA-256."""
-        shard, key, members = self._entries[number]
-        where = f"{self.paths[shard]}:{key}"
+        return self.sample(number)
+
+    def place(self, number: int) -> tuple[Path, str]:
+        """The shard and the key of a sample."""
+        shard, key, _ = self._entry(number)
+        return self.paths[shard], key
+
+    def sample(self, number: int, only: tuple[str, ...] = ()) -> Sample:
+        """Sample `number`, or only its members of some extensions, each checked.
+
+        Raises:
+            UserError: the shard is gone, or a member differs from the shard's index.
+        """
+        shard, key, members = self._entry(number)
+        path = self.paths[shard]
+        where = f"{path}:{key}"
         data = {}
-        for ext, (offset, size, digest) in members.items():
-            data[ext] = os.pread(self._file(shard), size, offset)
-            if hashlib.sha256(data[ext]).hexdigest() != digest:
-                raise UserError(
-                    f"{where}.{ext}: differs from the shard's index: changed or damaged "
-                    f"(delete {_index_path(self.paths[shard])} if it was changed on purpose)"
-                )
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"shard {path}: cannot be read ({error.strerror})") from None
+        try:
+            for ext, (offset, size, digest) in members.items():
+                if only and ext not in only:
+                    continue
+                data[ext] = os.pread(file, size, offset)
+                if hashlib.sha256(data[ext]).hexdigest() != digest:
+                    raise UserError(
+                        f"{where}.{ext}: differs from the shard's index; the shard has changed or "
+                        f"is damaged (delete {_index_path(path)} if it was changed on purpose)"
+                    )
+        finally:
+            os.close(file)
         return Sample(data, where)
 
-    def _file(self, shard: int) -> int:
-        # Keyed by process: a forked worker opens its own.
-        name = (os.getpid(), shard)
-        if name not in self._files:
-            self._files[name] = os.open(self.paths[shard], os.O_RDONLY)
-        return self._files[name]
+    def _entry(self, number: int) -> tuple[int, str, dict[str, list]]:
+        return json.loads(self._block[self._starts[number] : self._starts[number + 1]])

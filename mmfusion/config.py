@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mmfusion.classes import read_names
 from mmfusion.errors import UserError
 
 TaskName = Literal["class_to_image", "text_to_image", "image_to_text", "interleaved"]
@@ -116,6 +117,8 @@ class DiffusionConfig(Section):
     """Train at this fixed number of AR steps instead of a random one."""
     order: Literal["random", "raster"] = "random"
     weight_start: float = Field(2.0, ge=1)
+    noisy_copies: int = Field(1, gt=0)
+    """Noisy copies of a target image in one document, each with a timestep of its own."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of documents whose label and text are replaced by their null form (guidance)."""
 
@@ -154,8 +157,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"sources need names of their own: {names}")
+        if len({*names, "documents", "refused"}) < len(names) + 2:  # the two the loader counts by
+            raise ValueError(f"sources need names of their own, not documents or refused: {names}")
         return self
 
 
@@ -262,10 +265,18 @@ class Config(ModelConfig):
 
     seed: int = 0
     classes_file: str | None = None
-    """JSON list of class names, read in place of `classes`."""
+    """JSON list of class names, which `load` puts into `classes`."""
+    class_count: int | None = Field(None, gt=0)
+    """How many names `classes_file` has: known before the file is made, and checked when it is."""
     data: DataConfig
     train: TrainConfig
     evaluation: EvaluationConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.class_count and not self.classes_file:
+            raise ValueError("class_count goes with `classes_file`")
+        return self
 
     def model_part(self) -> ModelConfig:
         """The part that goes with the exported weights."""
@@ -322,7 +333,18 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         raise UserError(f"{path}: a config is a mapping of keys to values")
     for override in overrides:
         _apply(raw, override)
-    return build(Config, raw, str(path))
+    return _named(build(Config, raw, str(path)))
+
+
+def _named(config: Config) -> Config:
+    """The config with the names of `classes_file`; one not made yet is left there, with numbers."""
+    if config.classes_file is None:
+        return config
+    names = read_names(Path(config.classes_file), config.class_count)
+    if names is None:  # training asks for the file; a dry run needs only how many there are
+        numbers = [str(number) for number in range(config.class_count or 0)]
+        return config.model_copy(update={"classes": numbers})
+    return config.model_copy(update={"classes": names, "classes_file": None, "class_count": None})
 
 
 def build(kind: type[S], raw: Any, name: str) -> S:

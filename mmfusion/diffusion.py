@@ -35,10 +35,10 @@ class Diffusion:
         return (np.sqrt(keep) * noise - np.sqrt(1 - keep) * clean).astype(np.float32)
 
     def draw(self, clean: np.ndarray, rng: np.random.Generator) -> Noise:
-        """Noise for a training image (N, D): one timestep shared by all its AR steps."""
-        tokens = len(clean)
-        timestep = np.full((1, tokens), rng.integers(self.config.timesteps))
-        noise = rng.standard_normal((1, *clean.shape), dtype=np.float32)
+        """Noise for a training image (N, D): in each copy one timestep for all its AR steps."""
+        tokens, copies = len(clean), self.config.noisy_copies
+        timestep = rng.integers(self.config.timesteps, size=(copies, 1)).repeat(tokens, axis=1)
+        noise = rng.standard_normal((copies, *clean.shape), dtype=np.float32)
         return Noise(
             latents=self.noised(clean, timestep, noise),
             target=self.target(clean, timestep, noise),

@@ -87,4 +87,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None) -> Tens
 def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    if not compiled:
+        return flex_attention
+    # A shape too many would otherwise fall back to full score matrices without a word.
+    import torch._dynamo as dynamo
+
+    dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)

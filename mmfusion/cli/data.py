@@ -1,17 +1,27 @@
 """`mmfusion data ...`: raw data to shards."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mmfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from mmfusion.data_pipelines.pictures import PictureReader
+
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="folder of the shards")]
+Name = Annotated[str, typer.Option(help="how the shards' names begin")]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="keep only a centre square of so many pixels a side")
+]
+Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
 
 
 @app.command()
-def digits(
-    output: Annotated[Path, typer.Option("-o", "--output")] = Path("runs/digits/data"),
-) -> None:
+def digits(output: Output = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
     from mmfusion.data_pipelines.digits import write_digits
 
@@ -20,3 +30,95 @@ def digits(
         return
     write_digits(output)
     typer.echo(f"wrote {output}")
+
+
+@app.command()
+def imagenet(
+    folder: Annotated[Path, typer.Argument(help="one folder of pictures a class")],
+    output: Output = Path("data/imagenet"),
+    names: Annotated[
+        Path | None, typer.Option(help="imagenet_class_index.json: {number: [folder, name]}")
+    ] = None,
+    size: Size = None,
+    format: Format = "jpeg",
+    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    name: Name = "train",
+) -> None:
+    """Write a folder of class folders as shards, and classes.json."""
+    from mmfusion.data_pipelines.imagenet import write_imagenet
+
+    _say(write_imagenet(folder, output, name, names, _reader(size, format), seed))
+
+
+@app.command()
+def captions(
+    lines: Annotated[Path, typer.Argument(help='JSONL of {"image": path, "captions": [...]}')],
+    output: Output = Path("data/captions"),
+    size: Size = None,
+    format: Format = "jpeg",
+    name: Name = "train",
+) -> None:
+    """Write captioned pictures as shards."""
+    from mmfusion.data_pipelines.captions import write_captions
+
+    _say(write_captions(lines, output, name, _reader(size, format)))
+
+
+@app.command()
+def interleaved(
+    lines: Annotated[Path, typer.Argument(help='JSONL of {"content": [{"text": ...}, ...]}')],
+    output: Output = Path("data/interleaved"),
+    size: Size = None,
+    format: Format = "jpeg",
+    name: Name = "train",
+) -> None:
+    """Write documents of pictures and texts as shards."""
+    from mmfusion.data_pipelines.interleaved import write_interleaved
+
+    _say(write_interleaved(lines, output, name, _reader(size, format)))
+
+
+@app.command()
+def latents(
+    shards: Annotated[str, typer.Argument(help="glob of shards of pictures, in quotes")],
+    output: Output,
+    config: Annotated[str, typer.Option(help="whose image section names the autoencoder")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="of mirrored pictures too")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="pictures encoded side by side")] = 32,
+) -> None:
+    """Write shards of pictures as shards of latents; goes on after shards that are there."""
+    from mmfusion.config import load
+    from mmfusion.data_pipelines.latents import write_latents
+    from mmfusion.export import default_device
+
+    image = load(config, overrides or []).image
+    made = write_latents(shards, output, image, flip, batch, default_device())
+    typer.echo(f"wrote {made} shards to {output}" if made else f"already there: {output}")
+
+
+@app.command()
+def tokenizer(
+    output: Annotated[Path, typer.Option("-o", "--output", help="the model's file")],
+    shards: Annotated[
+        list[str] | None, typer.Option(help="glob of shards with captions or content (repeatable)")
+    ] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="text file (repeatable)")] = None,
+    vocabulary: Annotated[int, typer.Option(min=1, help="most pieces")] = 32_000,
+) -> None:
+    """Train a tokenizer from the texts of shards and text files."""
+    from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
+
+    if not shards and not text:
+        raise UserError("tokenizer: give --shards or --text to train it from")
+    typer.echo(f"wrote {train_tokenizer(corpus(shards or [], text or []), output, vocabulary)}")
+
+
+def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "PictureReader":
+    from mmfusion.data_pipelines.pictures import PictureReader
+
+    return PictureReader(size, format)
+
+
+def _say(paths: list[Path]) -> None:
+    typer.echo(f"wrote {len(paths)} shards to {paths[0].parent}")

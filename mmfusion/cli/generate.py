@@ -1,6 +1,5 @@
 """`mmfusion generate`, `caption`, `edit` and `chat`."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,18 +161,13 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 
 
 def _open(path: Path, remedy: str = "") -> "Picture.Image":
-    from PIL import Image as Picture
+    from mmfusion.codecs.image import open_picture
 
     if not path.is_file():
         raise UserError(
             f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
         )
-    try:
-        picture = Picture.open(io.BytesIO(path.read_bytes()))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-        raise UserError(f"picture {path}: not a readable picture ({error})") from None
-    return picture
+    return open_picture(path.read_bytes(), f"picture {path}")
 
 
 def _save(picture: "Picture.Image", path: Path, exact: bool) -> None:

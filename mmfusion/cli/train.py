@@ -34,6 +34,9 @@ def train(
 
         typer.echo(plan(settings, ranks))
         return
+    from mmfusion.data_pipelines.check import check_data
+
+    check_data(settings, config)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
     from mmfusion.training.loop import Trainer

@@ -6,6 +6,7 @@ what the decoder reads and writes. Only this file knows the difference.
 Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p patch.
 """
 
+import io
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,23 @@ from PIL import Image as Picture
 
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
+
+
+def open_picture(data: bytes, where: str) -> Picture.Image:
+    """Decode a picture.
+
+    Raises:
+        UserError: it is not a picture, is cut short, or is unreasonably large.
+    """
+    try:
+        picture = Picture.open(io.BytesIO(data), formats=FORMATS)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+        reason = "no picture format that is read here" if "BytesIO" in str(error) else error
+        raise UserError(f"{where}: not a readable picture ({reason})") from None
+    return picture
 
 
 def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from mmfusion import losses
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, save
 from mmfusion.decoder import Decoder
+from mmfusion.errors import UserError
 from mmfusion.export import export
 from mmfusion.mask import Mask, block_mask, dense_mask
 from mmfusion.packing import Batch
@@ -73,6 +74,11 @@ class Trainer:
             self.rows.resume(saved.state.slots or {})
         attention = config.train.attention
         self.flex = attention == "flex" or (attention == "auto" and self.device.type == "cuda")
+        if self.flex and config.row_length % 128:
+            raise UserError(
+                f"row_length: FlexAttention needs a multiple of 128, not {config.row_length}; "
+                "change it, or set train.attention=dense"
+            )
 
     def _newest(self) -> checkpoint.Checkpoint | None:
         """Rank 0 verifies and picks; all ranks read the same."""
@@ -162,6 +168,7 @@ class Trainer:
             "seconds": self.state.seconds,
             "seconds_per_step": seconds / steps,
             "noisy_tokens_per_second": noisy / seconds,
+            "documents_too_long": sum(s.get("refused", 0) for s in self.rows.state().values()),
         }
         # DeepSpeed does not tell the norm at stage 0.
         return figures if norm is None else {**figures, "grad_norm": float(norm)}

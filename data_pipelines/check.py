@@ -1,0 +1,91 @@
+"""All that a config's training needs and that is not there, told at once before anything heavy.
+
+Only presence is checked. What is there but broken is told by whatever reads it.
+"""
+
+from glob import glob
+from pathlib import Path
+
+from mmfusion.config import Config, SourceConfig
+from mmfusion.errors import UserError
+
+GIVEN = {
+    "class_to_image": ("imagenet", "FOLDER_OF_CLASS_FOLDERS"),
+    "text_to_image": ("captions", "CAPTIONS.jsonl"),
+    "image_to_text": ("captions", "CAPTIONS.jsonl"),
+    "interleaved": ("interleaved", "DOCUMENTS.jsonl"),
+}
+LATENTS = "-latents"
+
+
+def check_data(config: Config, name: str) -> None:
+    """Check that all of a config's data are there; `name` is what the user calls the config.
+
+    Raises:
+        UserError: naming each missing piece and the command that prepares it, in the order in
+            which they are to be run.
+    """
+    pieces: dict[str, list[str]] = {}
+    if config.image.codec == "vae" and not _autoencoder(str(config.image.vae)):
+        pieces[f"image.vae: no folder {config.image.vae}"] = [
+            "put a diffusers AutoencoderKL there, with safetensors weights; MAR's KL-16:",
+            'hf download xwen99/mar-vae-kl16 --include "*.json" --include "*.safetensors" '
+            f"--local-dir {config.image.vae}",
+        ]
+    wanted: dict[str, list[SourceConfig]] = {}
+    for source in config.data.sources:
+        if not glob(source.shards):
+            wanted.setdefault(source.shards, []).append(source)
+    for shards, sources in wanted.items():
+        names = ", ".join(source.name for source in sources)
+        pieces[f"data.sources {names}: no shards {shards}"] = _commands(config, sources, name)
+    if config.classes_file:
+        pieces[f"classes_file: no file {config.classes_file}"] = [
+            f"mmfusion data imagenet FOLDER_OF_CLASS_FOLDERS -o {Path(config.classes_file).parent}"
+        ]
+    if config.text and not Path(config.text.tokenizer).is_file():
+        pieces[f"text.tokenizer: no file {config.text.tokenizer}"] = [_tokenizer(config)]
+    if pieces:
+        told = [f"  {piece}" + "".join(f"\n      {c}" for c in pieces[piece]) for piece in pieces]
+        raise UserError(
+            f"{name}: {len(pieces)} of its data are missing (docs/data.md says more):\n"
+            + "\n".join(told)
+        )
+
+
+def _autoencoder(vae: str) -> bool:
+    """Whether it is a folder, or may be a hub id (`owner/name`), which is fetched when used."""
+    return Path(vae).is_dir() or (vae.count("/") == 1 and not vae.startswith((".", "/", "~")))
+
+
+def _is_digits(config: Config) -> bool:
+    """The digits pipeline writes all data at once, and no other makes 8x8 grey pictures."""
+    image = config.image
+    return (image.codec, image.size, image.channels) == ("pixel", 8, 1)
+
+
+def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[str]:
+    folder = Path(sources[0].shards).parent
+    if _is_digits(config):
+        return [f"mmfusion data digits -o {folder}"]
+    command, given = GIVEN[sources[0].task]
+    if config.image.codec == "pixel":
+        return [f"mmfusion data {command} {given} -o {folder}"]
+    pictures = folder.with_name(folder.name.removesuffix(LATENTS))
+    if pictures == folder:
+        pictures = folder.with_name(f"{folder.name}-pictures")
+    flip = " --flip" if any(source.flip for source in sources) else ""
+    return [
+        f"mmfusion data {command} {given} -o {pictures}",
+        f'mmfusion data latents "{pictures}/*.tar" --config {name}{flip} -o {folder}',
+    ]
+
+
+def _tokenizer(config: Config) -> str:
+    assert config.text is not None
+    path = Path(config.text.tokenizer)
+    if _is_digits(config):
+        return f"mmfusion data digits -o {path.parent}"
+    worded = dict.fromkeys(s.shards for s in config.data.sources if s.task != "class_to_image")
+    shards = " ".join(f'--shards "{pattern}"' for pattern in worded) or "--text FILE"
+    return f"mmfusion data tokenizer {shards} -o {path}"

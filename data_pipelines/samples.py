@@ -1,0 +1,67 @@
+"""A sample: the members that share a key in a shard, and how each kind of member is read.
+
+`json` holds the facts: `label`, `captions` and, for interleaved samples, `content`. webdataset's
+own `txt` and `cls` members stand in for `captions` and `label`. Nothing in a sample is ever run:
+pictures are decoded, arrays are read without pickle, and only raster formats are opened.
+"""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image as Picture
+
+from mmfusion.codecs.image import open_picture
+from mmfusion.errors import UserError
+
+PICTURES = ("png", "jpg", "jpeg", "webp")
+
+
+class Sample(dict[str, bytes]):
+    """Members of one sample by extension, with the place it came from for error messages."""
+
+    def __init__(self, members: dict[str, bytes], where: str) -> None:
+        super().__init__(members)
+        self.where = where
+
+    def json(self) -> dict[str, Any]:
+        """The sample's facts, `txt` and `cls` members among them; empty without any.
+
+        Raises:
+            UserError: a member is not what its name says.
+        """
+        try:
+            facts = json.loads(self.get("json", b"{}"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.where}.json: not valid JSON ({error})") from None
+        if not isinstance(facts, dict):
+            raise UserError(f"{self.where}.json: expected an object of facts")
+        if "txt" in self:
+            facts.setdefault("captions", [self["txt"].decode("utf-8", "replace")])
+        if "cls" in self and "label" not in facts:
+            try:
+                facts["label"] = int(self["cls"])
+            except ValueError:
+                raise UserError(f"{self.where}.cls: expected the number of a class") from None
+        return facts
+
+    def picture(self, name: str | None = None) -> Picture.Image:
+        """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
+        name = name or next((e for e in PICTURES if e in self), None)
+        if name is None or name not in self:
+            raise UserError(f"{self.where}: no picture{f' {name}' if name else ''} in this sample")
+        return open_picture(self[name], f"{self.where}.{name}")
+
+    def array(self, name: str) -> np.ndarray:
+        """The plain array under an extension such as `moments.npy`.
+
+        Raises:
+            UserError: there is none, or it is cut short, pickled or no `.npy` file.
+        """
+        try:
+            return np.lib.format.read_array(io.BytesIO(self[name]), allow_pickle=False)
+        except KeyError:
+            raise UserError(f"{self.where}: no `{name}` in this sample") from None
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
+            raise UserError(f"{self.where}.{name}: not a plain array ({error})") from None

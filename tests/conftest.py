@@ -1,0 +1,31 @@
+"""Fixtures that several files share, each made once."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import helpers`, however pytest is started
+
+from helpers import make_tokenizer
+from mmfusion.data_pipelines.digits import write_digits
+
+from mmfusion.codecs.text import Tokenizer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # diffusers' multistep schedulers on NumPy 2; nothing that we can mend.
+    config.addinivalue_line("filterwarnings", "ignore:__array__ impl:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards, split and tokenizer of the digits pipeline; to be read, not changed."""
+    folder = tmp_path_factory.mktemp("digits_data")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))

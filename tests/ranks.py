@@ -1,0 +1,249 @@
+"""How tests start ranks, and the jobs of tests/test_training.py: short runs in one process a rank.
+
+    python tests/ranks.py DATA FOLDER
+
+as one rank, or as two with RANK and WORLD_SIZE set. Importing torch and DeepSpeed takes seconds, so
+one process trains everything that its number of ranks is needed for, and leaves it under FOLDER for
+the tests to compare. One rank also writes down what plain PyTorch makes of the same batch.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import numpy as np
+import torch
+from mmfusion.data_pipelines.loader import Loader
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from mmfusion.cli.train import train
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config, load
+from mmfusion.decoder import Decoder
+from mmfusion.diffusion import Diffusion
+from mmfusion.mask import dense_mask
+from mmfusion.packing import Batch, collate
+from mmfusion.sequence import Image, Label, Row, Text
+from mmfusion.split import draw_split
+from mmfusion.training import loop
+from mmfusion.training.engine import start_distributed
+from mmfusion.training.loop import Trainer
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+CLIP, LR, DECAY, EPS = 0.5, 0.1, 0.1, 1.0
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, without what a launcher may have left in it."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {k: v for k, v in os.environ.items() if k not in launcher}
+    return {**kept, "OMP_NUM_THREADS": "1", **variables}
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launch(command: list[str], ranks: int = 1, limit: float = 200) -> str:
+    """Run a command in the checkout, as so many ranks; all that they said."""
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with TemporaryFile("w+") as said:
+        processes = [
+            subprocess.Popen(
+                command,
+                cwd=CHECKOUT,
+                env=environment(**(common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+                if ranks > 1
+                else environment(),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            for rank in range(ranks)
+        ]
+        end = time.monotonic() + limit
+        try:
+            # One that fails leaves the others waiting.
+            while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+                if time.monotonic() > end:
+                    raise AssertionError(f"{' '.join(command)}: takes more than {limit} s")
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what a launcher started
+                process.wait()
+        said.seek(0)
+        text = said.read()
+    assert not any(p.returncode for p in processes), f"{' '.join(command)}\n{text[-6000:]}"
+    return text
+
+
+def deepspeed(*arguments: str) -> list[str]:
+    """The DeepSpeed launcher with two CPU ranks, on a port of its own."""
+    program = str(Path(sys.executable).with_name("deepspeed"))
+    return [program, "--num_accelerators", "2", "--master_port", free_port(), *arguments]
+
+
+def one_step(data: Path, output: Path, **train: object) -> Config:
+    """A config whose single step is smooth in the gradient (large eps) and clips it."""
+    settings = {"lr": LR, "weight_decay": DECAY, "eps": EPS, "grad_clip": CLIP, "text_weight": 0.7}
+    return tiny(data, output, **{**settings, "steps": 1, **train})
+
+
+def tiny(data: Path, output: Path, **train: object) -> Config:
+    """tiny.yaml on this data."""
+    shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
+    return load(
+        "tiny",
+        [
+            f"text.tokenizer={data}/tokenizer.model",
+            *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
+            f"data.micro_rows={train.pop('micro_rows', 2)}",
+            *(f"train.{key}={json.dumps(value)}" for key, value in train.items()),
+            f"train.output={output}",
+        ],
+    )
+
+
+def mixed_rows(config: Config) -> list[Row]:
+    """Four rows: two of text alone, then two of pictures alone, no two equally full."""
+    rng, diffusion = np.random.default_rng(0), Diffusion(config.diffusion)
+    rows = [
+        Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+        for _ in range(4)
+    ]
+    for row, lengths in zip(rows, ([40, 7], [3]), strict=False):
+        for length in lengths:
+            row.document([Text(rng.integers(5, 200, length).tolist(), loss=True)])
+    for row, pictures in zip(rows[2:], (3, 1), strict=True):
+        for _ in range(pictures):
+            latents = rng.standard_normal((config.image.tokens, config.image.latent_dim))
+            latents = latents.astype(np.float32)
+            split = draw_split(len(latents), 0.9, "random", rng)
+            picture = Image(latents, config.image.grid[1], split, diffusion.draw(latents, rng))
+            row.document([Label(int(rng.integers(10))), picture])
+    return rows
+
+
+class MixedRows:
+    """`mixed_rows` as a Trainer takes them: the first half of the ranks gets text alone."""
+
+    def __init__(self, config: Config, rank: int, world: int) -> None:
+        rows, micro = mixed_rows(config), config.data.micro_rows
+        share = len(rows) // world
+        mine = rows[rank * share : (rank + 1) * share]
+        self.batches = [collate(mine[at : at + micro]) for at in range(0, share, micro)]
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while True:
+            yield self.batches
+
+    def state(self) -> dict[int, dict[str, int]]:
+        return {self.rank: {"documents": 1}}
+
+    def resume(self, state: dict[int, dict[str, int]]) -> None:
+        raise AssertionError("nothing to go on from")
+
+
+class Awake(Decoder):
+    """A decoder whose latent head is not zero: with it no other gradient of the pictures is."""
+
+    def initialise(self) -> None:
+        super().initialise()
+        torch.nn.init.normal_(self.latent_out.weight, std=0.2)
+
+
+def step(config: Config) -> None:
+    """One step on `mixed_rows` of a decoder that is awake."""
+    loop.Decoder = Awake  # type: ignore[misc]
+    Trainer(config, MixedRows).run()
+    loop.Decoder = Decoder  # type: ignore[misc]
+
+
+def reference(config: Config, path: Path) -> None:
+    """Losses, gradients and updated weights of one step in plain PyTorch, one batch, one rank."""
+    torch.manual_seed(config.seed)
+    assert config.text
+    model = Awake(config, len(Tokenizer(config.text.tokenizer)))
+    tensors = {f"before/{n}": p.detach().clone() for n, p in model.named_parameters()}
+    batch = collate(mixed_rows(config))
+    latents, logits = model(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    noisy = batch.weight > 0
+    error = ((latents - batch.target) ** 2).mean(-1)[noisy]
+    image = (error * batch.weight[noisy]).sum() / noisy.sum()
+    targets = batch.predict_id >= 0
+    text = cross_entropy(logits[targets], batch.predict_id[targets])
+    (image + config.train.text_weight * text).backward()
+    tensors |= {"image_loss": image.detach(), "text_loss": text.detach()}
+    tensors |= {f"gradient/{n}": p.grad.clone() for n, p in model.named_parameters()}
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    betas = (config.train.betas[0], config.train.betas[1])
+    torch.optim.AdamW(model.parameters(), LR, betas, EPS, DECAY).step()
+    tensors |= {f"weight/{n}": p.detach().clone() for n, p in model.named_parameters()}
+    save_file({**tensors, "norm": norm}, path)
+
+
+def go_on(data: Path, folder: Path, stage: int) -> None:
+    """Four steps at once, and two and then two more."""
+    train = {"steps": 4, "keep": 9, "weight_decay": 0.1, "warmup": 3, "decay": 0.5}
+    straight = tiny(data, folder / "straight", zero_stage=stage, save_every=1, **train)
+    halves = tiny(data, folder / "halves", zero_stage=stage, **train)
+    Trainer(straight, Loader).run()
+    Trainer(halves, Loader).run(until=2)
+    Trainer(halves, Loader).run()
+
+
+def one_rank(data: Path, folder: Path) -> None:
+    reference(one_step(data, folder), folder / "reference.safetensors")
+    step(one_step(data, folder / "whole", zero_stage=0, micro_rows=4))
+    for stage in (0, 2):
+        name = f"accumulated-{stage}"
+        step(one_step(data, folder / name, zero_stage=stage, micro_rows=1))
+    go_on(data, folder / "go-on-0", 0)
+    alone = tiny(data, folder / "alone", eps=1e-3, zero_stage=0, steps=4)
+    Trainer(alone, Loader).run(until=2)
+    again = Trainer(alone, Loader)
+    again.run(until=2)  # it is there already
+    (folder / "until.json").write_text(json.dumps(again.state.step), encoding="utf-8")
+    Trainer(alone, Loader).run()
+    timed = {"max_minutes": 0.02, "steps": 10**6, "decay": 0.5, "save_every": 10**6}
+    Trainer(tiny(data, folder / "minutes", **timed), Loader).run()
+    with (folder / "again.txt").open("w") as said, redirect_stdout(said):
+        train(config=str(folder / "minutes/config.yaml"))
+
+
+def two_ranks(data: Path, folder: Path, rank: int) -> None:
+    for stage in (0, 1, 2, 3):
+        step(one_step(data, folder / f"ranks-{stage}", zero_stage=stage))
+    for stage in (2, 3):
+        step(one_step(data, folder / f"both-{stage}", zero_stage=stage, micro_rows=1))
+        go_on(data, folder / f"go-on-{stage}", stage)
+    # What one rank began at stage 0 is finished by two at stage 3.
+    if rank == 0:
+        begun = "checkpoints/step-00000002"
+        shutil.copytree(folder / "alone" / begun, folder / "grown" / begun)
+    torch.distributed.barrier()
+    Trainer(tiny(data, folder / "grown", eps=1e-3, zero_stage=3, steps=4), Loader).run()
+
+
+if __name__ == "__main__":
+    data, folder = map(Path, sys.argv[1:])
+    rank, world = start_distributed()
+    if world == 1:
+        one_rank(data, folder)
+    else:
+        two_ranks(data, folder, rank)

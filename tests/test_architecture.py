@@ -1,0 +1,245 @@
+"""What docs/architecture.md promises of the source itself, read from the files."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGES = ("mmfusion", "data_pipelines", "eval")
+FILES = sorted(file for name in PACKAGES for file in (CHECKOUT / name).rglob("*.py"))
+LONGEST, LONGEST_ENTRY = 400, 60
+
+# Each line may import from the lines above it, and from its own; a package stands for its modules.
+LAYERS = [
+    ["errors", "rng", "classes"],
+    ["config", "manifest"],
+    ["split", "diffusion", "codecs", "sequence"],
+    ["mask", "packing"],
+    ["cache", "decoder"],
+    ["losses"],
+    ["export"],
+    ["generation"],
+    ["pipeline"],
+    ["training"],
+    ["data_pipelines"],
+    ["eval"],
+    ["cli"],
+]
+# The order inside a line, where one matters: who must not import whom.
+NEVER = [
+    ("sequence", "codecs"),
+    ("diffusion", "codecs"),
+    ("split", "sequence"),
+    ("split", "diffusion"),
+    ("packing", "mask"),
+    ("mask", "packing"),
+    ("cache", "decoder"),
+    ("manifest", "config"),
+    ("config", "manifest"),
+    ("losses", "decoder"),  # the losses know predictions and batches, not who made them
+    ("losses", "training"),
+    ("generation", "losses"),
+    ("generation", "training"),
+    ("training", "generation"),
+    ("decoder", "diffusion"),
+    ("decoder", "codecs"),
+]
+BANNED = {
+    "torch.load": "unpickles",
+    "np.load": "unpickles unless allow_pickle is False",
+    "numpy.load": "unpickles unless allow_pickle is False",
+    "pickle": "runs what it reads",
+    "dill": "runs what it reads",
+    "joblib": "unpickles",
+    "marshal": "runs what it reads",
+    "shelve": "unpickles",
+    "yaml.unsafe_load": "makes any object",
+    "yaml.full_load": "makes objects",
+    "eval": "runs text",
+    "exec": "runs text",
+    "os.system": "runs a shell",
+    "os.popen": "runs a shell",
+    "extractall": "writes outside its folder",
+}
+
+
+def part_of(module: str) -> str:
+    """mmfusion.training.loop is part of `training`."""
+    return module.split(".")[1]
+
+
+def module_of(file: Path) -> str:
+    """The installed name: eval/ is mmfusion.eval."""
+    name = file.relative_to(CHECKOUT).with_suffix("").as_posix().replace("/", ".")
+    name = name.removesuffix(".__init__")
+    return name if name.startswith("mmfusion") else f"mmfusion.{name}"
+
+
+def imported(file: Path, top: bool = False) -> set[str]:
+    """All modules that a file names in an import: also inside functions, or only at its top.
+
+    `from mmfusion import losses` names mmfusion.losses; names that are no module do no harm.
+    """
+    package = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
+    tree = ast.parse(file.read_text("utf-8"))
+    found = set()
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+PUBLIC = {"Pipeline": "pipeline", "ImageSlot": "generation", "TextSlot": "generation"}
+
+
+def parts_imported(file: Path) -> set[str]:
+    own = {name for name in imported(file) if name.split(".")[0] == "mmfusion" and "." in name}
+    parts = {part_of(name) for name in own}
+    parts = {PUBLIC.get(part, "errors" if part == "UserError" else part) for part in parts}
+    return parts - {"__version__"}
+
+
+def test_imports_go_one_way() -> None:
+    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for file in FILES:
+        module = module_of(file)
+        if module == "mmfusion":
+            continue  # the package's front loads what is asked for, when it is asked for
+        own = part_of(module)
+        assert own in level, f"{module}: say in LAYERS where it stands"
+        for other in parts_imported(file):
+            assert other in level, f"{module} imports {other}, which LAYERS does not know"
+            up = level[other] > level[own]
+            if up or (own, other) in NEVER:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+
+
+def test_only_the_command_line_imports_data_pipelines_and_eval() -> None:
+    for file in FILES:
+        own = part_of(module_of(file)) if module_of(file) != "mmfusion" else "mmfusion"
+        allowed = {
+            "cli": {"data_pipelines", "eval"},
+            "eval": {"eval", "data_pipelines"},
+            "data_pipelines": {"data_pipelines"},
+        }.get(own, set())
+        assert parts_imported(file) & {"data_pipelines", "eval"} <= allowed, file
+    seen = set().union(*(parts_imported(file) for file in FILES if "cli" in file.parts))
+    assert {"data_pipelines", "eval"} <= seen  # or this test has gone blind
+
+
+def test_the_command_line_is_imported_by_nobody() -> None:
+    for file in FILES:
+        if "cli" not in file.parts:
+            assert "cli" not in parts_imported(file), file
+
+
+def test_nothing_imports_tests_benchmarks_or_folders_by_their_bare_names() -> None:
+    for file in [*FILES, CHECKOUT / "train.py"]:
+        roots = {name.split(".")[0] for name in imported(file)}
+        assert not roots & {"tests", "benchmarks", "eval", "data_pipelines", "configs"}, file
+
+
+def test_no_circle_of_modules() -> None:
+    """Imports at the top of files, followed to their end."""
+    modules = {module_of(file) for file in FILES} - {"mmfusion"}
+    graph = {module_of(file): imported(file, top=True) & modules for file in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_files_stay_short(name: str) -> None:
+    long = {
+        str(file.relative_to(CHECKOUT)): lines
+        for file in (CHECKOUT / name).rglob("*.py")
+        if (lines := len(file.read_text("utf-8").splitlines())) > LONGEST
+    }
+    assert not long
+
+
+def test_the_entry_only_wires() -> None:
+    assert len((CHECKOUT / "train.py").read_text("utf-8").splitlines()) < LONGEST_ENTRY
+
+
+def test_each_file_says_what_it_is() -> None:
+    for file in [*FILES, CHECKOUT / "train.py"]:
+        assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), file
+
+
+def test_nothing_runs_or_unpickles_what_it_reads() -> None:
+    found = [f"{file.relative_to(CHECKOUT)}: {what}" for file in FILES for what in banned(file)]
+    assert not found
+
+
+def banned(file: Path) -> list[str]:
+    tree = ast.parse(file.read_text("utf-8"))
+    modules = {name for name in imported(file) if name.split(".")[0] in BANNED}
+    found = sorted(modules)
+    safe = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any("SafeLoader" in ast.unparse(b) for b in node.bases)
+    } | {"yaml.SafeLoader", "SafeLoader", "yaml.CSafeLoader"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if options.get("shell", "False") != "False":
+            found.append("shell=")
+        if options.get("trust_remote_code", "False") != "False":
+            found.append("trust_remote_code=")
+        if options.get("allow_pickle", "False") != "False":
+            found.append("allow_pickle=")
+        if name in ("yaml.load", "yaml.load_all"):
+            loaders = {ast.unparse(a) for a in node.args[1:]} | {options.get("Loader", "")}
+            if not loaders & safe:
+                found.append(name)
+        elif name in ("np.load", "numpy.load"):
+            if options.get("allow_pickle") != "False":
+                found.append(name)
+        elif name in BANNED or name.split(".")[-1] == "extractall":  # not model.eval()
+            found.append(name)
+    return found
+
+
+def test_the_ban_finds_what_it_bans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CHECKOUT", tmp_path)
+    bad = [
+        "import pickle", "from pickle import loads", "import torch\ntorch.load(f)", "eval(x)",
+        "import subprocess\nsubprocess.run(x, shell=True)", "import yaml\nyaml.load(x)",
+        "import yaml\nyaml.load(x, yaml.Loader)", "import numpy as np\nnp.load(f)",
+        "import numpy as np\nnp.load(f, allow_pickle=True)", "tar.extractall(x)",
+    ]  # fmt: skip
+    good = [
+        "import yaml\nyaml.load(x, yaml.SafeLoader)", "model.eval()", "subprocess.run(x)",
+        "import yaml\nclass L(yaml.SafeLoader): pass\nyaml.load(x, L)",
+        "import numpy as np\nnp.load(f, allow_pickle=False)", "safetensors.torch.load_file(x)",
+    ]  # fmt: skip
+    for number, text in enumerate(bad + good):
+        file = tmp_path / f"m{number}.py"
+        file.write_text(text)
+        assert bool(banned(file)) == (text in bad), text
+
+
+def test_nothing_imports_all_names() -> None:
+    for file in FILES:
+        assert not re.search(r"^\s*from \S+ import \*", file.read_text("utf-8"), re.M), file

@@ -1,0 +1,565 @@
+"""The command line: what a user's mistake looks like, and what each command leaves behind."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import model_config, picture, random_decoder
+from PIL import Image as Picture
+
+from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion.cli import main
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import ModelConfig, load, save
+from mmfusion.export import export
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+COMMANDS = ("train", "generate", "caption", "edit", "chat", "eval", "data")
+QUICK = {"num_inference_steps": 2, "max_new_tokens": 4}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`mmfusion ARGUMENTS` in this process, in a folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code, trace = 0, ""
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except Exception:
+            code, trace = 1, traceback.format_exc(limit=-4)
+        said = capsys.readouterr()
+        return code, said.out, said.err + trace
+
+    return call
+
+
+def assert_refused(answer: tuple[int, str, str], *named: object) -> None:
+    """Exit code 2, one error, no traceback, and what is wrong is named."""
+    code, out, err = answer
+    assert code == 2, out + err
+    assert "Traceback" not in out + err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    message = err[err.index("error: ") :]
+    for name in named:
+        assert str(name) in message, message
+
+
+def write_model(folder: Path, data: Path, **changes: Any) -> Path:
+    """A random model of the digits, exported."""
+    tasks = ("class_to_image", "text_to_image", "image_to_text", "edit", "interleaved")
+    changes = {"generation": dict.fromkeys(tasks, QUICK), **changes}
+    config: ModelConfig = model_config(text={"tokenizer": str(data / "tokenizer.model")}, **changes)
+    decoder = random_decoder(config, len(Tokenizer(data / "tokenizer.model")))
+    export(config, decoder.state_dict(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("cli") / "model", digits_data)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "given.png"
+    picture(0).save(path)
+    return path
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], ["prompts", "--label"]),
+        (["a seven", "--label", "3"], ["either prompts or --label"]),
+        ([""], ["prompt is empty"]),
+        (["a seven", " \t "], ["prompt is empty"]),
+        (["--label", "eleven"], ["unknown class 'eleven'", "0 to 9", "seven"]),
+        (["--label", "10"], ["unknown class", "0 to 9"]),
+        (["--label", "-1"], ["unknown class"]),
+        (["--label", ""], ["unknown class"]),
+        (["seven " * 100], ["tokens", "rows hold 96", "shorten"]),
+        (["a", "--set", "ar_steps=17"], ["ar_steps", "17 AR steps do not fit 16 tokens"]),
+        (["a", "--set", "ar_sizes=[3, 4]"], ["ar_sizes", "add up to 7", "16 tokens"]),
+        (["a", "--set", "order=[0, 1]"], ["order", "0 to 15"]),
+        (["a", "--set", "order=spiral"], ["order"]),
+        (["a", "--set", "guidence=2"], ["guidence"]),
+        (["a", "--set", "guidance=two"], ["guidance", "two"]),
+        (["a", "--set", "guidance=.nan"], ["guidance"]),
+        (["a", "--set", "guidance=.inf"], ["guidance"]),
+        (["a", "--set", "guidance"], ["name=value"]),
+        (["a", "--set", "guidance=[1"], ["guidance=[1", "YAML"]),
+        (["a", "--set", "scheduler=euler"], ["scheduler", "euler", "ddpm"]),
+        (["a", "--set", "num_inference_steps=0"], ["num_inference_steps"]),
+        (["a", "--set", "num_inference_steps=1001"], ["num_inference_steps", "1000"]),
+        (["a", "--set", "seed=3"], ["seed"]),
+        (["a", "--set", "progress=false"], ["progress"]),
+        (["a", "--set", "batch_size=0"], ["batch_size"]),
+        (["a", "--set", "on_picture=1"], ["on_picture"]),
+        (["a", "--seed", str(2**70)], ["seed"]),
+        (["a", "-o", "picture.xyz"], ["picture.xyz", "cannot be written"]),
+        (["a", "-o", "/proc/none/picture.png"], ["/proc/none/picture.png"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_generate_refuses(run: Run, model: Path, arguments: list[str], named: list[str]) -> None:
+    assert_refused(run("generate", "--model", model, *arguments), *named)
+
+
+def test_options_that_typer_refuses_exit_with_2_too(run: Run, model: Path) -> None:
+    for wrong in (["--count", "0"], ["--seed", "x"], ["--colour", "red"]):
+        code, out, err = run("generate", "a", "--model", model, *wrong)
+        assert code == 2
+        assert wrong[0] in err
+        assert "Traceback" not in out + err
+    assert run("paint")[0] == 2
+
+
+def test_a_model_without_dropout_refuses_guidance(
+    run: Run, digits_data: Path, tmp_path: Path
+) -> None:
+    plain = {"prediction": "sample", "dropout": 0.0}
+    model = write_model(tmp_path / "model", digits_data, diffusion=plain)
+    refused = run("generate", "a", "--model", model, "--set", "guidance=2")
+    assert_refused(refused, "guidance 2", "diffusion.dropout")
+    assert run("generate", "a", "--model", model, "-o", tmp_path / "x.png")[0] == 0
+
+
+def test_a_model_without_text_or_classes_says_so(
+    run: Run, digits_data: Path, tmp_path: Path, image: Path
+) -> None:
+    config = model_config(text=None)
+    export(config, random_decoder(config).state_dict(), tmp_path / "mute")
+    mute = ("--model", tmp_path / "mute")
+    assert_refused(run("generate", "a", *mute), "no text", "tokenizer")
+    assert_refused(run("caption", image, *mute), "no text", "tokenizer")
+    assert_refused(run("edit", image, "--mask", "top", "--prompt", "a", *mute), "tokenizer")
+    write_model(tmp_path / "classless", digits_data, classes=[])
+    classless = ("--model", tmp_path / "classless")
+    assert_refused(run("generate", "--label", "3", *classless), "no classes", "text_to_image")
+
+
+PICTURES: dict[str, Callable[[Path], Any]] = {
+    "missing.png": lambda p: None,
+    "folder.png": lambda p: p.mkdir(),
+    "empty.png": lambda p: p.write_bytes(b""),
+    "text.png": lambda p: p.write_text("a handwritten seven"),
+    "cut.png": lambda p: _cut(picture(0), p),
+    "odd\nname.png": lambda p: None,
+}
+
+
+def _cut(image: Picture.Image, path: Path) -> None:
+    image.resize((200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_is_no_picture_is_refused(run: Run, model: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    PICTURES[name](path)
+    common = ("--model", model)
+    assert_refused(run("caption", path, *common), path)
+    assert_refused(run("edit", path, "--mask", "top", "--label", "3", *common), path)
+
+
+def test_a_mask_that_does_not_fit_is_refused(
+    run: Run, model: Path, image: Path, tmp_path: Path
+) -> None:
+    mask = tmp_path / "mask.png"
+
+    def edited(where: object, *condition: object) -> tuple[int, str, str]:
+        condition = condition or ("--label", "3")
+        return run("edit", image, "--mask", where, "--model", model, *condition)
+
+    Picture.new("L", (5, 7), "white").save(mask)
+    assert_refused(edited(mask), "mask of size 7x5", "8x8", "4x4")
+    Picture.new("L", (8, 8), "white").save(mask)
+    assert_refused(edited(mask), "regenerates everything")
+    Picture.new("L", (4, 4), "black").save(mask)
+    assert_refused(edited(mask), "regenerates nothing")
+    assert_refused(edited("middle"), "middle", "center", "outpaint")
+    assert_refused(edited("top", "--label", "12"), "unknown class")
+    assert_refused(edited("top", "--prompt", " "), "prompt is empty")
+    assert_refused(edited("top", "--label", "3", "--prompt", "a"), "either a prompt or a label")
+    assert_refused(run("edit", image, "--mask", "top", "--model", model), "a prompt or a label")
+    # Half of the picture is kept: 8 tokens are left for AR steps.
+    assert_refused(edited("top", "--label", "3", "--set", "ar_steps=9"), "9 AR steps", "8 tokens")
+
+
+def _replace(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut weights": (
+        lambda p: _replace(p / "model.safetensors", lambda b: b[: len(b) // 2]),
+        "model.safetensors is cut short or damaged",
+    ),
+    "flipped bit": (
+        lambda p: _replace(p / "model.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]),
+        "model.safetensors is cut short or damaged",
+    ),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no tokenizer": (lambda p: (p / "tokenizer.model").unlink(), "tokenizer.model is missing"),
+    "changed config": (lambda p: _replace(p / "config.json", lambda b: b + b" "), "config.json"),
+    "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json"),
+    "odd manifest": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json"),
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json"),
+    "no folder": (shutil.rmtree, "no such folder"),
+}
+
+
+@pytest.mark.parametrize("damage", MODELS)
+def test_a_damaged_model_is_refused(run: Run, model: Path, tmp_path: Path, damage: str) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    change, message = MODELS[damage]
+    change(copy)
+    assert_refused(run("generate", "a", "--model", copy), copy, message)
+
+
+UNSEALED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut weights": MODELS["cut weights"],
+    "cut tokenizer": (
+        lambda p: _replace(p / "tokenizer.model", lambda b: b[: len(b) // 2]),
+        "tokenizer.model",
+    ),
+    "no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json"),
+    "no UTF-8": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe{}"), "config.json"),
+    "no object": (lambda p: (p / "config.json").write_text("[1]"), "config.json"),
+    "unknown key": (
+        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"width"', b'"breadth"')),
+        "decoder.breadth",
+    ),
+    "another width": (
+        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"width": 32', b'"width": 64')),
+        "model.safetensors",
+    ),
+    "another depth": (
+        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"depth": 2', b'"depth": 1')),
+        "model.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", UNSEALED)
+def test_a_model_made_wrong_on_purpose_is_refused(
+    run: Run, model: Path, tmp_path: Path, damage: str
+) -> None:
+    """Its manifest holds, but the files do not fit."""
+    from mmfusion.manifest import seal
+
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    change, named = UNSEALED[damage]
+    change(copy)
+    seal(copy)
+    named = named.split(" is ")[0]
+    assert_refused(run("generate", "a", "--model", copy), copy, named)
+
+
+def test_a_model_that_cannot_be_fetched_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise next(errors)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    errors = iter([OSError("no network\nmore\nand more"), OSError()])
+    refused = run("generate", "a", "--model", "somebody/model")
+    assert_refused(refused, "somebody/model", "no network")
+    assert "and more" not in refused[2]
+    assert_refused(run("generate", "a", "--model", "somebody/model"), "somebody/model")
+    assert_refused(run("generate", "a", "--model", "a/b/c"), "a/b/c", "no such folder")
+
+
+def tiny(data: Path, output: Path) -> list[str]:
+    """Overrides that put tiny.yaml onto some data."""
+    shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
+    return [
+        f"train.output={output}",
+        f"text.tokenizer={data}/tokenizer.model",
+        *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
+    ]
+
+
+def test_train_refuses(
+    run: Run, digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmfusion.training import loop
+
+    monkeypatch.setattr(loop, "start_distributed", lambda: (0, 1))
+    good = ["train", "--config", "tiny", *tiny(digits_data, tmp_path / "run")]
+    for wrong, *named in (
+        ("train.learning_rate=1", "tiny.yaml", "train.learning_rate"),
+        ("train.lr=fast", "tiny.yaml", "train.lr", "fast"),
+        ("train.lr", "train.lr", "key.path=value"),
+        ("data.sources.1.shards=nowhere/x-*.tar", "nowhere/x-*.tar", "draw"),
+        ("text.tokenizer=nowhere/tokenizer.model", "nowhere/tokenizer.model", "mmfusion data"),
+        ("data.rows=3", "data.rows", "micro_rows"),
+        ("data.workers=3", "data.workers", "rows"),
+    ):
+        answer = run(*good, wrong)
+        assert_refused(answer, *named)
+    assert_refused(run("train", "--config", "huge"), "huge", "digits.yaml")
+    broken = tmp_path / "shards" / "train-00000.tar"
+    broken.parent.mkdir()
+    broken.write_bytes((digits_data / "train-00000.tar").read_bytes()[:100_000])
+    assert_refused(run(*good, f"data.sources.1.shards={broken}"), broken, "make it anew")
+
+
+def test_eval_refuses(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
+    common = ("eval", model, "-o", tmp_path / "report")
+    assert_refused(run(*common, "--data", tmp_path), tmp_path, "mmfusion data digits")
+    assert_refused(run("eval", tmp_path / "none", "--data", digits_data), tmp_path / "none")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/report.json").write_text("[]")
+    assert_refused(run(*common, "--data", digits_data), tmp_path / "report/report.json")
+
+
+def test_interleaved_prompts_that_cannot_be_answered(model: Path) -> None:
+    pipeline = Pipeline.from_pretrained(model)
+    for prompt, message in (
+        (["a seven", picture(0)], "no slot"),
+        ([], "no slot"),
+        ("a seven", "list"),
+        (["a", 3, TextSlot()], "int"),
+        ([" ", ImageSlot()], "empty"),
+        ([ImageSlot(steps=3)], "steps"),
+        ([ImageSlot(ar_steps=17)], "17 AR steps"),
+        ([picture(i) for i in range(6)] + [TextSlot()], "rows hold 96"),
+        ([TextSlot(max_new_tokens=200)], "max_new_tokens"),
+        ([["a", TextSlot()], ["b"]], "no slot"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline.generate(prompt)  # type: ignore[arg-type]
+
+
+# A real process
+
+
+def test_the_programs_exit_with_2_and_one_line(model: Path) -> None:
+    program = str(Path(sys.executable).with_name("mmfusion"))
+    for command, named in (
+        ([program, "generate", "", "--model", str(model)], "prompt is empty"),
+        ([sys.executable, "train.py", "--config", "tiny", "train.lr=fast"], "train.lr"),
+    ):
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+        assert_refused((done.returncode, done.stdout, done.stderr), named)
+
+
+def test_help_is_quick_and_lists_all_commands() -> None:
+    program = str(Path(sys.executable).with_name("mmfusion"))
+    script = """if True:
+        import sys
+        from mmfusion.cli import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            assert "torch" not in sys.modules, "torch was loaded"
+    """
+    for command in ([program, "--help"], [sys.executable, "-c", script]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert all(re.search(rf"\b{name}\b", done.stdout) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert len(out.splitlines()) > 5
+
+
+def test_an_interruption_is_no_error(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "text_to_image", stop)
+    code, out, err = run("generate", "a", "--model", model)
+    assert code == 130
+    assert "Traceback" not in out + err
+
+
+# What the commands make
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Picture.open(path))
+
+
+def test_generate_writes_a_picture_that_its_seed_repeats(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    def made(name: str, *arguments: object) -> np.ndarray:
+        path = tmp_path / "new folder" / name
+        code, out, err = run("generate", "--model", model, "-o", path, *arguments)
+        assert code == 0, err
+        assert str(path) in out
+        return pixels(path)
+
+    first = made("a.png", "a seven", "--seed", 3)
+    assert first.shape == (256, 256)  # enlarged to be seen
+    assert np.array_equal(first, made("b.png", "a seven", "--seed", 3))
+    assert not np.array_equal(first, made("c.png", "a seven", "--seed", 4))
+    assert not np.array_equal(first, made("d.png", "a nine", "--seed", 3))
+    exact = made("e.png", "a seven", "--seed", 3, "--exact")
+    assert exact.shape == (8, 8)
+    assert np.array_equal(first[::32, ::32], exact)
+    named = made("f.png", "--label", "three", "--exact")
+    assert np.array_equal(named, made("g.png", "--label", "3", "--exact"))
+    options = ("--set", "guidance=3", "--set", "ar_steps=4", "--set", "scheduler=ddim")
+    assert not np.array_equal(exact, made("h.png", "a seven", "--seed", 3, "--exact", *options))
+
+
+def test_generate_takes_each_scheduler_at_any_number_of_steps(model: Path) -> None:
+    pipeline = Pipeline.from_pretrained(model)
+    for scheduler in ("ddpm", "ddim", "dpmsolver++", "unipc"):
+        for steps in (1, 2, 3):
+            options = {"scheduler": scheduler, "num_inference_steps": steps}
+            assert pipeline.class_to_image(3, **options).size == (8, 8)
+
+
+def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
+    """`--count` pictures of each prompt, picture i with seed + i."""
+    many = ("generate", "a seven", "a nine", "--count", 2, "--model", model, "--exact")
+    code, out, _ = run(*many, "--seed", 5, "-o", tmp_path / "many")
+    assert code == 0
+    files = sorted((tmp_path / "many").iterdir())
+    assert [file.name for file in files] == [f"{i:04d}.png" for i in range(4)]
+    assert len(out.splitlines()) == 4
+    for number, prompt in enumerate(("a seven", "a seven", "a nine", "a nine")):
+        alone = tmp_path / "alone.png"
+        run("generate", prompt, "--seed", 5 + number, "--model", model, "--exact", "-o", alone)
+        assert np.array_equal(pixels(alone), pixels(files[number]))
+    assert run(*many, "-o", tmp_path / "sheet.png")[0] == 0
+    height, width = pixels(tmp_path / "sheet.png").shape[:2]
+    assert width > 4 * 64 > height > 64  # side by side
+
+
+def test_caption_says_something_of_each_picture(
+    run: Run, model: Path, image: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jpg"
+    Picture.new("RGBA", (40, 30), "red").convert("RGB").save(other)
+    code, out, _ = run("caption", image, "--model", model)
+    assert code == 0
+    (alone,) = out.splitlines() or [""]
+    code, out, _ = run("caption", image, other, "--model", model)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == f"{image}: {alone}"
+    assert lines[1].startswith(f"{other}: ")
+    sampled = ("--set", "temperature=1.5", "--set", "top_p=0.9", "--set", "max_new_tokens=12")
+    texts = [run("caption", image, "--model", model, "--seed", s, *sampled)[1] for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_edit_keeps_what_the_mask_does_not_touch(
+    run: Run, model: Path, image: Path, tmp_path: Path
+) -> None:
+    before = pixels(image)
+    out = tmp_path / "edited.png"
+    common = ("edit", image, "--model", model, "-o", out, "--exact")
+    assert run(*common, "--mask", "bottom", "--label", "3")[0] == 0
+    assert np.array_equal(pixels(out)[:4], before[:4])
+    assert not np.array_equal(pixels(out)[4:], before[4:])
+    drawn = np.zeros((8, 8), np.uint8)
+    drawn[0, 7] = 255  # one pixel: its whole token is drawn anew
+    Picture.fromarray(drawn).save(tmp_path / "mask.png")
+    assert run(*common, "--mask", tmp_path / "mask.png", "--prompt", "a seven")[0] == 0
+    token = np.zeros((8, 8), bool)
+    token[:2, 6:] = True
+    assert np.array_equal(pixels(out)[~token], before[~token])
+    assert not np.array_equal(pixels(out)[token], before[token])
+
+
+def test_chat_follows_a_script(
+    run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "/say",  # out of nothing
+        "a seven, please", "", "/draw", "and then comes", "/draw", f"/image {image}", "/say",
+        "/image nowhere.png", "/dance", "word " * 90, "/draw",  # three mistakes
+        "/new", "a nine", "/draw", "/quit", "/draw",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    code, out, err = run("chat", "--model", model, "-o", tmp_path / "chat", "--exact")
+    assert code == 0, err
+    files = sorted((tmp_path / "chat").iterdir())
+    assert [file.name for file in files] == ["0000.png", "0001.png", "0002.png"]
+    assert "picture nowhere.png: no such file" in out
+    assert "no command /dance" in out
+    assert "rows hold 96" in out
+    assert out.count("error: ") == 2
+    # Each drawing is what the whole conversation so far asks for; /new forgets it.
+    pipeline = Pipeline.from_pretrained(model)
+    said = pipeline.generate([TextSlot()])
+    answered = pipeline.generate([*filter(None, said), "a seven, please", ImageSlot()])
+    assert np.array_equal(np.asarray(answered[-1]), pixels(files[0]))
+    fresh = pipeline.generate(["a nine", ImageSlot()])
+    assert np.array_equal(np.asarray(fresh[-1]), pixels(files[2]))
+
+
+def test_chat_ends_with_its_input(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a seven\n"))
+    code, _, err = run("chat", "--model", model, "-o", tmp_path / "chat")
+    assert (code, err) == (0, "")
+    assert not (tmp_path / "chat").exists()
+
+
+def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(model, folder / "model")
+    settings = f"{{data: '{digits_data}', pictures: 20, held_out: 10, edits: 10}}"
+    config = load("tiny", [*tiny(digits_data, folder), f"evaluation={settings}"])
+    save(config, folder / "config.yaml")
+    code, out, err = run("eval", folder)
+    assert code == 0, err
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["class_to_image"]["n"] == 20
+    assert report["image_to_text"]["n"] == report["interleaved"]["n"] == report["edit"]["n"] == 10
+    assert report["edit"]["kept_identical"] is True
+    assert all(f"{path}" in out for path in (folder / "report.html", folder / "report.json"))
+    assert "<img" in (folder / "report.html").read_text("utf-8")
+    written = (folder / "report.json").stat().st_mtime_ns
+    code, out, _ = run("eval", folder)
+    assert (code, "already there" in out) == (0, True)
+    assert (folder / "report.json").stat().st_mtime_ns == written
+    write_model(folder / "model", digits_data, diffusion={"prediction": "epsilon"})
+    _replace(folder / "report.json", lambda b: b.replace(report["weights_sha256"].encode(), b"0"))
+    assert "wrote" in run("eval", folder, "-o", folder)[1]  # other weights
+
+
+def test_a_dry_run_needs_no_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", "--config", "mm_xl", "--dry-run", "--ranks", 64)
+    assert code == 0, err
+    figures = dict(line.split(None, 1) for line in out.splitlines() if line[:1].isalpha())
+    assert re.search(r"\b6\d\d,\d{3},\d{3}\b|\b7\d\d,\d{3},\d{3}\b", figures["parameters"])
+    assert "GiB" in out
+    assert not list(tmp_path.iterdir())

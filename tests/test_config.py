@@ -1,0 +1,249 @@
+"""The configuration: shipped files, what is refused and how, overrides, DeepSpeed's settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mmfusion.config import Sampling, build, load, read_yaml, save
+from mmfusion.errors import UserError
+from mmfusion.training.engine import deepspeed_config, precision
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_parse_and_come_back_from_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where none of their data are
+    config = load(str(CONFIGS / name))
+    assert load(name) == load(name.removesuffix(".yaml")) == config
+    save(config, tmp_path / "made" / "config.yaml")
+    assert load(str(tmp_path / "made" / "config.yaml")) == config
+    model = config.model_part()
+    assert json.loads(model.model_dump_json()) == model.model_dump()
+    assert build(type(model), model.model_dump(), "config.json") == model
+    for world in (1, 2):
+        assert deepspeed_config(config, world)["train_micro_batch_size_per_gpu"] >= 1
+
+
+def test_there_are_the_configs_that_the_docs_name() -> None:
+    assert {"tiny.yaml", "digits.yaml", "mm_xl.yaml"} <= set(SHIPPED)
+
+
+def test_xl_is_the_papers_model() -> None:
+    """Section 4: 1280 wide, 20 heads, 64 label tokens, KL-16 latents of 16 x 16 tokens."""
+    config = load("mm_xl")
+    assert (config.decoder.width, config.decoder.heads, config.decoder.depth) == (1280, 20, 32)
+    assert (config.decoder.label_tokens, config.image.grid) == (64, (16, 16))
+    assert (config.image.latent_dim, config.train.ema) == (16, 0.9999)
+    assert config.train.betas == [0.9, 0.95]
+    assert {source.task for source in config.data.sources} == {
+        "class_to_image", "text_to_image", "image_to_text", "interleaved",
+    }  # fmt: skip
+
+
+# What is refused, and how
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.learning_rate=1e-3", "train.learning_rate"),  # unknown keys
+        ("lr=1e-3", "lr"),
+        ("data.sources.0.shard=x", "data.sources.0.shard"),
+        ("generation.class_to_image.steps=3", "generation.class_to_image.steps"),
+        ("train.lr=fast", "train.lr"),  # wrong types
+        ("train.lr='1e-3'", "train.lr"),
+        ("train.steps=1.5", "train.steps"),
+        ("train.steps=true", "train.steps"),
+        ("train.steps=", "train.steps"),
+        ("data.rows=[4]", "data.rows"),
+        ("image=8", "image"),
+        ("text.tokenizer=3", "text.tokenizer"),
+        ("classes=zero", "classes"),
+        ("train.betas=[0.9]", "train.betas"),
+        ("train.lr=-1", "train.lr"),  # wrong values
+        ("train.lr=.nan", "train.lr"),
+        ("train.lr=.inf", "train.lr"),
+        ("train.zero_stage=4", "train.zero_stage"),
+        ("diffusion.dropout=1", "diffusion.dropout"),
+        ("image.codec=vea", "image.codec"),
+        ("image.patch=3", "image"),  # values that do not go together
+        ("decoder.heads=3", "decoder"),
+        ("decoder.kv_heads=3", "decoder"),
+        ("image.codec=vae", "image"),
+        ("data.sources.1.name=class", "data"),
+        ("generation.edit.guidance_interval=[0.5, 0.1]", "generation.edit"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("tiny", [override])
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("tiny.yaml:")
+    assert any(line.strip().split(": ")[0] == named for line in lines), lines
+
+
+def test_all_wrong_keys_are_named_at_once() -> None:
+    with pytest.raises(UserError, match=r"(?s)train\.lr.*train\.x.*oops") as caught:
+        load("tiny", ["train.lr=x", "train.x=1", "oops=2"])
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", "key.path=value"),
+        ("train.lr.x=1", "train.lr is a value, not a section"),
+        ("seed.x=1", "seed is a value, not a section"),
+        ("data.sources.9.shards=x", "4 entries has no entry 9"),
+        ("data.sources.first.shards=x", "no entry first"),
+        ("data.sources.²=x", "no entry"),
+        ("train.betas=[0.9", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("tiny", [override])
+    assert message in str(caught.value)
+    assert override.partition("=")[0].split(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "mapping"),
+        (b"- a\n- b\n", "mapping"),
+        (b"seed: [1\n", "not valid YAML"),
+        (b"seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"seed: \xff\xfe\n", "wrong.yaml"),
+        (b"seed: 1\n", "row_length: Field required"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_missing_config_lists_the_shipped_ones(tmp_path: Path) -> None:
+    for name in ("huge", str(tmp_path / "huge.yaml"), str(tmp_path), ""):
+        with pytest.raises(UserError) as caught:
+            load(name)
+        assert all(shipped in str(caught.value) for shipped in SHIPPED)
+
+
+def test_guidance_in_a_config_needs_dropout() -> None:
+    """Or the run would stop at its first sample sheet, after a thousand steps."""
+    with pytest.raises(UserError, match="dropout"):
+        load("tiny", ["diffusion.dropout=0"])
+    quiet = [f"generation.{t}.guidance=1" for t in ("class_to_image", "text_to_image", "edit")]
+    load("tiny", ["diffusion.dropout=0", "generation.interleaved.guidance=1", *quiet])
+
+
+# Overrides
+
+
+def test_overrides_reach_sections_lists_and_what_is_not_there() -> None:
+    config = load(
+        "tiny",
+        [
+            "train.lr=3e-4",
+            "data.sources.2.shards=elsewhere/*.tar",
+            "train.max_minutes=9",
+            "data.capacity={text: 1, label: 2, image: 3, noisy: 4, predict: 5}",
+            "train.sheet_prompts=[a, 'b: c', null is not text]",
+            "evaluation=null",
+            "decoder.kv_heads=1",
+            "train.output=a=b",
+        ],
+    )
+    assert config.train.lr == 3e-4
+    assert load("digits", ["train.betas.1=0.99"]).train.betas == [0.9, 0.99]
+    assert config.train.max_minutes == 9
+    assert config.data.capacity is not None
+    assert config.data.capacity.model_dump() == {
+        "text": 1, "label": 2, "image": 3, "noisy": 4, "predict": 5,
+    }  # fmt: skip
+    assert config.train.sheet_prompts == ["a", "b: c", "null is not text"]
+    assert config.evaluation is None
+    assert config.train.output == "a=b"
+    plain = load("tiny")
+    assert [s.shards for s in config.data.sources][2] == "elsewhere/*.tar"
+    assert config.data.sources[:2] == plain.data.sources[:2]
+    assert config.diffusion == plain.diffusion
+
+
+def test_an_override_reaches_its_own_section_alone() -> None:
+    """tiny.yaml writes three sections with one YAML alias."""
+    config, plain = load("tiny", ["generation.class_to_image.guidance=3.0"]), load("tiny")
+    assert config.generation.class_to_image.guidance == 3
+    assert config.generation.text_to_image == plain.generation.text_to_image
+    assert config.generation.edit == plain.generation.edit
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("3e-4", 3e-4), ("1E5", 1e5), ("1e+3", 1e3), ("-2.5e-3", -2.5e-3),
+        (".5e1", 5.0), ("1.e2", 100.0), ("1_000.5", 1000.5), ("500_000", 500_000),
+        ("'1e-4'", "1e-4"), ("e4", "e4"), ("1e", "1e"), ("a1e4", "a1e4"), ("1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
+    assert read_yaml(text, "x") == value
+    assert type(read_yaml(text, "x")) is type(value)
+
+
+def test_what_is_saved_reads_the_same_in_any_yaml(tmp_path: Path) -> None:
+    config = load("tiny", ["train.lr=1e-5", "train.eps=1e-15", "train.output='1e3'"])
+    config = config.model_copy(update={"classes": ["1e3", "no", "2024", "ünïcode", "a: b", ""]})
+    save(config, tmp_path / "config.yaml")
+    assert load(str(tmp_path / "config.yaml")) == config
+    plain = yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8"))
+    assert plain["classes"] == config.classes
+    assert float(plain["train"]["eps"]) == 1e-15
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load("tiny")
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_sampling_takes_no_silent_conversions() -> None:
+    for wrong in ({"guidance": "2"}, {"ar_steps": 2.5}, {"ar_sizes": [3, 0]}, {"order": "spiral"}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            build(Sampling, wrong, "options")
+
+
+# DeepSpeed's settings
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_deepspeed_gets_the_rows_of_a_step(world: int, micro: int) -> None:
+    config = load("tiny", ["data.rows=24", f"data.micro_rows={micro}", "train.zero_stage=3"])
+    made = deepspeed_config(config, world)
+    each, times = made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]
+    assert each == micro
+    assert each * times * world == 24
+    assert made["zero_optimization"]["stage"] == 3
+    assert made["gradient_clipping"] == config.train.grad_clip
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_bf16_is_refused_where_no_fp32_weights_are_kept() -> None:
+    with pytest.raises(UserError, match=r"train\.zero_stage"):
+        precision(load("tiny", ["train.precision=bf16", "train.zero_stage=0"]))
+    made = deepspeed_config(load("tiny", ["train.precision=bf16"]), 1)
+    assert made["bf16"]["enabled"]
+    assert not deepspeed_config(load("tiny", ["train.precision=fp32"]), 1)["bf16"]["enabled"]

@@ -1,0 +1,209 @@
+"""Noising and sampling against closed forms: a Gaussian's denoiser is known exactly."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from mmfusion.config import DiffusionConfig
+from mmfusion.diffusion import Diffusion
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+SCHEDULERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
+
+
+def diffusion(prediction: str = "epsilon", **changes) -> Diffusion:
+    return Diffusion(DiffusionConfig.model_validate({"prediction": prediction, **changes}))
+
+
+def alpha_bar() -> list[float]:
+    """The paper's schedule: running product of 1 - beta, beta from 1e-4 to 2e-2 in 1000 steps."""
+    product, made = 1.0, []
+    for t in range(1000):
+        product *= 1 - (1e-4 + (2e-2 - 1e-4) * t / 999)
+        made.append(product)
+    return made
+
+
+# Forward
+
+
+def test_forward_process() -> None:
+    rng = np.random.default_rng(0)
+    clean, noise = rng.normal(size=(2, 3, 5, 4))
+    timestep = rng.integers(1000, size=(3, 5))
+    made = diffusion().noised(clean, timestep, noise)
+    assert made.dtype == np.float32
+    kept = alpha_bar()
+    for b in range(3):
+        for n in range(5):
+            a = kept[timestep[b, n]]
+            expected = a**0.5 * clean[b, n] + (1 - a) ** 0.5 * noise[b, n]
+            np.testing.assert_allclose(made[b, n], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_schedule_runs_from_almost_clean_to_almost_noise() -> None:
+    made = diffusion().alpha_bar
+    np.testing.assert_allclose(made, alpha_bar(), rtol=1e-9)
+    assert made[0] == pytest.approx(0.9999)
+    assert made[-1] < 5e-5
+    assert (np.diff(made) < 0).all()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_target_and_noised_latents_give_the_clean_ones_back(prediction: str) -> None:
+    rng = np.random.default_rng(1)
+    clean, noise = rng.normal(size=(2, 6, 4))
+    timestep = np.array([0, 1, 100, 500, 900, 999])
+    process = diffusion(prediction)
+    noised, target = (f(clean, timestep, noise) for f in (process.noised, process.target))
+    a = np.array(alpha_bar())[timestep][:, None]
+    if prediction == "epsilon":
+        np.testing.assert_allclose(target, noise, rtol=1e-6)
+        found = (noised - np.sqrt(1 - a) * target) / np.sqrt(a)
+    elif prediction == "sample":
+        found = target
+    else:
+        found = np.sqrt(a) * noised - np.sqrt(1 - a) * target
+        np.testing.assert_allclose(
+            np.sqrt(1 - a) * noised + np.sqrt(a) * target, noise, rtol=1e-4, atol=1e-4
+        )
+    scale = np.sqrt(a) if prediction == "epsilon" else 1  # fp32 rounding was divided by sqrt(a)
+    np.testing.assert_allclose(found * scale, clean * scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_training_draw(prediction: str) -> None:
+    """One timestep for the whole picture, uniform over all; latents and target of one noise."""
+    process = diffusion(prediction, timesteps=50, weight_start=1.5)
+    clean = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    seen = np.zeros(50, int)
+    for _ in range(2000):
+        draw = process.draw(clean, rng)
+        assert draw.latents.shape == draw.target.shape == (1, 5, 4)
+        assert len(set(draw.timesteps.ravel().tolist())) == 1
+        seen[int(draw.timesteps[0, 0])] += 1
+    assert draw.start_weight == 1.5
+    assert seen.min() > 15  # 40 expected
+    assert seen.max() < 75
+    a = process.alpha_bar[draw.timesteps[0].astype(int)][:, None]
+    noise = (draw.latents[0] - np.sqrt(a) * clean) / np.sqrt(1 - a)
+    np.testing.assert_allclose(
+        process.target(clean, draw.timesteps[0].astype(int), noise), draw.target[0], atol=1e-4
+    )
+    assert abs(noise.mean()) < 1
+    assert 0.4 < noise.std() < 1.8
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_use_the_training_schedule(name: str) -> None:
+    process = diffusion("v_prediction", timesteps=77, beta_start=1e-3, beta_end=3e-2)
+    scheduler = process.scheduler(name)
+    np.testing.assert_allclose(scheduler.alphas_cumprod, process.alpha_bar, rtol=1e-5)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler is not process.scheduler(name)  # they carry state
+
+
+def respaced(number: int) -> list[int]:
+    """The timesteps of guided-diffusion's `space_timesteps`, which the official code samples at."""
+    stride, at, taken = 999 / (number - 1), 0.0, []
+    for _ in range(number):
+        taken.append(round(at))
+        at += stride
+    return taken
+
+
+@pytest.mark.parametrize("number", [250, 100, 50, 20, 1000])
+def test_ddpm_takes_the_papers_respaced_timesteps(number: int) -> None:
+    scheduler = diffusion().scheduler("ddpm")
+    scheduler.set_timesteps(number)
+    assert scheduler.timesteps.tolist() == respaced(number)[::-1]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("place", [0, 1, 100, 248, 249])
+def test_a_ddpm_step_is_the_respaced_posterior_with_the_large_variance(
+    prediction: str, place: int
+) -> None:
+    """Ho et al. 2020, equations 6 and 7, with the betas of the 250 timesteps that are left."""
+    kept, taken = alpha_bar(), respaced(250)
+    i = 249 - place  # of 250, counted from the clean end
+    a, before = kept[taken[i]], kept[taken[i - 1]] if i else 1.0
+    beta = 1 - a / before
+    rng = np.random.default_rng(place)
+    x, output = rng.normal(size=(2, 3, 5, 4))
+    clean = {
+        "epsilon": (x - (1 - a) ** 0.5 * output) / a**0.5,
+        "sample": output,
+        "v_prediction": a**0.5 * x - (1 - a) ** 0.5 * output,
+    }[prediction]
+    mean = before**0.5 * beta / (1 - a) * clean + (1 - beta) ** 0.5 * (1 - before) / (1 - a) * x
+    noise = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(5)).numpy()
+    expected = mean + (beta**0.5 * noise if i else 0)
+
+    scheduler = diffusion(prediction).scheduler("ddpm")
+    scheduler.set_timesteps(250)
+    made = scheduler.step(
+        torch.from_numpy(output).float(),
+        int(scheduler.timesteps[place]),
+        torch.from_numpy(x).float(),
+        generator=torch.Generator().manual_seed(5),
+    ).prev_sample
+    np.testing.assert_allclose(made, expected, rtol=2e-3, atol=2e-3)
+
+
+def oracle(prediction: str, mean: torch.Tensor, deviation: float) -> Callable:
+    """What a perfect model of N(mean, deviation²) predicts of x at timestep t."""
+    kept = alpha_bar()
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        a = kept[t]
+        gain = a**0.5 * deviation**2 / (a * deviation**2 + 1 - a)
+        clean = mean + gain * (x - a**0.5 * mean)
+        noise = (x - a**0.5 * clean) / (1 - a) ** 0.5
+        return {
+            "epsilon": noise,
+            "sample": clean,
+            "v_prediction": a**0.5 * noise - (1 - a) ** 0.5 * clean,
+        }[prediction]
+
+    return predict
+
+
+def sample(name: str, prediction: str, number: int, x: torch.Tensor, predict: Callable):
+    scheduler = diffusion(prediction).scheduler(name)
+    scheduler.set_timesteps(number)
+    draws = {"generator": torch.Generator().manual_seed(1)} if name == "ddpm" else {}
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(predict(x, t), t, x, **draws).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("number", [5, 20])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_point_mass_is_recovered(name: str, prediction: str, number: int) -> None:
+    """Also far outside [-1, 1]: nothing clips."""
+    target = torch.tensor([[0.3, -7.0, 12.0, 0.0]])
+    noise = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    made = sample(name, prediction, number, noise, oracle(prediction, target, 0.0))
+    torch.testing.assert_close(made, target.expand(6, 4), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("name", "number"), [*zip(SCHEDULERS, (250, 100, 25, 25), strict=True)])
+def test_a_gaussian_is_sampled(name: str, number: int, prediction: str) -> None:
+    """With the true denoiser the samples have its mean and deviation."""
+    noise = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    mean, deviation = torch.tensor([[1.5]]), 0.5
+    made = sample(name, prediction, number, noise, oracle(prediction, mean, deviation))
+    assert float(made.mean()) == pytest.approx(1.5, abs=0.02)
+    assert float(made.std()) == pytest.approx(0.5, rel=0.04)
+    # A normal's excess kurtosis is 0: the shape is right, too.
+    centred = (made - made.mean()) / made.std()
+    assert float((centred**4).mean()) == pytest.approx(3, abs=0.25)

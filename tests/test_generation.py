@@ -1,0 +1,972 @@
+"""Generation against the same model without a cache, and every promise of the public API.
+
+The judge is `plain`: rows as in training, run whole under the dense mask at every denoising step.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    COLUMNS,
+    DIM,
+    LABEL_TOKENS,
+    LLAMA,
+    PAPER,
+    STYLES,
+    TOKENS,
+    RawCodec,
+    image,
+    make_row,
+    model_config,
+    picture,
+    random_decoder,
+)
+from PIL import Image as Picture
+
+from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion.cache import Cache
+from mmfusion.codecs.image import PixelCodec
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Sampling
+from mmfusion.decoder import Decoder
+from mmfusion.diffusion import Diffusion
+from mmfusion.generation.masks import REGIONS, regenerated
+from mmfusion.generation.session import Session
+from mmfusion.mask import dense_mask
+from mmfusion.packing import Batch, collate
+from mmfusion.sequence import Document, Image, Label, Noise, Row, Text, null_form
+from mmfusion.split import Split, cut
+
+SCHEDULERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
+FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim"}
+ORDER = [5, 0, 3, 12, 9, 7, 1, 15, 2, 4, 8, 6, 11, 14, 10, 13]
+LOUDER = 6
+SPLITS = {"one": [16], "even": [6, 5, 5], "uneven": [1, 9, 2, 4]}
+
+
+def make_pipeline(tokenizer: Tokenizer | None, style: dict, **changes: Any) -> Pipeline:
+    config = model_config(style, **changes)
+    decoder = random_decoder(config, len(tokenizer) if tokenizer else 0)
+    return Pipeline(config, decoder, tokenizer, RawCodec(config.image))
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def each(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
+    """A pipeline of each block style, which answers with raw latents."""
+    return make_pipeline(tokenizer, STYLES[request.param])
+
+
+@pytest.fixture(scope="module")
+def pipe(tokenizer: Tokenizer) -> Pipeline:
+    return make_pipeline(tokenizer, PAPER)
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def ending(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
+    """One whose answers end now and then: its end symbol is louder than an untrained model's."""
+    pipe = make_pipeline(tokenizer, STYLES[request.param])
+    with torch.no_grad():
+        pipe.decoder.text_out.weight[tokenizer.end_id] *= LOUDER
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def shown(pipe: Pipeline) -> Pipeline:
+    """The same model, answering with pictures."""
+    return Pipeline(pipe.config, pipe.decoder, pipe.tokenizer, PixelCodec(pipe.config.image))
+
+
+class Calls:
+    """What the decoder was called with: rows, tokens, and whether they were noisy."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.caches: list[Cache | None] = []
+
+    def __call__(self, module: Decoder, args: tuple, output: Any) -> None:
+        self.batches.append(args[0])
+        self.caches.append(args[2] if len(args) > 2 else None)
+
+    @property
+    def noisy(self) -> list[Batch]:
+        return [b for b in self.batches if (b.stream[b.doc >= 0] > 0).any()]
+
+    @property
+    def clean(self) -> list[Batch]:
+        return [b for b in self.batches if not (b.stream[b.doc >= 0] > 0).any()]
+
+
+@pytest.fixture
+def calls(pipe: Pipeline) -> Iterator[Calls]:
+    spy = Calls()
+    handle = pipe.decoder.register_forward_hook(spy)
+    yield spy
+    handle.remove()
+
+
+def split_of(sizes: list[int]) -> Split:
+    return cut(np.array(ORDER), sizes)
+
+
+@torch.no_grad()
+def training_output(
+    decoder: Decoder,
+    prefix: Document,
+    split: Split,
+    clean: np.ndarray,
+    noisy: np.ndarray,
+    timestep: float,
+) -> dict[int, torch.Tensor]:
+    """What each grid cell's noisy token predicts in a training row, run whole."""
+    noise = Noise(noisy[None], noisy[None], np.full((1, TOKENS), timestep), 2.0)
+    row = make_row(120, [*prefix, Image(clean, COLUMNS, split, noise)])
+    batch = collate([row])
+    output, _ = decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    return dict(zip(np.concatenate(split).tolist(), output[0, -TOKENS:], strict=True))
+
+
+def plain(
+    pipe: Pipeline,
+    prefix: Document,
+    sizes: list[int],
+    seed: int = 0,
+    scheduler: str = "ddim",
+    number: int = 4,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    kept: tuple[np.ndarray, np.ndarray] | None = None,
+    order: list[int] = ORDER,
+) -> np.ndarray:
+    """A picture by the definition: training rows, no cache, one AR step after another.
+
+    What the row holds besides (other steps' noisy tokens, later steps' clean ones) is rubbish.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(TOKENS, DIM, generator=generator)
+    split = cut(np.array(order), sizes)
+    done = 0
+    if kept is not None:
+        given, keep = kept
+        latents[keep] = torch.from_numpy(given)[keep]
+        split = [np.flatnonzero(keep), *cut(np.array([c for c in order if not keep[c]]), sizes)]
+        done = 1
+    rubbish = np.random.default_rng(0)
+
+    def predicted(before: Document, group: np.ndarray, x: torch.Tensor, t: int) -> torch.Tensor:
+        noisy = rubbish.standard_normal((TOKENS, DIM), dtype=np.float32)
+        noisy[group] = x
+        made = training_output(pipe.decoder, before, split, latents.numpy(), noisy, t)
+        return torch.stack([made[int(cell)] for cell in group])
+
+    for group in split[done:]:
+        steps: Any = Diffusion(pipe.config.diffusion).scheduler(scheduler)
+        steps.set_timesteps(number)
+        x = latents[group]
+        for t in steps.timesteps.tolist():
+            output = predicted(prefix, group, x, t)
+            if guidance != 1 and interval[0] * 1000 <= t <= interval[1] * 1000:
+                without = predicted(null_form(prefix), group, x, t)
+                output = without + guidance * (output - without)
+            draws = {"generator": generator} if scheduler == "ddpm" else {}
+            x = steps.step(output, t, x, **draws).prev_sample
+        latents[group] = x
+    return latents.numpy()
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-4) -> None:
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+# The cache
+
+
+@torch.no_grad()
+def test_cached_passes_equal_one_full_forward(each: Pipeline) -> None:
+    """Clean pass by pass, then the noisy step over the cache: as the row as a whole.
+
+    Two rows of different lengths stand side by side, the shorter one padded pass by pass.
+    """
+    rng = np.random.default_rng(0)
+    decoder = each.decoder
+    texts = [Text([5, 6, 7, 8], loss=True), Text([9, 10], loss=True)]
+    given = [[Label(3), Image(image(rng, False).latents, COLUMNS), text] for text in texts]
+    targets = [image(rng, True, steps=3) for _ in texts]
+    targets[1] = Image(targets[1].latents, COLUMNS, targets[0].split, targets[1].noise)
+    split = targets[0].split
+    rows = [make_row(80, [*g, target]) for g, target in zip(given, targets, strict=True)]
+    whole = collate(rows)
+    full, logits = decoder(whole, dense_mask(whole.doc, whole.order, whole.stream))
+
+    cache = Cache(decoder.config, 2, 80)
+    clocks = [(0, 0), (0, 0)]
+
+    def open_rows(length: int) -> list[Row]:
+        made = []
+        for order, time in clocks:
+            row = Row(length, DIM, LABEL_TOKENS)
+            row.doc_id, row.order_now, row.time_now = 0, order, time
+            made.append(row)
+        return made
+
+    def run(made: list[Row], keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = collate(made)
+        output = decoder(batch, cache.mask(batch), cache)
+        if keep:
+            cache.keep(batch)
+        return output
+
+    for segments in zip(*given, strict=True):
+        made = open_rows(max(len(s.ids) if isinstance(s, Text) else TOKENS for s in segments))
+        for row, segment in zip(made, segments, strict=True):
+            row.segment(segment)
+        clocks = [(row.order_now, row.time_now) for row in made]
+        _, spoken = run(made, keep=True)
+    for b, text in enumerate(texts):
+        number = len(text.ids) - 1
+        close(spoken[b, :number], logits[b, :number], 1e-5)
+    start = 0
+    for group in split:
+        noisy, clean = open_rows(len(group)), open_rows(len(group))
+        for row, target in zip(noisy, targets, strict=True):
+            row.image(target.noise.latents[0, group], group, COLUMNS, stream=1)
+            row.timestep[:] = target.noise.timesteps[0, group]
+        output, _ = run(noisy, keep=False)
+        close(output, full[:, start : start + len(group)], 1e-5)
+        for row, target in zip(clean, targets, strict=True):
+            row.image(target.latents[group], group, COLUMNS)
+        run(clean, keep=True)
+        clocks = [(order + 1, time) for order, time in clocks]
+        start += len(group)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_cache_never_keeps_a_noisy_token(pipe: Pipeline, calls: Calls, guidance: float) -> None:
+    pipe.generate(
+        ["a three", ImageSlot(), TextSlot(max_new_tokens=3), ImageSlot()],
+        guidance=guidance,
+        ar_steps=3,
+        **FAST,
+    )
+    caches = [cache for cache in calls.caches if cache is not None]
+    assert len(caches) == len(calls.batches) > 20
+    for cache in caches:
+        kept = cache.doc[:, : cache.used] >= 0
+        assert (cache.stream[:, : cache.used][kept] == 0).all()
+        assert cache.used <= cache.length
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+def test_picture_of_a_class_equals_plain_sampling(
+    each: Pipeline, scheduler: str, sizes: list[int]
+) -> None:
+    made = each.class_to_image(
+        3, seed=11, scheduler=scheduler, num_inference_steps=4, order=ORDER, ar_sizes=sizes
+    )
+    close(made, plain(each, [Label(3)], sizes, 11, scheduler))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_other_predictions_equal_plain_sampling(tokenizer: Tokenizer, prediction: str) -> None:
+    pipe = make_pipeline(tokenizer, PAPER, diffusion={"prediction": prediction})
+    for scheduler in SCHEDULERS:
+        made = pipe.class_to_image(
+            3, scheduler=scheduler, num_inference_steps=4, order=ORDER, ar_sizes=[10, 6]
+        )
+        expected = plain(pipe, [Label(3)], [10, 6], 0, scheduler)
+        scale = np.abs(expected).max()  # an untrained model that predicts noise goes astray
+        close(made / scale, expected / scale)
+
+
+def test_ar_steps_are_even_and_one_is_plain_diffusion(pipe: Pipeline) -> None:
+    one = pipe.text_to_image("a three", order=ORDER, **FAST)
+    prompt = [pipe.read.text("a three")]
+    close(one, plain(pipe, prompt, [16]))
+    # Within one step the order of the tokens is of no account.
+    close(one, pipe.text_to_image("a three", order="raster", **FAST))
+    three = pipe.text_to_image("a three", order=ORDER, ar_steps=3, **FAST)
+    close(three, plain(pipe, prompt, [6, 5, 5]))
+    raster = pipe.text_to_image("a three", order="raster", ar_steps=3, **FAST)
+    close(raster, plain(pipe, prompt, [6, 5, 5], order=list(range(16))))
+    assert np.abs(one - three).max() > 0.01
+
+
+def test_second_step_sees_the_first_as_in_training(pipe: Pipeline, calls: Calls) -> None:
+    """The decoder's very output in the second step equals the training row's."""
+    outputs: list[torch.Tensor] = []
+    handle = pipe.decoder.register_forward_hook(lambda m, a, o: outputs.append(o[0].clone()))
+    made = pipe.class_to_image(5, order=ORDER, ar_sizes=[7, 9], **FAST)
+    handle.remove()
+    split = split_of([7, 9])
+    second = [i for i, b in enumerate(calls.batches) if b.stream[0, 0] > 0][4:]
+    assert len(second) == 4
+    for i in second:
+        batch = calls.batches[i]
+        noisy = np.random.default_rng(0).standard_normal((TOKENS, DIM), dtype=np.float32)
+        noisy[split[1]] = batch.latent[0]
+        t = float(batch.timestep[0, 0])
+        expected = training_output(pipe.decoder, [Label(5)], split, made, noisy, t)
+        close(outputs[i][0], torch.stack([expected[int(c)] for c in split[1]]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "guidance"), [*zip(SCHEDULERS, (1.5, 4.0, 1.5, 4.0), strict=True), ("ddim", 0.0)]
+)
+def test_guidance_is_unconditional_plus_scaled_difference(
+    each: Pipeline, scheduler: str, guidance: float
+) -> None:
+    prefix = [each.read.text("a handwritten seven")]
+    made = each.text_to_image(
+        "a handwritten seven",
+        guidance=guidance,
+        scheduler=scheduler,
+        num_inference_steps=4,
+        order=ORDER,
+        ar_sizes=[9, 7],
+    )
+    close(made, plain(each, prefix, [9, 7], 0, scheduler, guidance=guidance))
+    assert np.abs(made - plain(each, prefix, [9, 7], 0, scheduler)).max() > 0.01
+
+
+def test_guidance_zero_is_the_null_form_of_training(pipe: Pipeline) -> None:
+    for made, prefix in (
+        (pipe.class_to_image(3, guidance=0.0, order=ORDER, **FAST), [Label(3)]),
+        (pipe.text_to_image("a six", guidance=0.0, order=ORDER, **FAST), [pipe.read.text("a six")]),
+    ):
+        close(made, plain(pipe, null_form(prefix), [16]))
+
+
+def test_guidance_one_has_no_twin(pipe: Pipeline, calls: Calls) -> None:
+    alone = pipe.generate(["a three", ImageSlot(guidance=1)], ar_steps=2, **FAST)[1]
+    assert {len(batch.doc) for batch in calls.batches} == {1}
+    calls.batches.clear()
+    # In a prompt where another picture is guided there are twins, of no account for this one.
+    first = pipe.generate(
+        ["a three", ImageSlot(guidance=1), ImageSlot(guidance=3)], ar_steps=2, **FAST
+    )[1]
+    assert {len(batch.doc) for batch in calls.clean} == {2}
+    assert [len(batch.doc) for batch in calls.noisy] == [1] * 8 + [2] * 8
+    close(first, alone)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0), (0.2, 0.7)])
+def test_guidance_interval_leaves_the_unconditional_pass_out(
+    pipe: Pipeline, calls: Calls, interval: tuple[float, float]
+) -> None:
+    made = pipe.class_to_image(
+        3,
+        guidance=3.0,
+        guidance_interval=interval,
+        num_inference_steps=9,
+        scheduler="ddim",
+        ar_sizes=[12, 4],
+        order=ORDER,
+    )
+    timesteps = [float(batch.timestep[0, 0]) for batch in calls.noisy]
+    assert len(timesteps) == 18
+    rows = [len(batch.doc) for batch in calls.noisy]
+    low, high = interval
+    assert rows == [2 if low <= t / 1000 <= high else 1 for t in timesteps]
+    assert set(rows) == {1, 2}
+    expected = plain(pipe, [Label(3)], [12, 4], number=9, guidance=3.0, interval=interval)
+    close(made, expected)
+
+
+def test_guided_answers_take_twice_the_rows(pipe: Pipeline, calls: Calls) -> None:
+    pipe.class_to_image([1, 2, 3], guidance=2.0, ar_steps=2, **FAST)
+    assert {len(batch.doc) for batch in calls.batches} == {6}
+    # The label, two steps of four denoisings, and one clean pass between: nothing more.
+    assert len(calls.noisy) == 8
+    assert len(calls.clean) == 2
+
+
+# What the model reads is what it was trained on
+
+
+def written(batches: list[Batch], row: int) -> list[tuple]:
+    """(order, stream, time, row, column, kind, id) of each token that a row was fed."""
+    tokens = []
+    for batch in batches:
+        if row >= len(batch.doc):
+            continue
+        kinds = {}
+        for kind in ("text", "label"):
+            at, ids = getattr(batch, f"{kind}_at")[row], getattr(batch, f"{kind}_id")[row]
+            kinds.update({p: (kind, i) for p, i in zip(at.tolist(), ids.tolist(), strict=True)})
+        kinds.update(dict.fromkeys(batch.image_at[row].tolist(), ("image", 0)))
+        for place in range(batch.doc.shape[1]):
+            if batch.doc[row, place] >= 0:
+                numbers = (batch.order, batch.stream, *batch.position.unbind(-1))
+                tokens.append((*(int(n[row, place]) for n in numbers), *kinds[place]))
+    return tokens
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, 3])
+def test_fed_tokens_are_a_training_row(pipe: Pipeline, calls: Calls, row: int) -> None:
+    """Ids, orders and positions of an interleaved answer, and of its twin in the null form."""
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+    prompts = [
+        [picture(0), "then comes", TextSlot(), ImageSlot(), "and", TextSlot()],
+        [picture(1), "somebody wrote the digit", TextSlot(), ImageSlot(), "a", TextSlot()],
+    ]
+    session_ids: list[list[int]] = []
+    original = Session.text
+
+    def spy(self: Session, *args: Any) -> list[list[int]]:
+        answers = original(self, *args)
+        session_ids.extend(answers)
+        return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "text", spy)
+        pipe.generate(
+            prompts, guidance=2.0, ar_sizes=[10, 6], order=ORDER, max_new_tokens=4, **FAST
+        )
+    first, last = session_ids[row % 2], session_ids[2 + row % 2]
+    dummy = np.zeros((TOKENS, DIM), np.float32)
+    noise = Noise(dummy[None], dummy[None], np.zeros((1, TOKENS)), 2.0)
+    given = prompts[row % 2]
+    document = [
+        Image(dummy, COLUMNS),
+        tokenizer.given(given[1]),
+        Text([tokenizer.answer_id, *first, tokenizer.image_id]),
+        Image(dummy, COLUMNS, split_of([10, 6]), noise),
+        tokenizer.given(given[4]),
+        Text([tokenizer.answer_id, *last]),
+    ]
+    if row >= 2:
+        document = null_form(document)
+    training = make_row(96, document)
+    expected = [t for t in written([collate([training])], 0) if t[1] == 0]
+    fed = written(calls.clean, row)
+    if row < 2 and len(last) == 4:
+        expected = expected[:-1]  # the last token of all is never fed: nothing follows
+    assert fed == expected
+
+
+# Independence of the batch
+
+
+def test_item_i_uses_seed_plus_i(pipe: Pipeline) -> None:
+    options = {**FAST, "scheduler": "ddpm", "ar_steps": 2}
+    many = pipe.class_to_image([4, 4, 4], seed=20, **options)
+    for i, made in enumerate(many):
+        close(made, pipe.class_to_image(4, seed=20 + i, **options))
+    assert np.abs(many[0] - many[1]).max() > 0.1
+    listed = pipe.class_to_image([4, 4, 4], seed=[22, 5, 20], **options)
+    close(listed[0], many[2])
+    close(listed[2], many[0])
+    again = pipe.class_to_image([4, 4, 4], seed=20, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(many, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "guidance"), [*((name, 2.0) for name in SCHEDULERS), ("ddpm", 1.0)]
+)
+def test_a_picture_does_not_depend_on_its_batch(
+    each: Pipeline, scheduler: str, guidance: float
+) -> None:
+    prompts = ["a five", "this is the numeral 4", "somebody wrote the digit eight", "x"]
+    options = {
+        "scheduler": scheduler,
+        "num_inference_steps": 4,
+        "guidance": guidance,
+        "ar_steps": 3,
+    }
+    together = each.text_to_image(prompts, seed=3, **options)
+    halves = each.text_to_image(prompts, seed=3, batch_size=3, **options)
+    for i, prompt in enumerate(prompts):
+        alone = each.text_to_image(prompt, seed=3 + i, **options)
+        close(together[i], alone)
+        close(halves[i], alone)
+
+
+def test_interleaved_answers_do_not_depend_on_their_batch(ending: Pipeline) -> None:
+    """Sampled texts end at different places; the pictures after them are the same as alone."""
+    prompts = [
+        [picture(i), words, TextSlot(temperature=1.0, max_new_tokens=9), ImageSlot()]
+        for i, words in enumerate(["then comes", "x", "somebody wrote the digit", "a", "the"])
+    ]
+    options = {**FAST, "guidance": 2.0, "ar_steps": 2}
+    together = ending.generate(prompts, seed=7, **options)
+    assert len({len(filled[2]) for filled in together}) > 2, "all end alike: a useless test"
+    for i, prompt in enumerate(prompts):
+        alone = ending.generate(prompt, seed=7 + i, **options)
+        assert together[i][2] == alone[2]
+        close(together[i][3], alone[3])
+
+
+def test_a_row_whose_text_has_ended_draws_nothing_more(pipe: Pipeline) -> None:
+    """While its neighbour goes on: else the noise of its next picture would be another."""
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+
+    def first_row_ends(module: Decoder, args: tuple, output: tuple) -> None:
+        output[1][:, :, tokenizer.end_id] = -1e4
+        output[1][:1, :, tokenizer.end_id] = 1e4
+
+    def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:
+        generators = [torch.Generator().manual_seed(i) for i in range(rows)]
+        session = Session(pipe.decoder, pipe.config, tokenizer, 60, generators, guided=False)
+        session.append([pipe.read.picture(picture(i)) for i in range(rows)])
+        ids = session.text(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
+        return ids, session.image(Sampling(**FAST), False)
+
+    handle = pipe.decoder.register_forward_hook(first_row_ends)
+    ids, pictures = answer(2)
+    _, alone = answer(1)
+    handle.remove()
+    assert [len(i) for i in ids] == [0, 6]
+    close(pictures[0], alone[0])
+
+
+# Edits
+
+
+def test_edit_equals_plain_sampling_after_the_kept_tokens(each: Pipeline) -> None:
+    keep = ~regenerated("right", each.config.image)
+    source = each.read.picture(picture(0)).latents
+    for guidance in (1.0, 2.0):
+        made = each.edit(
+            picture(0), "right", label=7, order=ORDER, ar_sizes=[3, 5], guidance=guidance, **FAST
+        )
+        expected = plain(each, [Label(7)], [3, 5], kept=(source, keep), guidance=guidance)
+        close(made, expected)
+
+
+@pytest.mark.parametrize("mask", REGIONS)
+def test_edit_keeps_latents_bit_for_bit(pipe: Pipeline, mask: str) -> None:
+    keep = ~regenerated(mask, pipe.config.image)
+    pictures = [picture(i) for i in range(3)]
+    options = {**FAST, "scheduler": "ddpm", "guidance": 2.0, "ar_steps": 2}
+    made = pipe.edit(pictures, mask, prompt="a three", **options)
+    for source, latents in zip(pictures, made, strict=True):
+        given = pipe.read.picture(source).latents
+        assert np.array_equal(latents[keep], given[keep])
+        assert (latents[~keep] != given[~keep]).all()
+
+
+def test_edit_keeps_pixels_bit_for_bit(shown: Pipeline) -> None:
+    for grey in (np.arange(64), np.arange(64) + 64, np.arange(64) + 128, np.arange(64) + 192):
+        source = Picture.fromarray(grey.reshape(8, 8).astype(np.uint8))
+        made = np.asarray(shown.edit(source, "left", label=1, **FAST))
+        assert np.array_equal(made[:, 4:], np.asarray(source)[:, 4:])
+        assert not np.array_equal(made[:, :4], np.asarray(source)[:, :4])
+
+
+def test_edits_with_masks_of_their_own(pipe: Pipeline) -> None:
+    """Masks of equal and of different sizes in one call; each edit as alone."""
+    masks = ["top", "left", "center", np.eye(4, dtype=bool)]
+    pictures = [picture(i) for i in range(4)]
+    options = {**FAST, "ar_steps": 2, "guidance": 1.5}
+    made = pipe.edit(pictures, masks, label=[1, 2, 3, 4], seed=9, **options)
+    for i, (source, mask) in enumerate(zip(pictures, masks, strict=True)):
+        close(made[i], pipe.edit(source, mask, label=1 + i, seed=9 + i, **options))
+
+
+def as_grid(mask: Any, config: Any) -> list[str]:
+    cells = regenerated(mask, config).reshape(4, 4)
+    return ["".join("#" if cell else "." for cell in line) for line in cells]
+
+
+def test_edit_masks(pipe: Pipeline) -> None:
+    config = pipe.config.image
+    regions = {
+        "top": ["####", "####", "....", "...."],
+        "bottom": ["....", "....", "####", "####"],
+        "left": ["##..", "##..", "##..", "##.."],
+        "right": ["..##", "..##", "..##", "..##"],
+        "center": ["....", ".##.", ".##.", "...."],
+        "outpaint": ["####", "#..#", "#..#", "####"],
+    }
+    assert set(regions) == set(REGIONS)
+    for name, drawn in regions.items():
+        assert as_grid(name, config) == drawn
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0, 0] = pixels[3, 7] = pixels[7, 4] = 255  # one white pixel touches its whole token
+    touched = ["#...", "...#", "....", "..#."]
+    assert as_grid(pixels, config) == touched
+    assert as_grid(pixels > 0, config) == touched
+    assert as_grid(Picture.fromarray(pixels), config) == touched
+    assert as_grid(Picture.fromarray(pixels).convert("RGB"), config) == touched
+    assert as_grid(Picture.fromarray(pixels).convert("1"), config) == touched
+    grid = np.zeros((4, 4))
+    grid[1, 2] = 1
+    assert as_grid(grid, config) == ["....", "..#.", "....", "...."]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("middle", "no such region.*top, bottom"),
+        (np.ones((8, 8)), "regenerates everything"),
+        (np.zeros((4, 4)), "regenerates nothing"),
+        (Picture.new("L", (8, 8)), "regenerates nothing"),
+        (np.eye(5), "size 5x5.*8x8.*4x4"),
+        (Picture.new("L", (16, 8)), "size 8x16.*8x8"),
+        (np.ones((8, 8, 3)), "size 8x8x3"),
+    ],
+)
+def test_masks_that_cannot_be_used(pipe: Pipeline, mask: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe.edit(picture(0), mask, label=1, **FAST)
+
+
+# Text
+
+
+@torch.no_grad()
+def greedy(pipe: Pipeline, prefix: Document, most: int) -> list[int]:
+    """The most likely continuation by full forwards, one a token."""
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+    ids = [tokenizer.answer_id]
+    while len(ids) <= most:
+        batch = collate([make_row(96, [*prefix, Text([*ids, 0], loss=True)])])
+        _, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
+        scores = logits[0, len(ids) - 1].numpy()
+        banned = [
+            i
+            for i in range(len(tokenizer))
+            if (tokenizer.model.IsControl(i) or tokenizer.model.IsUnknown(i))
+            and i not in (tokenizer.end_id, tokenizer.image_id)
+        ]
+        scores[banned] = -np.inf
+        best = int(scores.argmax())
+        if best in (tokenizer.end_id, tokenizer.image_id):
+            break
+        ids.append(best)
+    return ids[1:]
+
+
+def test_greedy_text_equals_argmax_of_full_forwards(ending: Pipeline, tokenizer: Tokenizer) -> None:
+    """Of pictures side by side, whose texts end at different places."""
+    pictures = [picture(i) for i in range(12)]
+    expected = [greedy(ending, [ending.read.picture(p)], 10) for p in pictures]
+    assert len({len(ids) for ids in expected}) > 2, "all end alike: a useless test"
+    answers = ending.image_to_text(pictures, max_new_tokens=10)
+    assert answers == [tokenizer.decode(ids).strip() for ids in expected]
+
+
+def test_sampled_text_depends_on_its_seed_alone(pipe: Pipeline) -> None:
+    pictures = [picture(0), picture(1), picture(0)]
+    options = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
+    together = pipe.image_to_text(pictures, seed=4, **options)
+    assert together == pipe.image_to_text(pictures, seed=4, **options)
+    assert together == [
+        pipe.image_to_text(p, seed=4 + i, **options) for i, p in enumerate(pictures)
+    ]
+    assert together[0] != together[2]
+    assert pipe.image_to_text(pictures, temperature=0.0, max_new_tokens=8) == pipe.image_to_text(
+        pictures, temperature=1.0, top_p=1e-6, max_new_tokens=8
+    )
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.4), (0.5, 0.8)])
+def test_sampling_follows_the_nucleus(pipe: Pipeline, temperature: float, top_p: float) -> None:
+    """First tokens of many seeds against the model's own probabilities, cut at `top_p`."""
+    assert pipe.tokenizer is not None
+    rows = 1500
+    prefix = pipe.read.picture(picture(0))
+    generators = [torch.Generator().manual_seed(i) for i in range(rows)]
+    session = Session(pipe.decoder, pipe.config, pipe.tokenizer, 20, generators, guided=False)
+    session.append([prefix] * rows)
+    # Row by row the same: what is asked for is one token, which an end symbol leaves empty.
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=1)
+    drawn = [ids[0] if ids else -1 for ids in session.text(sampling, False, False, None)]
+
+    batch = collate([make_row(30, [prefix, Text([pipe.tokenizer.answer_id, 0], loss=True)])])
+    with torch.no_grad():
+        _, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    scores = logits[0, 0].double() / temperature
+    scores[pipe.tokenizer.unspeakable] = -torch.inf
+    share = scores.softmax(-1).numpy()
+    nucleus, covered = [], 0.0
+    for token in np.argsort(-share):
+        if covered >= top_p:
+            break
+        nucleus.append(int(token))
+        covered += share[token]
+    expected = {token: share[token] / covered for token in nucleus}
+    ends = (pipe.tokenizer.end_id, pipe.tokenizer.image_id)
+    expected[-1] = sum(expected.pop(end, 0.0) for end in ends)
+    assert set(drawn) <= {token for token, p in expected.items() if p > 0}
+    for token, p in expected.items():
+        assert abs(drawn.count(token) - rows * p) < 4.5 * (rows * p * (1 - p)) ** 0.5 + 1, token
+
+
+def test_control_symbols_are_never_in_answers(pipe: Pipeline) -> None:
+    """Also where the model shouts them."""
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+    model = tokenizer.model
+    loud = [i for i in range(len(tokenizer)) if model.IsControl(i) or model.IsUnknown(i)]
+    ends = {tokenizer.end_id, tokenizer.image_id}
+    assert len(loud) >= 5
+
+    def shout(module: Decoder, args: tuple, output: tuple) -> None:
+        output[1][..., [i for i in loud if i not in ends]] += 1e4
+
+    ids: list[list[int]] = []
+    handle = pipe.decoder.register_forward_hook(shout)
+    for temperature in (0.0, 1.5):
+        generators = [torch.Generator().manual_seed(i) for i in range(20)]
+        session = Session(pipe.decoder, pipe.config, tokenizer, 40, generators, guided=False)
+        session.append([pipe.read.picture(picture(i)) for i in range(20)])
+        sampling = Sampling(temperature=temperature, max_new_tokens=12)
+        ids += session.text(sampling, False, False, None)
+    handle.remove()
+    assert sum(map(len, ids)) > 100
+    assert not {i for answer in ids for i in answer} & set(loud)
+
+
+def test_users_cannot_write_control_symbols(tokenizer: Tokenizer) -> None:
+    control = {i for i in range(len(tokenizer)) if tokenizer.model.IsControl(i)}
+    for words in ("<answer>", "</s> a <image> b", "<text><s>", "<pad>", "<unk>"):
+        given = tokenizer.given(words)
+        assert given.ids[0] == tokenizer.text_id
+        assert not set(given.ids[1:]) & control
+        assert tokenizer.decode(given.ids).strip() == words
+
+
+def test_an_answer_ends_at_either_end_symbol(pipe: Pipeline) -> None:
+    tokenizer = pipe.tokenizer
+    assert tokenizer is not None
+    for end in (tokenizer.end_id, tokenizer.image_id):
+
+        def stop(module: Decoder, args: tuple, output: tuple, end: int = end) -> None:
+            output[1][..., end] += 1e4
+
+        handle = pipe.decoder.register_forward_hook(stop)
+        assert pipe.image_to_text([picture(0), picture(1)]) == ["", ""]
+        handle.remove()
+
+
+# The public API
+
+
+def test_answers_come_in_kind(shown: Pipeline) -> None:
+    one, many = shown.class_to_image(3, **FAST), shown.class_to_image([3], **FAST)
+    assert isinstance(one, Picture.Image)
+    assert isinstance(many, list)
+    assert (one.size, one.mode) == ((8, 8), "L")
+    for same in (
+        "three",
+        "3",
+        np.int64(3),
+        [3],
+        (3,),
+        np.array([3]),
+        torch.tensor([3]),
+        range(3, 4),
+    ):
+        made = shown.class_to_image(same, **FAST)
+        made = made[0] if isinstance(made, list) else made
+        assert np.array_equal(np.asarray(made), np.asarray(one)), same
+    assert isinstance(shown.text_to_image("a three", **FAST), Picture.Image)
+    assert len(shown.text_to_image(["a three", "a two"], **FAST)) == 2
+    assert isinstance(shown.image_to_text(picture(0), max_new_tokens=3), str)
+    answers = shown.image_to_text((picture(0), picture(1)), max_new_tokens=3)
+    assert [type(a) for a in answers] == [str, str]
+    assert isinstance(shown.edit(picture(0), "top", label=1, **FAST), Picture.Image)
+    assert isinstance(shown.edit([picture(0)], "top", label=1, **FAST), list)
+
+
+def test_interleaved_prompts_come_back_filled(shown: Pipeline) -> None:
+    given = picture(0)
+    prompt = [given, "then comes", TextSlot(max_new_tokens=3), ImageSlot(), "x", ImageSlot()]
+    filled = shown.generate(prompt, **FAST)
+    assert filled[0] is given
+    assert (filled[1], filled[4]) == ("then comes", "x")
+    assert isinstance(filled[2], str)
+    assert isinstance(filled[3], Picture.Image)
+    assert isinstance(filled[5], Picture.Image)
+    assert isinstance(prompt[2], TextSlot)
+    listed = shown.generate([prompt, ["a", ImageSlot()]], **FAST)
+    assert [len(p) for p in listed] == [6, 2]
+    assert listed[0][2] == filled[2]
+    assert np.array_equal(np.asarray(listed[0][3]), np.asarray(filled[3]))
+    assert len(shown.generate([["a", ImageSlot()]], **FAST)) == 1
+    assert shown.generate(("a", ImageSlot()), **FAST)[0] == "a"
+
+
+def test_an_interleaved_picture_equals_plain_sampling(each: Pipeline) -> None:
+    """After a picture and words, under guidance that keeps the picture and drops the words."""
+    prompt = [picture(0), "then comes", ImageSlot(guidance=2.0, order=ORDER, ar_sizes=[10, 6])]
+    made = each.generate(prompt, seed=2, **FAST)
+    prefix: Document = [each.read.picture(picture(0)), each.read.text("then comes")]
+    close(made[2], plain(each, prefix, [10, 6], 2, guidance=2.0))
+
+
+def test_a_picture_after_a_made_picture_sees_it(pipe: Pipeline) -> None:
+    first = ImageSlot(order=ORDER, ar_sizes=[10, 6])
+    filled = pipe.generate(["a", first, "then comes", ImageSlot(order=ORDER)], **FAST)
+    # Given as one context picture, the made one reads differently only by its AR steps.
+    dummy = np.zeros((1, TOKENS, DIM), np.float32)
+    noise = Noise(dummy, dummy, np.zeros((1, TOKENS)), 2.0)
+    made = Image(filled[1], COLUMNS, split_of([10, 6]), noise)
+    prefix = [pipe.read.text("a"), made, pipe.read.text("then comes")]
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(TOKENS, DIM, generator=generator)  # the first picture's noise
+    x = torch.randn(TOKENS, DIM, generator=generator)
+    steps: Any = Diffusion(pipe.config.diffusion).scheduler("ddim")
+    steps.set_timesteps(4)
+    for t in steps.timesteps.tolist():
+        output = training_output(pipe.decoder, prefix, [np.arange(16)], x.numpy(), x.numpy(), t)
+        x = steps.step(torch.stack([output[c] for c in range(16)]), t, x).prev_sample
+    close(filled[3], x)
+
+
+def test_callbacks_are_told_everything_in_order(shown: Pipeline) -> None:
+    told: list[tuple[int, float, Any]] = []
+    made = shown.class_to_image(
+        [1, 2], ar_steps=3, on_picture=lambda *args: told.append(args), **FAST
+    )
+    assert [item for item, _, _ in told] == [0, 1] * 12
+    shares = [share for item, share, _ in told if item == 0]
+    np.testing.assert_allclose(shares, np.arange(1, 13) / 12)
+    for item in (0, 1):
+        last = [p for i, _, p in told if i == item][-1]
+        assert np.array_equal(np.asarray(last), np.asarray(made[item]))
+    spoken: list[tuple[int, str]] = []
+    answers = shown.image_to_text(
+        [picture(0), picture(1)], max_new_tokens=5, on_token=lambda *args: spoken.append(args)
+    )
+    for item in (0, 1):
+        texts = [text for i, text in spoken if i == item]
+        assert texts[-1] == answers[item]
+        assert len(texts) == 5
+        assert [len(t) for t in texts] == sorted(len(t) for t in texts)
+
+
+def test_callbacks_name_the_callers_items(shown: Pipeline) -> None:
+    """Also where items of other shapes are answered apart, and in smaller batches."""
+    told: list[int] = []
+    prompts = [["a", ImageSlot()], [picture(0), ImageSlot()], ["b", ImageSlot()]]
+    shown.generate(prompts, on_picture=lambda item, *_: told.append(item), batch_size=1, **FAST)
+    assert told == [0] * 4 + [2] * 4 + [1] * 4
+
+
+def test_defaults_are_the_models_own_and_overridden_one_by_one(
+    tokenizer: Tokenizer,
+) -> None:
+    fast = {"num_inference_steps": 3, "scheduler": "unipc", "ar_steps": 2}
+    pipe = make_pipeline(tokenizer, PAPER, generation={"class_to_image": fast})
+    spy = Calls()
+    pipe.decoder.register_forward_hook(spy)
+    default = pipe.class_to_image(1)
+    assert len(spy.noisy) == 6
+    spy.batches.clear()
+    more = pipe.class_to_image(1, num_inference_steps=5)
+    assert len(spy.noisy) == 10
+    assert np.abs(default - more).max() > 1e-3
+
+
+def test_bfloat16_models_answer(tokenizer: Tokenizer) -> None:
+    for style in (PAPER, LLAMA):
+        pipe = make_pipeline(tokenizer, style)
+        pipe.decoder.to(torch.bfloat16)
+        made = pipe.generate(["a", ImageSlot(guidance=2.0), TextSlot(max_new_tokens=3)], **FAST)
+        assert made[1].dtype == np.float32
+        assert np.isfinite(made[1]).all()
+        assert isinstance(made[2], str)
+
+
+LONG = "somebody wrote the digit eight " * 20
+
+MISTAKES: dict[str, tuple[Callable[[Pipeline], Any], str]] = {
+    "more AR steps than tokens": (
+        lambda p: p.class_to_image(1, ar_steps=17, **FAST),
+        "17 AR steps do not fit 16 tokens",
+    ),
+    "more AR steps than an edit regenerates": (
+        lambda p: p.edit(picture(0), "top", label=1, ar_steps=9, **FAST),
+        "9 AR steps do not fit 8 tokens",
+    ),
+    "sizes that do not add up": (
+        lambda p: p.class_to_image(1, ar_sizes=[8, 7], **FAST),
+        "add up to 15; 16 tokens",
+    ),
+    "a size of nothing": (lambda p: p.class_to_image(1, ar_sizes=[16, 0]), "positive sizes"),
+    "no sizes": (lambda p: p.class_to_image(1, ar_sizes=[]), "positive sizes"),
+    "an order that repeats": (
+        lambda p: p.class_to_image(1, order=[0, 0, *range(2, 16)], **FAST),
+        "grid indices 0 to 15 once",
+    ),
+    "a prompt longer than a row": (
+        lambda p: p.text_to_image(LONG, **FAST),
+        r"takes \d+ tokens with its answers, the model's rows hold 96",
+    ),
+    "an answer longer than a row": (
+        lambda p: p.image_to_text(picture(0), max_new_tokens=90),
+        "lower max_new_tokens",
+    ),
+    "no slot": (lambda p: p.generate(["a"]), "no slot"),
+    "an empty interleaved prompt": (lambda p: p.generate([]), "no slot"),
+    "not a prompt": (lambda p: p.generate("a"), "a prompt is a list"),
+    "not an item": (lambda p: p.generate(["a", 3, ImageSlot()]), "not int"),
+    "an unknown number": (lambda p: p.class_to_image(10), "unknown class 10: give 0 to 9"),
+    "a negative number": (lambda p: p.class_to_image(-1), "unknown class -1"),
+    "an unknown name": (lambda p: p.class_to_image("ten"), "unknown class 'ten'.*zero, one"),
+    "a truth value": (lambda p: p.class_to_image(True), "unknown class True"),
+    "a digit that is no number": (lambda p: p.class_to_image("²"), "unknown class '²'"),
+    "an empty text": (lambda p: p.text_to_image(""), "prompt is empty"),
+    "only spaces": (lambda p: p.generate([" \n", ImageSlot()]), "prompt is empty"),
+    "nothing given": (lambda p: p.class_to_image([]), "nothing was given"),
+    "no pictures": (lambda p: p.edit([], "top", label=1), "nothing was given"),
+    "prompt and label": (lambda p: p.edit(picture(0), "top", "a", 1), "either a prompt or a label"),
+    "no prompt or label": (lambda p: p.edit(picture(0), "top"), "either a prompt or a label"),
+    "too few masks": (
+        lambda p: p.edit([picture(0)] * 3, ["top"] * 2, label=1),
+        "2 of mask for 3 pictures",
+    ),
+    "too few seeds": (lambda p: p.class_to_image([1, 2], seed=[1]), "1 seeds for 2 items"),
+    "an unknown option": (lambda p: p.class_to_image(1, guidence=2.0), "guidence"),
+    "a wrong value": (lambda p: p.class_to_image(1, scheduler="euler"), "scheduler"),
+    "a wrong interval": (
+        lambda p: p.class_to_image(1, guidance_interval=(0.6, 0.4)),
+        "0 <= low < high <= 1",
+    ),
+    "not a picture": (lambda p: p.image_to_text("a.png"), "expected a PIL picture, got str"),
+    "not a text": (lambda p: p.text_to_image([3]), "expected a prompt of text, got int"),
+    "not items": (lambda p: p.text_to_image(None), "one item or a list of them"),
+    "more denoising steps than timesteps": (
+        lambda p: p.class_to_image(1, num_inference_steps=1001, scheduler="ddpm"),
+        "num_inference_steps",
+    ),
+    "batches of nothing": (lambda p: p.class_to_image(1, batch_size=0), "batch_size"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(pipe: Pipeline, mistake: str) -> None:
+    call, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message):
+        call(pipe)
+
+
+def test_mistakes_with_other_models(tokenizer: Tokenizer) -> None:
+    silent = make_pipeline(None, PAPER, text=None)
+    for call in (
+        lambda: silent.text_to_image("a"),
+        lambda: silent.image_to_text(picture(0)),
+        lambda: silent.generate([TextSlot()]),
+    ):
+        with pytest.raises(UserError, match="reads and writes no text"):
+            call()
+    assert silent.class_to_image(1, **FAST).shape == (TOKENS, DIM)
+    classless = make_pipeline(tokenizer, PAPER, classes=[])
+    with pytest.raises(UserError, match="no classes"):
+        classless.class_to_image(1)
+    never = {"prediction": "sample", "dropout": 0.0}
+    unguided = make_pipeline(tokenizer, PAPER, diffusion=never)
+    with pytest.raises(UserError, match=r"guidance 2\.0.*without dropout"):
+        unguided.class_to_image(1, guidance=2.0)
+    assert unguided.class_to_image(1, guidance=1.0, **FAST).shape == (TOKENS, DIM)

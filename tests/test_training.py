@@ -1,0 +1,416 @@
+"""Training: gradients against plain PyTorch, and runs against the same runs done another way.
+
+`tests/ranks.py` trains under one rank and under two; what it leaves is compared here.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ranks import deepspeed, launch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmfusion import Pipeline
+from mmfusion.config import Config, TrainConfig, load
+from mmfusion.decoder import Decoder
+from mmfusion.errors import UserError
+from mmfusion.training import checkpoint
+from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
+from mmfusion.training.metrics import Metrics
+from mmfusion.training.schedule import learning_rate, progress
+
+GO_ON = ["go-on-0", "go-on-2", "go-on-3"]  # the stage; 0 with one rank, 2 and 3 with two
+KINDS = (WEIGHT, "exp_avg", "exp_avg_sq", EMA)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def step(run: Path, number: int) -> Checkpoint:
+    return Checkpoint(run / f"checkpoints/step-{number:08d}")
+
+
+def fresh(config: Config, data: Path) -> Decoder:
+    """The decoder as training begins with it."""
+    from mmfusion.codecs.text import Tokenizer
+
+    torch.manual_seed(config.seed)
+    return Decoder(config, len(Tokenizer(data / "tokenizer.model")))
+
+
+def assert_same_state(a: Checkpoint, b: Checkpoint, model: Decoder) -> None:
+    for kind in KINDS:
+        ours, theirs = a.weights(kind, model), b.weights(kind, model)
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), f"{kind} of {name} differs"
+
+
+@pytest.fixture(scope="module")
+def runs(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests/ranks.py leaves: one rank first, for two go on from what it began."""
+    folder = tmp_path_factory.mktemp("runs")
+    for ranks in (1, 2):
+        launch([sys.executable, "tests/ranks.py", str(digits_data), str(folder)], ranks)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(runs: Path) -> dict[str, Tensor]:
+    return load_file(runs / "reference.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tiny(digits_data: Path) -> Config:
+    return load("tiny", [f"text.tokenizer={digits_data}/tokenizer.model"])
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Config, digits_data: Path) -> Decoder:
+    return fresh(tiny, digits_data)
+
+
+# Any number of ranks, micro-batches and any ZeRO stage: the same step
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("whole", 0), ("accumulated-0", 0), ("accumulated-2", 2)]
+    + [(f"ranks-{stage}", stage) for stage in range(4)]
+    + [("both-2", 2), ("both-3", 3)],
+)
+def test_a_step_equals_plain_pytorch(
+    runs: Path, reference: dict[str, Tensor], model: Decoder, name: str, stage: int
+) -> None:
+    """One rank has text alone, the other pictures alone; clipping, weight decay and all."""
+    (line,) = metrics(runs / name)
+    image, text = float(reference["image_loss"]), float(reference["text_loss"])
+    assert line["image_loss"] == pytest.approx(image, rel=1e-5)
+    assert line["text_loss"] == pytest.approx(text, rel=1e-5)
+    assert line["loss"] == pytest.approx(image + 0.7 * text, rel=1e-5)
+    norm = float(reference["norm"])
+    assert norm > 0.5  # so that clipping to 0.5 does something
+    assert ("grad_norm" in line) == (stage > 0)
+    assert line.get("grad_norm", norm) == pytest.approx(norm, rel=1e-5)
+
+    found = step(runs / name, 1)
+    gradient, weight = found.weights("exp_avg", model), found.weights(WEIGHT, model)
+    for key in weight:
+        before = reference[f"before/{key}"]
+        wanted = reference[f"gradient/{key}"] * min(1, 0.5 / norm)
+        error = (gradient[key] / (1 - 0.9) - wanted).norm()
+        assert error <= 1e-5 * wanted.norm() + 1e-8, f"gradient of {key}"
+        update = reference[f"weight/{key}"] - before
+        error = (weight[key] - before - update).norm()
+        assert error <= 1e-5 * update.norm() + 1e-6, f"update of {key}"
+
+
+def test_every_kind_of_parameter_had_a_gradient(reference: dict[str, Tensor]) -> None:
+    """Or the comparison above would say little."""
+    still = {k for k, g in reference.items() if k.startswith("gradient/") and not g.any()}
+    assert not still
+
+
+# Going on
+
+
+@pytest.mark.parametrize("name", GO_ON)
+def test_two_steps_and_two_more_are_four(runs: Path, model: Decoder, name: str) -> None:
+    straight, halves = runs / name / "straight", runs / name / "halves"
+    a, b = step(straight, 4), step(halves, 4)
+    assert_same_state(a, b, model)
+    assert_same_state(step(straight, 2), step(halves, 2), model)
+    assert a.state.slots == b.state.slots
+    assert a.state.slots is not None
+    assert sorted(a.state.slots) == [0, 1, 2, 3]
+    figures = ("step", "loss", "image_loss", "text_loss", "lr")
+    ours, theirs = (
+        [{f: line[f] for f in figures} for line in metrics(run)] for run in (straight, halves)
+    )
+    assert ours == theirs
+    assert [line["step"] for line in theirs] == [1, 2, 3, 4]
+    assert not torch.equal(*(step(straight, n).whole(WEIGHT, "latent_in.weight") for n in (2, 4)))
+
+
+def test_ranks_and_stages_read_the_same_data(runs: Path) -> None:
+    one, *others = [runs / name / "straight" for name in GO_ON]
+    losses = [line["loss"] for line in metrics(one)]
+    for other in others:
+        assert step(other, 4).state.slots == step(one, 4).state.slots
+        # AdamW at its usual eps makes much of rounding errors in gradients near zero.
+        assert [line["loss"] for line in metrics(other)] == pytest.approx(losses, rel=1e-3)
+
+
+def test_one_ranks_run_is_finished_by_two_at_another_stage(runs: Path, model: Decoder) -> None:
+    alone, grown = step(runs / "alone", 4), step(runs / "grown", 4)
+    assert len(list(alone.path.glob("rank-*"))) == 1
+    assert len(list(grown.path.glob("rank-*"))) == 2
+    assert alone.state.slots == grown.state.slots
+    for kind in (WEIGHT, EMA):
+        ours, theirs = alone.weights(kind, model), grown.weights(kind, model)
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+    assert [line["step"] for line in metrics(runs / "grown")] == [3, 4]
+    assert metrics(runs / "grown")[-1]["loss"] == pytest.approx(
+        metrics(runs / "alone")[-1]["loss"], rel=1e-5
+    )
+
+
+def test_until_a_step_that_is_reached_does_nothing(runs: Path) -> None:
+    assert json.loads((runs / "until.json").read_text("utf-8")) == 2
+
+
+# What is written
+
+
+@pytest.mark.parametrize("name", GO_ON)
+def test_ema_is_what_a_hand_computes(runs: Path, model: Decoder, name: str) -> None:
+    run = runs / name / "straight"
+    by_hand = {key: value.double() for key, value in model.state_dict().items()}
+    for number in (1, 2, 3, 4):
+        decay = min(0.9, (1 + number) / (10 + number))
+        for key, weight in step(run, number).weights(WEIGHT, model).items():
+            by_hand[key] = decay * by_hand[key] + (1 - decay) * weight.double()
+    for key, average in step(run, 4).weights(EMA, model).items():
+        torch.testing.assert_close(average.double(), by_hand[key], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["go-on-0", "go-on-3"])
+def test_the_exported_model_is_the_ema(runs: Path, model: Decoder, name: str) -> None:
+    run = runs / name / "halves"
+    pipeline = Pipeline.from_pretrained(run)
+    average = step(run, 4).weights(EMA, model)
+    exported = pipeline.decoder.state_dict()
+    assert exported.keys() == average.keys()
+    assert all(torch.equal(exported[key], average[key]) for key in average)
+    options = {"num_inference_steps": 2, "seed": 3}
+    again = Pipeline.from_pretrained(str(run / "model"))
+    assert (
+        pipeline.class_to_image(3, **options).tobytes()
+        == again.class_to_image(3, **options).tobytes()
+    )
+
+
+def test_a_run_leaves_what_it_promises(runs: Path) -> None:
+    run = runs / "go-on-2/halves"
+    facts = json.loads((run / "training.json").read_text("utf-8"))
+    expected = {"complete": True, "steps": 4, "ranks": 2, "zero_stage": 2, "device": "cpu"}
+    assert expected.items() <= facts.items()
+    assert load(str(run / "config.yaml")).train.zero_stage == 2
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "step-00000002.png", "step-00000004.png",
+    ]  # fmt: skip
+    assert list((run / "tensorboard").glob("events*"))
+    assert not list(run.rglob("*.part"))
+
+
+def test_only_the_newest_checkpoints_are_kept(runs: Path) -> None:
+    kept = [p.name for p in checkpoint.all_checkpoints(runs / "minutes/checkpoints")]
+    steps = metrics(runs / "minutes")[-1]["step"]
+    assert kept == [f"step-{steps:08d}"]
+
+
+def test_the_learning_rate_follows_the_schedule(runs: Path, tiny: Config) -> None:
+    lr = tiny.train.lr  # warm-up over 3 steps, decay over the last half of 4
+    expected = [lr / 3, lr * 2 / 3, lr, lr * 0.5]
+    for name in GO_ON:
+        found = [line["lr"] for line in metrics(runs / name / "halves")]
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_time_limit_ends_the_run_with_its_learning_rate(runs: Path, tiny: Config) -> None:
+    run, limit = runs / "minutes", 0.02 * 60
+    lines = metrics(run)
+    seconds, rates = [line["seconds"] for line in lines], [line["lr"] for line in lines]
+    facts = json.loads((run / "training.json").read_text("utf-8"))
+    assert facts["complete"]
+    assert facts["steps"] == lines[-1]["step"] < 10**6
+    assert limit <= seconds[-1]
+    # Each step begins within the limit, and its rate is what the time before it says.
+    assert all(s < limit for s in seconds[:-1])
+    shares = [0, *(s / limit for s in seconds[:-1])]
+    expected = [tiny.train.lr * min(1, (1 - share) / 0.5) for share in shares]
+    assert rates == pytest.approx(expected, rel=1e-9)
+    # A second start says so and changes nothing.
+    said = (runs / "again.txt").read_text("utf-8")
+    assert f"already trained: {run} has a checkpoint at step {lines[-1]['step']}" in said
+    assert str(run / "model") in said
+
+
+def schedule(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({"output": "x", "steps": 100, "lr": 1.0, **changes})
+
+
+def test_schedule_by_hand() -> None:
+    assert [progress(schedule(), s, 1e9) for s in (0, 50, 100, 200)] == [0, 0.5, 1, 1]
+    timed = schedule(max_minutes=2.0)
+    assert progress(timed, 10, 30) == 0.25  # time is further on
+    assert progress(timed, 50, 30) == 0.5  # steps are
+    assert progress(timed, 1, 500) == 1
+    plain = schedule()
+    assert [learning_rate(plain, s, s / 100) for s in (0, 99)] == [1, 1]
+    train = schedule(warmup=10, decay=0.2)
+    assert learning_rate(train, 0, 0) == pytest.approx(0.1)
+    assert learning_rate(train, 9, 0.09) == learning_rate(train, 79, 0.79) == 1
+    assert learning_rate(train, 90, 0.9) == pytest.approx(0.5)
+    assert learning_rate(train, 100, 1) == 0
+    assert learning_rate(train, 4, 0.9) == pytest.approx(0.25)  # both at once
+
+
+def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config) -> None:
+    """Also a last line that was cut off in the middle, as by a full disk or a kill."""
+    lines = [json.dumps({"step": s, "loss": s / 2}) for s in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo', "utf-8")
+    train = tiny.train.model_copy(update={"output": str(tmp_path)})
+    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
+    records.log(3, {"loss": 7.0})
+    records.close()
+    assert metrics(tmp_path) == [*map(json.loads, lines[:2]), {"step": 3, "loss": 7.0}]
+
+
+# Checkpoints that were damaged, or never finished
+
+
+@pytest.fixture
+def saved(runs: Path, tmp_path: Path) -> Path:
+    """A folder of two checkpoints, steps 2 and 4, of two ranks."""
+    return Path(shutil.copytree(runs / "go-on-2/halves/checkpoints", tmp_path / "saved"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 0x10
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut rank-00001.safetensors": lambda p: cut(p / "rank-00001.safetensors"),
+    "flip rank-00000.safetensors": lambda p: flip(p / "rank-00000.safetensors"),
+    "missing rank-00001.safetensors": lambda p: (p / "rank-00001.safetensors").unlink(),
+    "flip state.json": lambda p: flip(p / "state.json"),
+    "empty config.yaml": lambda p: (p / "config.yaml").write_bytes(b""),
+    "missing manifest.json": lambda p: (p / "manifest.json").unlink(),
+    "cut manifest.json": lambda p: cut(p / "manifest.json"),
+    "odd manifest.json": lambda p: (p / "manifest.json").write_text("[]"),
+    "empty manifest.json": lambda p: (p / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(
+    saved: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert checkpoint.newest(saved) == saved / "step-00000004"
+    assert not caplog.records
+    DAMAGE[damage](saved / "step-00000004")
+    assert checkpoint.newest(saved) == saved / "step-00000002"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(saved / "step-00000004") in record.getMessage()
+    assert damage.split()[1] in record.getMessage()
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(saved: Path) -> None:
+    for path in saved.iterdir():
+        cut(path / "rank-00000.safetensors")
+    with pytest.raises(UserError, match="no whole checkpoint") as caught:
+        checkpoint.newest(saved)
+    assert all(f"step-0000000{n}" in str(caught.value) for n in (2, 4))
+    assert checkpoint.newest(saved / "elsewhere") is None
+
+
+def test_a_checkpoint_killed_half_way_does_not_count(saved: Path) -> None:
+    os.rename(saved / "step-00000004", saved / ".step-00000004.part")
+    assert checkpoint.all_checkpoints(saved) == [saved / "step-00000002"]
+    assert checkpoint.newest(saved) == saved / "step-00000002"
+
+
+def test_another_decoder_is_refused(saved: Path, tiny: Config, digits_data: Path) -> None:
+    found = Checkpoint(saved / "step-00000004")
+    for change, message in (({"depth": 3}, r"blocks\.2"), ({"width": 64}, "numbers")):
+        decoder = tiny.decoder.model_copy(update=change)
+        other = fresh(tiny.model_copy(update={"decoder": decoder}), digits_data)
+        with pytest.raises(UserError, match=message):
+            found.weights(WEIGHT, other)
+
+
+def test_fallen_back_a_run_keeps_its_new_checkpoints(
+    saved: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged newer checkpoint does not count among those that `train.keep` keeps."""
+    cut(saved / "step-00000004" / "rank-00000.safetensors")
+    alone = SimpleNamespace(
+        get_rank=lambda: 0,
+        get_world_size=lambda: 1,
+        barrier=lambda: None,
+        all_gather_object=lambda out, value: out.__setitem__(0, value),
+    )
+    monkeypatch.setattr(checkpoint, "distributed", alone)
+    monkeypatch.setattr(checkpoint, "_write_pieces", lambda path, *_: path.write_bytes(b"x"))
+    config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"keep": 1})})
+    state = checkpoint.State(3, 1.0, {0: {}})
+    written = checkpoint.write(saved, config, state, [], SimpleNamespace(shards=[]), None)  # type: ignore[arg-type]
+    assert checkpoint.newest(saved) == written == saved / "step-00000003"
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def commands(
+    runs: Path, digits_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Two ranks by the launcher at stage 2 until step 2; after an accident, one rank goes on."""
+    run = tmp_path_factory.mktemp("commands") / "run"
+    shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
+    tiny = [
+        "train.py", "--config", "tiny", f"train.output={run}", "train.eps=1e-3",
+        f"text.tokenizer={digits_data}/tokenizer.model",
+        *(f"data.sources.{i}.shards={digits_data}/{name}" for i, name in enumerate(shards)),
+    ]  # fmt: skip
+    launch(deepspeed(*tiny, "train.zero_stage=2", "--until", "2"))
+    first = metrics(run)
+    made = run / "checkpoints/step-00000002"
+    ranks = sorted(p.name for p in made.glob("rank-*"))
+    shutil.copytree(made, run / "checkpoints/step-00000003")
+    flip(run / "checkpoints/step-00000003/rank-00001.safetensors")
+    shutil.copytree(made, run / "checkpoints/.step-00000004.part")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "loss": 0.5}\n')
+    said = launch([sys.executable, *tiny, "train.zero_stage=0"])
+    return SimpleNamespace(run=run, first=first, ranks=ranks, said=said)
+
+
+def test_the_launcher_trains_two_ranks(commands: SimpleNamespace) -> None:
+    assert commands.ranks == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    assert [line["step"] for line in commands.first] == [1, 2]
+    assert all(math.isfinite(line["loss"]) for line in commands.first)
+
+
+def test_plain_python_goes_on_where_two_ranks_were(
+    commands: SimpleNamespace, runs: Path, model: Decoder
+) -> None:
+    assert "going on" in commands.said
+    assert "at step 2" in commands.said
+    warning = next(line for line in commands.said.splitlines() if line.startswith("WARNING"))
+    assert "step-00000003" in warning
+    assert "rank-00001.safetensors is cut short or damaged" in warning
+    assert [line["step"] for line in metrics(commands.run)] == [1, 2, 3, 4]
+    whole, alone = step(commands.run, 4), step(runs / "alone", 4)
+    assert whole.state.slots == alone.state.slots
+    ours, theirs = whole.weights(WEIGHT, model), alone.weights(WEIGHT, model)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+    assert checkpoint.newest(commands.run / "checkpoints") == whole.path

@@ -1,0 +1,241 @@
+"""mm_xl.yaml as it is, but small: from raw pictures to all five methods of the trained model.
+
+Overridden are width, depth, heads, picture size, row length, capacities, rows, paths and precision
+alone. So two CPU ranks train with 64 label tokens, latents of an autoencoder with 16 channels,
+sentencepiece, all four tasks packed into rows, activation checkpoints, loader workers and EMA.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+from ranks import deepspeed, launch
+
+from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.cli import main
+from mmfusion.config import load
+from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220)}
+SIDE, ROWS = 64, 16
+
+
+def paint(colour: str, seed: int) -> Picture.Image:
+    """A noisy picture of one colour, not square."""
+    noise = np.random.default_rng(seed).integers(0, 30, (72, 90, 3))
+    return Picture.fromarray((np.array(COLOURS[colour]) + noise).astype(np.uint8))
+
+
+def write_raw(folder: Path) -> None:
+    """A folder of class folders, captioned pictures, and documents of both."""
+    captions, documents = [], []
+    for number in range(12):
+        colour = list(COLOURS)[number % 3]
+        path = folder / "classes" / colour / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paint(colour, number).save(path)
+        image = f"classes/{colour}/{number}.png"
+        captions.append({"image": image, "captions": [f"a {colour} wall", f"all in {colour}"]})
+        content = [
+            {"image": image},
+            {"text": "and once more"},
+            {"answer": f"in {colour}"},
+            {"image": image, "target": True},
+            {"answer": "that was it"},
+        ]
+        documents.append({"content": content})
+    for name, lines in (("captions", captions), ("documents", documents)):
+        text = "\n".join(json.dumps(line) for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_autoencoder(folder: Path) -> None:
+    """An untrained autoencoder of the config's form: 16 channels, 16 times smaller."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8,) * 5,
+        down_block_types=("DownEncoderBlock2D",) * 5,
+        up_block_types=("UpDecoderBlock2D",) * 5,
+        latent_channels=16,
+        norm_num_groups=4,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of mm_xl.yaml, with data made by the commands that its error message names."""
+    raw, data = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("data")
+    write_raw(raw)
+    write_autoencoder(data / "vae")
+    paths = [
+        f"image.vae={data}/vae",
+        f"text.tokenizer={data}/tokenizer.model",
+        f"classes_file={data}/imagenet/classes.json",
+        "class_count=3",
+        f"data.sources.0.shards={data}/imagenet-latents/*.tar",
+        f"data.sources.1.shards={data}/captions-latents/*.tar",
+        f"data.sources.2.shards={data}/captions-latents/*.tar",
+        f"data.sources.3.shards={data}/interleaved-latents/*.tar",
+    ]
+    overrides = [*paths, f"image.size={SIDE}"]
+    commands = {
+        "imagenet": raw / "classes",
+        "captions": raw / "captions.jsonl",
+        "interleaved": raw / "documents.jsonl",
+    }
+    for name, given in commands.items():
+        _mmfusion("data", name, given, "-o", data / name)
+        flip = ["--flip"] if name == "imagenet" else []
+        latents = ["data", "latents", f"{data}/{name}/*.tar", "--config", "mm_xl", *flip]
+        _mmfusion(*latents, "-o", data / f"{name}-latents", *overrides)
+    shards = [option for name in commands for option in ("--shards", f"{data}/{name}/*.tar")]
+    _mmfusion("data", "tokenizer", *shards, "-o", data / "tokenizer.model", "--vocabulary", 400)
+    capacity = "{text: 128, label: 192, image: 192, noisy: 64, predict: 64}"
+    return [
+        *overrides,
+        "decoder.width=32",
+        "decoder.depth=2",
+        "decoder.heads=2",
+        "row_length=256",
+        f"data.capacity={capacity}",
+        f"data.rows={ROWS}",
+        "train.precision=fp32",
+    ]
+
+
+def _mmfusion(*arguments: object) -> None:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        assert not stop.code, arguments
+
+
+@pytest.fixture(scope="module")
+def runs(
+    config: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, SimpleNamespace]]:
+    """Ten steps at stage 2 and at stage 3, each stopped after six."""
+    done = {}
+    for stage in (2, 3):
+        output = tmp_path_factory.mktemp(f"stage-{stage}") / "run"
+        options = [*config, f"train.output={output}", f"train.zero_stage={stage}"]
+        command = ["train.py", "--config", "mm_xl.yaml", *options, "--until"]
+        if stage == 2:
+            launch(deepspeed(*command, "6"))
+        else:
+            launch([sys.executable, *command, "6"], ranks=2)
+        said = launch([sys.executable, *command, "10"], ranks=2)
+        lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+        done[stage] = SimpleNamespace(output=output, said=said, metrics=metrics)
+    yield done
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_ten_steps_with_a_pause(runs: dict[int, SimpleNamespace], stage: int) -> None:
+    run = runs[stage]
+    assert "going on" in run.said
+    assert [line["step"] for line in run.metrics] == [6, 10]
+    for line in run.metrics:
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["image_loss"] > 0.5
+        assert line["text_loss"] > 3  # of some 400 pieces
+        assert line["grad_norm"] > 0
+    facts = json.loads((run.output / "training.json").read_text("utf-8"))
+    assert {
+        "steps": 10,
+        "ranks": 2,
+        "zero_stage": stage,
+        "complete": False,
+    }.items() <= facts.items()
+    used = load(str(run.output / "config.yaml"))
+    assert used.train.zero_stage == stage
+    assert used.classes == ["blue", "green", "red"]
+    assert len(list((run.output / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_all_tasks_were_packed_and_taught_all_parameters(
+    runs: dict[int, SimpleNamespace], stage: int
+) -> None:
+    found = Checkpoint(runs[stage].output / "checkpoints/step-00000010")
+    slots = found.state.slots
+    assert slots is not None
+    assert sorted(slots) == list(range(ROWS))
+    total = {key: sum(slot[key] for slot in slots.values()) for key in slots[0]}
+    assert total["documents"] > 1.5 * 10 * ROWS  # several a row
+    assert total["refused"] == 0
+    assert all(total[task] > 10 for task in ("imagenet", "draw", "caption", "interleaved"))
+    model = Pipeline.from_pretrained(runs[stage].output).decoder
+    for name, moment in found.weights("exp_avg", model).items():
+        assert moment.any(), f"{name} was never learned"
+    assert model.label.weight.shape == (4 * 64, 32)
+
+
+def test_both_stages_agree(runs: dict[int, SimpleNamespace]) -> None:
+    a, b = (Checkpoint(runs[s].output / "checkpoints/step-00000010") for s in (2, 3))
+    assert a.state.slots == b.state.slots
+    for ours, theirs in zip(runs[2].metrics, runs[3].metrics, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    model = Pipeline.from_pretrained(runs[2].output).decoder
+    for kind in (WEIGHT, EMA, "exp_avg"):
+        for name, tensor in a.weights(kind, model).items():
+            other = b.weights(kind, model)[name]
+            assert torch.allclose(tensor, other, rtol=1e-3, atol=1e-5), f"{kind} of {name}"
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_all_five_methods_run_on_the_export(runs: dict[int, SimpleNamespace], stage: int) -> None:
+    output = runs[stage].output
+    pipeline = Pipeline.from_pretrained(output / "model")
+    average = Checkpoint(output / "checkpoints/step-00000010").weights(EMA, pipeline.decoder)
+    assert all(torch.equal(w, average[n]) for n, w in pipeline.decoder.state_dict().items())
+    assert Path(str(pipeline.config.image.vae)).is_relative_to(output)
+    quick = {"num_inference_steps": 2, "max_new_tokens": 4}
+    given = paint("red", 5)
+    made = [
+        pipeline.class_to_image("green", **quick),
+        pipeline.text_to_image("a blue wall", guidance=4.0, ar_steps=3, **quick),
+        pipeline.edit(given, "left", label="red", **quick),
+    ]
+    assert isinstance(pipeline.image_to_text(given, **quick), str)
+    prompt = [given, "and once more", TextSlot(), ImageSlot()]
+    same, words, text, picture = pipeline.generate(prompt, **quick)
+    assert (same, words, isinstance(text, str)) == (given, "and once more", True)
+    for image in (*made, picture):
+        assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
+
+
+def test_without_its_data_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmfusion.training import engine, loop
+
+    def started() -> None:
+        raise AssertionError("nothing should have been started")
+
+    for module in (engine, loop):
+        monkeypatch.setattr(module, "start_distributed", started)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", "mm_xl"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: mm_xl")
+    for missing in (
+        "data/vae/mar-kl16", "data/tokenizer.model", "data/imagenet/classes.json",
+        "data/imagenet-latents/*.tar", "data/captions-latents/*.tar",
+        "data/interleaved-latents/*.tar", "mmfusion data latents", "mmfusion data tokenizer",
+    ):  # fmt: skip
+        assert missing in said, missing
+    assert not list(tmp_path.iterdir())
