@@ -65,10 +65,10 @@ def _training(path: Path, report: dict[str, Any]) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        seconds = {**report.get("seconds", {}), "train": float(facts["seconds_train"])}
+        seconds = {**report.get("seconds", {}), "train": float(facts["seconds"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not the facts of a training run with seconds_train ({error!r}); "
+            f"{path}: not the facts of a training run with seconds ({error!r}); "
             "delete it, or write the report to another folder"
         ) from None
     return {"seconds": seconds, "training": facts}

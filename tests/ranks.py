@@ -139,10 +139,12 @@ def mixed_rows(config: Config) -> list[Row]:
 
 
 class MixedRows:
-    """`mixed_rows` as a Trainer takes them: the first half of the ranks gets text alone."""
+    """`mixed_rows` as a Trainer takes them: of two ranks, the first gets text alone."""
+
+    order = (0, 1, 2, 3)
 
     def __init__(self, config: Config, rank: int, world: int) -> None:
-        rows, micro = mixed_rows(config), config.data.micro_rows
+        rows, micro = [mixed_rows(config)[i] for i in self.order], config.data.micro_rows
         share = len(rows) // world
         mine = rows[rank * share : (rank + 1) * share]
         self.batches = [collate(mine[at : at + micro]) for at in range(0, share, micro)]
@@ -159,6 +161,12 @@ class MixedRows:
         raise AssertionError("nothing to go on from")
 
 
+class UnevenRows(MixedRows):
+    """The same rows: both ranks get text and pictures, but the first much more of them."""
+
+    order = (0, 2, 1, 3)
+
+
 class Awake(Decoder):
     """A decoder whose latent head is not zero: with it no other gradient of the pictures is."""
 
@@ -167,10 +175,10 @@ class Awake(Decoder):
         torch.nn.init.normal_(self.latent_out.weight, std=0.2)
 
 
-def step(config: Config) -> None:
-    """One step on `mixed_rows` of a decoder that is awake."""
+def step(config: Config, rows: type[MixedRows] = MixedRows) -> None:
+    """One step of a decoder that is awake."""
     loop.Decoder = Awake  # type: ignore[misc]
-    Trainer(config, MixedRows).run()
+    Trainer(config, rows).run()
     loop.Decoder = Decoder  # type: ignore[misc]
 
 
@@ -230,7 +238,8 @@ def two_ranks(data: Path, folder: Path, rank: int) -> None:
     for stage in (0, 1, 2, 3):
         step(one_step(data, folder / f"ranks-{stage}", zero_stage=stage))
     for stage in (2, 3):
-        step(one_step(data, folder / f"both-{stage}", zero_stage=stage, micro_rows=1))
+        config = one_step(data, folder / f"uneven-{stage}", zero_stage=stage, micro_rows=1)
+        step(config, UnevenRows)
         go_on(data, folder / f"go-on-{stage}", stage)
     # What one rank began at stage 0 is finished by two at stage 3.
     if rank == 0:

@@ -443,14 +443,14 @@ def test_generate_takes_each_scheduler_at_any_number_of_steps(model: Path) -> No
 
 
 def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
-    """`--count` pictures of each prompt, picture i with seed + i."""
+    """`--count` rounds of the prompts, picture i with seed + i."""
     many = ("generate", "a seven", "a nine", "--count", 2, "--model", model, "--exact")
     code, out, _ = run(*many, "--seed", 5, "-o", tmp_path / "many")
     assert code == 0
     files = sorted((tmp_path / "many").iterdir())
     assert [file.name for file in files] == [f"{i:04d}.png" for i in range(4)]
     assert len(out.splitlines()) == 4
-    for number, prompt in enumerate(("a seven", "a seven", "a nine", "a nine")):
+    for number, prompt in enumerate(["a seven", "a nine"] * 2):
         alone = tmp_path / "alone.png"
         run("generate", prompt, "--seed", 5 + number, "--model", model, "--exact", "-o", alone)
         assert np.array_equal(pixels(alone), pixels(files[number]))

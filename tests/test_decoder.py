@@ -1,5 +1,6 @@
 """The decoder: what each output depends on, by gradients; its options, sizes and beginnings."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_inputs_reach_their_outputs_from_the_embedding_on(style: str) -> None:
     with torch.no_grad():
         before, _ = forward(decoder, batch)
         for name, value in changes.items():
-            after, _ = forward(decoder, Batch(**{**vars(batch), name: value}))
+            after, _ = forward(decoder, replace(batch, **{name: value}))
             assert not torch.allclose(before, after, atol=1e-4), name
 
 
@@ -274,6 +275,21 @@ def test_rotary_angles_turn_by_differences_alone() -> None:
         moved = [p + s for p, s in zip([3, 2, 1], shift, strict=True)]
         assert abs(product(moved, [1, 1, 3]) - near) > 1e-3
     assert product([3, 2, 1], [3, 2, 1]) == pytest.approx(float((q * k).sum()), abs=1e-5)
+
+
+def test_rotary_decoder_reads_distances_alone() -> None:
+    """All positions moved alike change nothing; moved unlike, they do."""
+    decoder = random_decoder(model_config(LLAMA), VOCABULARY)
+    documents = task_documents(np.random.default_rng(0))
+    batch = collate([make_row(120, documents["interleaved"])])
+    stretched = batch.position * 2
+    with torch.no_grad():
+        before = forward(decoder, batch)
+        moved = forward(decoder, replace(batch, position=batch.position + torch.tensor([9, 2, 5])))
+        other = forward(decoder, replace(batch, position=stretched))
+    for a, b, c in zip(before, moved, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert (a - c).abs().max() > 0.05
 
 
 # Sizes and beginnings

@@ -97,6 +97,22 @@ def test_a_training_draw(prediction: str) -> None:
     assert 0.4 < noise.std() < 1.8
 
 
+def test_noisy_copies_of_a_draw_have_timesteps_and_noise_of_their_own() -> None:
+    process = diffusion(noisy_copies=3)
+    clean = np.zeros((500, 4), np.float32)
+    draw = process.draw(clean, np.random.default_rng(0))
+    assert draw.latents.shape == draw.target.shape == (3, 500, 4)
+    assert draw.timesteps.shape == (3, 500)
+    assert [len(set(copy.tolist())) for copy in draw.timesteps] == [1, 1, 1]
+    assert len(set(draw.timesteps[:, 0].tolist())) == 3
+    assert np.abs(np.corrcoef(draw.target.reshape(3, -1)) - np.eye(3)).max() < 0.1
+    for copy in range(3):
+        a = process.alpha_bar[int(draw.timesteps[copy, 0])]
+        np.testing.assert_allclose(
+            draw.latents[copy], np.sqrt(1 - a) * draw.target[copy], rtol=1e-5
+        )
+
+
 # Sampling
 
 

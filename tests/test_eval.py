@@ -442,7 +442,7 @@ def test_report_is_one_self_contained_page(perfect: tuple[dict, dict], tmp_path:
         json.dumps({"step": s, "loss": math.exp(-s / 300), "seconds": s}) for s in range(0, 900, 10)
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 90', "utf-8")
-    (tmp_path / "training.json").write_text('{"seconds_train": 500.5, "steps": 900}', "utf-8")
+    (tmp_path / "training.json").write_text('{"seconds": 500.5, "steps": 900}', "utf-8")
     written = write_report(tmp_path, report, sheets)
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == written
     assert written["seconds"] == {**report["seconds"], "train": 500.5}
@@ -487,7 +487,7 @@ def test_report_without_pictures_or_training(perfect: tuple[dict, dict], tmp_pat
     assert "<img" not in page
     assert "<svg" not in page
     (tmp_path / "new/training.json").write_text("{}", "utf-8")
-    with pytest.raises(UserError, match=r"training\.json.*seconds_train"):
+    with pytest.raises(UserError, match=r"training\.json.*seconds"):
         write_report(tmp_path / "new", perfect[0], {})
 
 

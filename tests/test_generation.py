@@ -745,8 +745,13 @@ def test_an_answer_ends_at_either_end_symbol(pipe: Pipeline) -> None:
             output[1][..., end] += 1e4
 
         handle = pipe.decoder.register_forward_hook(stop)
-        assert pipe.image_to_text([picture(0), picture(1)]) == ["", ""]
+        spoken: list[Any] = []
+        answers = pipe.image_to_text(
+            [picture(0), picture(1)], on_token=lambda *args, told=spoken: told.append(args)
+        )
         handle.remove()
+        assert answers == ["", ""]
+        assert not spoken
 
 
 # The public API

@@ -85,12 +85,12 @@ def model(tiny: Config, digits_data: Path) -> Decoder:
     ("name", "stage"),
     [("whole", 0), ("accumulated-0", 0), ("accumulated-2", 2)]
     + [(f"ranks-{stage}", stage) for stage in range(4)]
-    + [("both-2", 2), ("both-3", 3)],
+    + [("uneven-2", 2), ("uneven-3", 3)],
 )
 def test_a_step_equals_plain_pytorch(
     runs: Path, reference: dict[str, Tensor], model: Decoder, name: str, stage: int
 ) -> None:
-    """One rank has text alone, the other pictures alone; clipping, weight decay and all."""
+    """One rank has text alone, the other pictures alone; uneven: both, in two micro-batches."""
     (line,) = metrics(runs / name)
     image, text = float(reference["image_loss"]), float(reference["text_loss"])
     assert line["image_loss"] == pytest.approx(image, rel=1e-5)

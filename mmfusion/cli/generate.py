@@ -43,7 +43,7 @@ def generate(
         raise UserError("generate: give either prompts or --label")
     from mmfusion.training.sheet import grid
 
-    wanted = [item for item in (prompts or label or []) for _ in range(count)]
+    wanted = (prompts or label or []) * count
     pipeline = _pipeline(model)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
     pictures = draw(wanted, seed=seed, progress=True, **_options(options))
