@@ -100,8 +100,10 @@ class DecoderConfig(Section):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.width % 4:
             raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sin-cos positions)")
-        if self.position == "rotary" and self.width // self.heads < 6:
-            raise ValueError("rotary positions need a head dimension of 6 or more")
+        if self.position == "rotary" and (
+            self.width // self.heads < 6 or self.width // self.heads % 2
+        ):
+            raise ValueError("rotary positions need an even head dimension of 6 or more")
         return self
 
 
@@ -186,6 +188,7 @@ class TrainConfig(Section):
     attention: Literal["auto", "dense", "flex"] = "auto"
     """auto: FlexAttention on CUDA, the dense mask on the CPU."""
     compile: bool = False
+    """torch.compile, on CUDA; on the CPU it gains nothing and is left out."""
     checkpoint_activations: bool = False
     log_every: int = Field(10, gt=0)
     save_every: int = Field(1000, gt=0)

@@ -167,7 +167,7 @@ class Pipeline:
         self,
         prompts: list[list[Part]],
         task: str,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | np.ndarray = 0,
         batch_size: int = 128,
         on_picture: OnPicture | None = None,
         on_token: OnToken | None = None,
@@ -176,7 +176,12 @@ class Pipeline:
         """Answer all prompts, those of one shape side by side."""
         if not prompts:
             raise UserError(f"{task}: nothing was given")
-        seeds = list(seed) if isinstance(seed, Sequence) else range(seed, seed + len(prompts))
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size}; give 1 or more")
+        if isinstance(seed, (Sequence, np.ndarray)):
+            seeds = [int(each) for each in seed]
+        else:
+            seeds = list(range(seed, seed + len(prompts)))
         if len(seeds) != len(prompts):
             raise UserError(f"seed: {len(seeds)} seeds for {len(prompts)} items")
         groups: dict[tuple, list[int]] = {}

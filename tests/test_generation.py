@@ -810,6 +810,24 @@ def test_an_interleaved_picture_equals_plain_sampling(each: Pipeline) -> None:
     close(made[2], plain(each, prefix, [10, 6], 2, guidance=2.0))
 
 
+def test_slots_of_prompts_side_by_side_keep_their_own_options(pipe: Pipeline) -> None:
+    prompts = [
+        ["a", TextSlot(max_new_tokens=2), ImageSlot()],
+        ["a", TextSlot(max_new_tokens=6), ImageSlot()],
+        ["a", TextSlot(max_new_tokens=2), ImageSlot(num_inference_steps=6)],
+        ["a", TextSlot(max_new_tokens=2), ImageSlot(guidance=2.0)],
+    ]
+    together = pipe.generate(prompts, seed=[5] * 4, **FAST)
+    for filled, prompt in zip(together, prompts, strict=True):
+        alone = pipe.generate(prompt, seed=5, **FAST)
+        assert filled[1] == alone[1]
+        close(filled[2], alone[2])
+    assert together[1][1].startswith(together[0][1])
+    assert together[1][1] != together[0][1]
+    for other in together[1:]:
+        assert np.abs(together[0][2] - other[2]).max() > 1e-3
+
+
 def test_a_picture_after_a_made_picture_sees_it(pipe: Pipeline) -> None:
     first = ImageSlot(order=ORDER, ar_sizes=[10, 6])
     filled = pipe.generate(["a", first, "then comes", ImageSlot(order=ORDER)], **FAST)

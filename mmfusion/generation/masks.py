@@ -35,11 +35,11 @@ def region(name: str, rows: int, columns: int) -> np.ndarray:
 
 
 def regenerated(mask: EditMask, config: ImageConfig) -> np.ndarray:
-    """Tokens (N,) that a mask touches: a region's name, or white (nonzero) where to regenerate.
+    """Tokens (N,) that a mask touches: they are generated anew.
 
     Args:
-        mask: a name of `REGIONS`, a picture, or an array (H, W); as large as the model's pictures
-            or as its token grid.
+        mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew) or an array (H, W)
+            (nonzero is); as large as the model's pictures or as its token grid.
 
     Raises:
         UserError: unknown name, wrong size, or a mask that regenerates nothing or everything.

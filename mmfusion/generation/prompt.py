@@ -78,6 +78,13 @@ class PromptReader:
             if value is not None
         }
         sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
+        # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
+        least = 2 if sampling.scheduler in ("ddpm", "ddim") else 1
+        if not least <= sampling.num_inference_steps <= self.config.diffusion.timesteps:
+            raise UserError(
+                f"num_inference_steps: {sampling.num_inference_steps} with {sampling.scheduler}; "
+                f"choose {least} to {self.config.diffusion.timesteps}"
+            )
         if sampling.guidance != 1 and self.config.diffusion.dropout == 0:
             raise UserError(
                 f"guidance {sampling.guidance}: this model was trained without dropout of its "
@@ -113,7 +120,7 @@ class PromptReader:
         if isinstance(label, str) and label in classes:
             return Label(classes.index(label))
         numeric = not isinstance(label, bool) and (isinstance(label, (int, np.integer)))
-        if isinstance(label, str) and label.isdigit():
+        if isinstance(label, str) and label.isdecimal():
             numeric, label = True, int(label)
         if not numeric or not 0 <= int(label) < len(classes):
             shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

@@ -119,7 +119,7 @@ class Session:
         alive = [True] * self.rows
         for turn in range(sampling.max_new_tokens):
             feed: list[Segment | None] = [None] * self.rows
-            for row, token in enumerate(self._choose(logits, sampling)):
+            for row, token in enumerate(self._choose(logits, sampling, alive)):
                 if alive[row] and token in ends:
                     alive[row] = False
                     self.ended_with_image[row] = token == self.tokenizer.image_id
@@ -153,8 +153,11 @@ class Session:
         _, logits = self._pass(collate(rows).to(self.device), keep=True)
         return logits[:, 0] if ask and logits is not None else torch.empty(0)
 
-    def _choose(self, logits: Tensor, sampling: Sampling) -> list[int]:
-        """The next id of each row, greedily or by nucleus sampling (Holtzman et al. 2020)."""
+    def _choose(self, logits: Tensor, sampling: Sampling, alive: list[bool]) -> list[int]:
+        """The next id of each row, greedily or by nucleus sampling (Holtzman et al. 2020).
+
+        A row that has ended draws nothing: its generator must not depend on the others' lengths.
+        """
         assert self.tokenizer is not None
         logits = logits[: self.rows].cpu()
         logits[:, self.tokenizer.unspeakable] = -torch.inf
@@ -163,8 +166,8 @@ class Session:
         share, place = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True)
         share = share.masked_fill(share.cumsum(-1) - share >= sampling.top_p, 0)
         drawn = [
-            int(torch.multinomial(p, 1, generator=g))
-            for p, g in zip(share, self.generators, strict=True)
+            int(torch.multinomial(p, 1, generator=g)) if drawing else 0
+            for p, g, drawing in zip(share, self.generators, alive, strict=True)
         ]
         return place[torch.arange(len(drawn)), torch.tensor(drawn)].tolist()
 

@@ -31,7 +31,7 @@ def start_distributed() -> tuple[int, int]:
 
     # gloo does what our few collectives need; DeepSpeed's own CPU one would be compiled here,
     # for a minute, by a C++ compiler that may not be there.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -62,9 +62,9 @@ class Trainer:
         with torch.device("meta"):
             self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export
         self.engine = make_engine(config, model, self.world)
-        if config.train.compile:
-            self.engine.compile()
         self.device = self.engine.device
+        if config.train.compile and self.device.type == "cuda":
+            self.engine.compile()
         self.pieces = pieces(self.engine, config.train.zero_stage, self.rank)
         self.ema = Ema(self.pieces, config.train.ema)
         self.state = checkpoint.State()
