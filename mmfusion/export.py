@@ -39,6 +39,7 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
         described["image"]["vae"] = VAE
     (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
     save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
+    (part / WEIGHTS).chmod(0o644)  # written for its owner alone otherwise
     seal(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

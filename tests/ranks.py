@@ -56,7 +56,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(command: list[str], ranks: int = 1, limit: float = 200) -> str:
+def launch(command: list[str], ranks: int = 1, limit: float = 400) -> str:
     """Run a command in the checkout, as so many ranks; all that they said."""
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     with TemporaryFile("w+") as said:

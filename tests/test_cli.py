@@ -436,10 +436,12 @@ def test_generate_writes_a_picture_that_its_seed_repeats(
 
 def test_generate_takes_each_scheduler_at_any_number_of_steps(model: Path) -> None:
     pipeline = Pipeline.from_pretrained(model)
-    for scheduler in ("ddpm", "ddim", "dpmsolver++", "unipc"):
-        for steps in (1, 2, 3):
+    for scheduler, least in (("ddpm", 2), ("ddim", 2), ("dpmsolver++", 1), ("unipc", 1)):
+        for steps in (least, 3, 7):
             options = {"scheduler": scheduler, "num_inference_steps": steps}
             assert pipeline.class_to_image(3, **options).size == (8, 8)
+        with pytest.raises(UserError, match=rf"num_inference_steps.*{scheduler[:4]}.*{least}"):
+            pipeline.class_to_image(3, scheduler=scheduler, num_inference_steps=least - 1 or 1001)
 
 
 def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:

@@ -141,10 +141,22 @@ def test_a_missing_config_lists_the_shipped_ones(tmp_path: Path) -> None:
         assert all(shipped in str(caught.value) for shipped in SHIPPED)
 
 
-def test_guidance_in_a_config_needs_dropout() -> None:
-    """Or the run would stop at its first sample sheet, after a thousand steps."""
-    with pytest.raises(UserError, match="dropout"):
-        load("tiny", ["diffusion.dropout=0"])
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("diffusion.dropout=0", "dropout"),
+        ("diffusion.timesteps=3", "num_inference_steps"),
+        ("generation.class_to_image.ar_steps=17", "ar_steps"),
+        ("generation.class_to_image.ar_sizes=[3, 4]", "ar_sizes"),
+    ],
+)
+def test_defaults_that_cannot_be_sampled_are_refused(override: str, named: str) -> None:
+    """Or the run would stop at its first sample sheet, after a thousand steps, and ever again."""
+    with pytest.raises(UserError, match=named):
+        load("tiny", [override])
+
+
+def test_a_model_without_dropout_is_sampled_without_guidance() -> None:
     quiet = [f"generation.{t}.guidance=1" for t in ("class_to_image", "text_to_image", "edit")]
     load("tiny", ["diffusion.dropout=0", "generation.interleaved.guidance=1", *quiet])
 

@@ -29,6 +29,7 @@ from mmfusion.training.schedule import learning_rate, progress
 
 GO_ON = ["go-on-0", "go-on-2", "go-on-3"]  # the stage; 0 with one rank, 2 and 3 with two
 KINDS = (WEIGHT, "exp_avg", "exp_avg_sq", EMA)
+pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all runs
 
 
 def metrics(run: Path) -> list[dict]:
