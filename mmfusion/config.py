@@ -4,15 +4,14 @@ A YAML file is read into `Config`; unknown keys and wrong types are refused with
 Any key can be overridden on the command line as `train.lr=3e-4`.
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmfusion.classes import read_names
 from mmfusion.errors import UserError
+from mmfusion.overrides import apply_override, read_yaml, write_yaml
 
 TaskName = Literal["class_to_image", "text_to_image", "image_to_text", "interleaved"]
 Positive = Field(gt=0)
@@ -22,7 +21,7 @@ Fraction = Field(ge=0, le=1)
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, no silent conversions, never changed later."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -250,6 +249,39 @@ class ModelConfig(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     generation: GenerationConfig = GenerationConfig()
 
+    @model_validator(mode="after")
+    def _check_defaults(self) -> "ModelConfig":
+        # A default that cannot be sampled would stop the run at its first sample sheet.
+        for task in self.generation.model_fields_set - {"image_to_text"}:
+            sampling: Sampling = getattr(self.generation, task)
+            if why := self.refusal(sampling):
+                raise ValueError(f"generation.{task}.{why}")
+            if task != "edit":  # an edit generates as many tokens as its mask says
+                self._check_split(task, sampling)
+        return self
+
+    def _check_split(self, task: str, sampling: "Sampling") -> None:
+        tokens, sizes = self.image.tokens, sampling.ar_sizes
+        if sampling.ar_steps > tokens or (sizes is not None and sum(sizes) != tokens):
+            key = "ar_steps" if sizes is None else "ar_sizes"
+            raise ValueError(f"generation.{task}.{key}: an image has {tokens} tokens")
+
+    def refusal(self, sampling: "Sampling") -> str | None:
+        """Why this model cannot draw with these options, or None."""
+        # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
+        least, most = 2 if sampling.scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
+        if not least <= sampling.num_inference_steps <= most:
+            return (
+                f"num_inference_steps: {sampling.num_inference_steps} with {sampling.scheduler}; "
+                f"choose {least} to {most}"
+            )
+        if sampling.guidance != 1 and self.diffusion.dropout == 0:
+            return (
+                f"guidance {sampling.guidance}: this model is trained without dropout of its "
+                "condition (diffusion.dropout: 0), so only guidance 1 is meaningful"
+            )
+        return None
+
 
 class EvaluationConfig(Section):
     """What `mmfusion eval` measures."""
@@ -287,25 +319,6 @@ class Config(ModelConfig):
         return ModelConfig.model_validate(self.model_dump(include=names))
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(text: str, name: str) -> Any:
-    """Parse YAML; `name` is what the error calls the text."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader: builds plain data only
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML: {error}") from error
-
-
 def find(name: str) -> Path:
     """The file of a config: a path, or a bare name (with or without .yaml) looked up in configs/.
 
@@ -331,11 +344,14 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         UserError: a missing file, an unknown key or a wrong value, with the key's path.
     """
     path = find(name)
-    raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return _named(build(Config, raw, str(path)))
 
 
@@ -370,30 +386,4 @@ def build(kind: type[S], raw: Any, name: str) -> S:
 def save(config: Section, path: Path) -> None:
     """Write a resolved config as YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
-
-
-def _apply(raw: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r}: write it as key.path=value")
-    *parents, last = key.strip().split(".")
-    node: Any = raw
-    for depth, part in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        node = node[_index(node, part, where)] if isinstance(node, list) else _child(node, part)
-        if not isinstance(node, (dict, list)):
-            raise UserError(f"override {override!r}: {where} is a value, not a section")
-    node[_index(node, last, key) if isinstance(node, list) else last] = read_yaml(value, override)
-
-
-def _child(node: dict, part: str) -> Any:
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _index(node: list, part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"override {where}: a list of {len(node)} entries has no entry {part}")
-    return int(part)
+    path.write_text(write_yaml(config.model_dump()), encoding="utf-8")

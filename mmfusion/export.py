@@ -73,9 +73,8 @@ def locate(name: str, revision: str | None = None) -> Path:
         files = [CONFIG, WEIGHTS, TOKENIZER, MANIFEST, f"{VAE}/*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's many errors all mean: could not be had
-        raise UserError(
-            f"model {name}: no such folder, and the hub gave: {str(error).splitlines()[0]}"
-        ) from None
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name}: no such folder, and the hub gave: {said}") from None
 
 
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:

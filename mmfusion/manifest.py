@@ -51,6 +51,8 @@ def verify(folder: Path, what: str) -> None:
     """
     try:
         digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(digests, dict) or not digests:
+            raise ValueError
     except (OSError, ValueError):
         raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole") from None
     for name, digest in digests.items():

@@ -182,6 +182,8 @@ class Pipeline:
             seeds = [int(each) for each in seed]
         else:
             seeds = list(range(seed, seed + len(prompts)))
+        if not all(-(2**63) <= each < 2**63 for each in seeds):
+            raise UserError("seed: a seed is a whole number of at most 63 bits")
         if len(seeds) != len(prompts):
             raise UserError(f"seed: {len(seeds)} seeds for {len(prompts)} items")
         groups: dict[tuple, list[int]] = {}

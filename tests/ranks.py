@@ -87,7 +87,8 @@ def launch(command: list[str], ranks: int = 1, limit: float = 400) -> str:
                 process.wait()
         said.seek(0)
         text = said.read()
-    assert not any(p.returncode for p in processes), f"{' '.join(command)}\n{text[-6000:]}"
+    codes = [process.returncode for process in processes]
+    assert not any(codes), f"{' '.join(command)}: exit codes {codes}\n{text[-6000:]}"
     return text
 
 

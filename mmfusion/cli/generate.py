@@ -149,13 +149,15 @@ def _pipeline(model: str) -> "Pipeline":
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
-    from mmfusion.config import read_yaml
+    from mmfusion.config import Sampling, read_yaml
 
     options = {}
     for item in given or []:
         name, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"--set {item}: write it as name=value")
+        if name not in Sampling.model_fields:
+            raise UserError(f"--set {name}: choose one of {', '.join(Sampling.model_fields)}")
         options[name] = read_yaml(value, item)
     return options
 

@@ -78,18 +78,9 @@ class PromptReader:
             if value is not None
         }
         sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
-        # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
-        least = 2 if sampling.scheduler in ("ddpm", "ddim") else 1
-        if not least <= sampling.num_inference_steps <= self.config.diffusion.timesteps:
-            raise UserError(
-                f"num_inference_steps: {sampling.num_inference_steps} with {sampling.scheduler}; "
-                f"choose {least} to {self.config.diffusion.timesteps}"
-            )
-        if sampling.guidance != 1 and self.config.diffusion.dropout == 0:
-            raise UserError(
-                f"guidance {sampling.guidance}: this model was trained without dropout of its "
-                "condition (diffusion.dropout: 0), so only guidance 1 is meaningful"
-            )
+        why = self.config.refusal(sampling)
+        if why and task != "image_to_text":
+            raise UserError(why)
         return sampling
 
     def text(self, text: str) -> Text:

@@ -69,7 +69,9 @@ def write(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         manifest.sync(root)
-        for old in all_checkpoints(root)[: -config.train.keep]:
+        # Newer ones are damaged, or the run would have gone on from them: they do not count.
+        sound = [path for path in all_checkpoints(root) if path.name <= final.name]
+        for old in sound[: -config.train.keep]:
             shutil.rmtree(old)
     distributed.barrier()
     return final

@@ -104,7 +104,8 @@ class Trainer:
         window = torch.zeros(4, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
-        steps: Iterable[list[Batch]] = self.rows if share < 1 else []
+        over = share >= 1 or (until is not None and state.step >= until)
+        steps: Iterable[list[Batch]] = [] if over else self.rows
         since, since_step = time.monotonic(), state.step
         for batches in steps:
             set_lr(self.engine, learning_rate(train, state.step, share))

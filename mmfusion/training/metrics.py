@@ -29,8 +29,13 @@ class Metrics:
         """Drop lines past the checkpoint that the run goes on from."""
         if not self._path.is_file():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= first_step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off when the run was killed
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def advance(self, share: float) -> None:
