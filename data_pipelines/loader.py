@@ -146,14 +146,7 @@ class Loader:
             UserError: shards are missing or broken, or rows, ranks and workers do not divide.
         """
         data = config.data
-        if data.rows % (world * data.micro_rows):
-            wanted = f"{world} ranks x {data.micro_rows} micro_rows"
-            raise UserError(f"data.rows: {data.rows} a step are not a multiple of {wanted}")
-        if data.workers and (data.rows // world) % data.workers:
-            raise UserError(
-                f"data.workers: {data.rows // world} rows a rank and step are not a multiple of "
-                f"{data.workers} workers"
-            )
+        data.check_ranks(world)
         self.config = config
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         maker = DocumentMaker(config, tokenizer)

@@ -162,6 +162,17 @@ class DataConfig(Section):
             raise ValueError(f"sources need names of their own, not documents or refused: {names}")
         return self
 
+    def check_ranks(self, world: int) -> None:
+        """Raise UserError where the rows cannot be shared out among `world` ranks and workers."""
+        if self.rows % (world * self.micro_rows):
+            wanted = f"{world} ranks x {self.micro_rows} micro_rows"
+            raise UserError(f"data.rows: {self.rows} a step are not a multiple of {wanted}")
+        if self.workers and (self.rows // world) % self.workers:
+            raise UserError(
+                f"data.workers: {self.rows // world} rows a rank and step are not a multiple of "
+                f"{self.workers} workers"
+            )
+
 
 class TrainConfig(Section):
     """Optimisation, precision, ZeRO, and what is written while it trains."""

@@ -61,7 +61,10 @@ def locate(name: str, revision: str | None = None) -> Path:
         inner = Path(name) / "model"
         if (inner / CONFIG).is_file():
             return inner  # a run's folder
-        raise UserError(f"model {name}: the folder has no {CONFIG}; export a run to make one")
+        raise UserError(
+            f"model {name}: the folder has no {CONFIG}; give the folder of a run that has trained, "
+            "or an exported one"
+        )
     if (SHIPPED / name / CONFIG).is_file():
         return SHIPPED / name
     shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG).is_file()))

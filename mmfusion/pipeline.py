@@ -71,7 +71,10 @@ class Pipeline:
     ) -> "Pipeline":
         """Load a shipped model by name, an exported folder, or a hub id."""
         config, decoder, tokenizer = export.read(export.locate(str(name), revision))
-        decoder = decoder.to(device or export.default_device(), dtype)
+        try:
+            decoder = decoder.to(device or export.default_device(), dtype)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
         return cls(config, decoder, tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -178,10 +181,11 @@ class Pipeline:
             raise UserError(f"{task}: nothing was given")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size}; give 1 or more")
-        if isinstance(seed, (Sequence, np.ndarray)):
-            seeds = [int(each) for each in seed]
-        else:
-            seeds = list(range(seed, seed + len(prompts)))
+        if isinstance(seed, (int, np.integer)):
+            seed = range(int(seed), int(seed) + len(prompts))
+        seeds = list(seed) if isinstance(seed, (Sequence, np.ndarray)) else [seed]
+        if not all(isinstance(each, (int, np.integer)) for each in seeds):
+            raise UserError(f"seed {seed!r}: give a whole number, or one for each item")
         if not all(-(2**63) <= each < 2**63 for each in seeds):
             raise UserError("seed: a seed is a whole number of at most 63 bits")
         if len(seeds) != len(prompts):

@@ -43,12 +43,15 @@ def generate(
         raise UserError("generate: give either prompts or --label")
     from mmfusion.training.sheet import grid
 
-    wanted = (prompts or label or []) * count
+    _check_writable(output)
+    asked = prompts or label or []
+    wanted = asked * count
+    columns = len(asked) if count > 1 and 1 < len(asked) <= 10 else 10  # one column a prompt
     pipeline = _pipeline(model)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
     pictures = draw(wanted, seed=seed, progress=True, **_options(options))
     if len(pictures) == 1 or output.suffix:
-        _save(pictures[0] if len(pictures) == 1 else grid(pictures, 10), output, exact)
+        _save(pictures[0] if len(pictures) == 1 else grid(pictures, columns), output, exact)
         return
     for number, picture in enumerate(pictures):
         _save(picture, output / f"{number:04d}.png", exact)
@@ -86,6 +89,7 @@ def edit(
     """Draw a part of a picture anew and keep the rest."""
     from mmfusion.generation.masks import REGIONS
 
+    _check_writable(output)
     picture = _open(image)
     where = mask if mask in REGIONS else _open(Path(mask), f"or one of {', '.join(REGIONS)}")
     edited = _pipeline(model).edit(
@@ -170,6 +174,14 @@ def _open(path: Path, remedy: str = "") -> "Picture.Image":
             f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
         )
     return open_picture(path.read_bytes(), f"picture {path}")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a kind of file that cannot be written before anything is drawn for it."""
+    from PIL import Image as Picture
+
+    if path.suffix and path.suffix.lower() not in Picture.registered_extensions():
+        raise UserError(f"{path}: cannot be written, no picture format ends so; take .png")
 
 
 def _save(picture: "Picture.Image", path: Path, exact: bool) -> None:

@@ -42,6 +42,8 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     """
     if not isinstance(picture, Picture.Image):
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
+    if not min(picture.size):
+        raise UserError("the picture is empty: it has no pixels")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Picture.new("RGBA", picture.size, "white")

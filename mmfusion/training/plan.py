@@ -18,6 +18,7 @@ GIB = 2**30
 def plan(config: Config, world: int) -> str:
     """The figures of a run on `world` ranks, as text."""
     train, data, c = config.train, config.data, config.decoder
+    data.check_ranks(world)
     vocabulary, note = 0, ""
     if config.text:
         try:
@@ -48,8 +49,9 @@ def plan(config: Config, world: int) -> str:
         "ZeRO": f"stage {train.zero_stage}, {'bf16' if bf16 else 'fp32'}",
         "memory a rank": f"{(sum(state.values()) + activations) / GIB:.2f} GiB: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in state.items())
-        + f", activations about {activations / GIB:.2f}",
-        "FLOPs a step": f"{dense + attention:.3g} (attention at most {attention:.3g} of it)",
+        + f", activations about {activations / GIB:.2f}; without logits and DeepSpeed's buffers",
+        "FLOPs a step": f"{dense + attention:.3g} over all ranks, "
+        f"attention at most {attention:.3g} of it",
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
