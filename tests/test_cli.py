@@ -458,7 +458,7 @@ def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
         assert np.array_equal(pixels(alone), pixels(files[number]))
     assert run(*many, "-o", tmp_path / "sheet.png")[0] == 0
     height, width = pixels(tmp_path / "sheet.png").shape[:2]
-    assert width > 4 * 64 > height > 64  # side by side
+    assert 3 * 64 > width == height > 2 * 64  # one column a prompt, one row a round
 
 
 def test_caption_says_something_of_each_picture(
