@@ -30,7 +30,7 @@ app.add_typer(data, name="data")
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2, and a line that says what to mend, for a user's mistake."""
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
-    # runs: beside a test suite on 2 cores a training step took 3.4 s instead of 0.8 s.
+    # runs: beside a test suite on 2 cores training became several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments)
