@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mmfusion.config import Sampling, build, load, read_yaml, save
+from mmfusion.config import Sampling, build, load, save
 from mmfusion.errors import UserError
+from mmfusion.overrides import read_yaml
 from mmfusion.training.engine import deepspeed_config, precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

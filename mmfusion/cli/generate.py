@@ -153,7 +153,8 @@ def _pipeline(model: str) -> "Pipeline":
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
-    from mmfusion.config import Sampling, read_yaml
+    from mmfusion.config import Sampling
+    from mmfusion.overrides import read_yaml
 
     options = {}
     for item in given or []:

@@ -1,0 +1,62 @@
+"""Configs as YAML files: found, read, overridden on the command line, and written."""
+
+from pathlib import Path
+
+from mmfusion.classes import read_names
+from mmfusion.config.run import Config
+from mmfusion.config.section import Section, build
+from mmfusion.errors import UserError
+from mmfusion.overrides import apply_override, read_yaml, write_yaml
+
+
+def find(name: str) -> Path:
+    """The file of a config: a path, or a bare name (with or without .yaml) looked up in configs/.
+
+    Raises:
+        UserError: there is no such file; the message lists the shipped names.
+    """
+    shipped = Path(__file__).resolve().parents[1] / "configs"
+    if not shipped.is_dir():
+        shipped = shipped.parent.parent / "configs"
+    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.name for path in shipped.glob("*.yaml")))
+    raise UserError(f"config {name}: no such file, and no config of that name (shipped: {names})")
+
+
+def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a config by path or bare name and apply dotted overrides such as `train.lr=3e-4`.
+
+    A number in an override's path picks a list entry: `data.sources.0.shards=...`.
+
+    Raises:
+        UserError: a missing file, an unknown key or a wrong value, with the key's path.
+    """
+    path = find(name)
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file ({error})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    for override in overrides:
+        apply_override(raw, override)
+    return _named(build(Config, raw, str(path)))
+
+
+def _named(config: Config) -> Config:
+    """The config with the names of `classes_file`; one not made yet is left there, with numbers."""
+    if config.classes_file is None:
+        return config
+    names = read_names(Path(config.classes_file), config.class_count)
+    if names is None:  # training asks for the file; a dry run needs only how many there are
+        numbers = [str(number) for number in range(config.class_count or 0)]
+        return config.model_copy(update={"classes": numbers})
+    return config.model_copy(update={"classes": names, "classes_file": None, "class_count": None})
+
+
+def save(config: Section, path: Path) -> None:
+    """Write a resolved config as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(write_yaml(config.model_dump()), encoding="utf-8")

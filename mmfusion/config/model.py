@@ -1,0 +1,152 @@
+"""What a model is: its codecs, its decoder, its diffusion; all that goes with exported weights."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmfusion.config.sampling import GenerationConfig, Sampling
+from mmfusion.config.section import Positive, Section
+
+
+class ImageConfig(Section):
+    """Pictures and their latents: `size` pixels square, `patch` latent cells a token side."""
+
+    codec: Literal["pixel", "vae"] = "pixel"
+    size: int = Positive
+    channels: Literal[1, 3] = 3
+    patch: int = Field(1, gt=0)
+    vae: str | None = None
+    """Folder or hub id of a diffusers AutoencoderKL (codec vae)."""
+    latent_channels: int = Field(16, gt=0)
+    downsampling: int = Field(16, gt=0)
+    latent_scale: float | None = None
+    """Factor from raw to normalised latents; default: the autoencoder's own scaling_factor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageConfig":
+        cell = self.patch * (self.downsampling if self.codec == "vae" else 1)
+        if self.size % cell:
+            raise ValueError(f"size {self.size} is not a multiple of {cell}, a token's side")
+        if self.codec == "vae" and not self.vae:
+            raise ValueError("codec vae needs `vae`, a folder or hub id")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        side = self.size // self.patch
+        side = side // self.downsampling if self.codec == "vae" else side
+        return side, side
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in one token."""
+        channels = self.latent_channels if self.codec == "vae" else self.channels
+        return channels * self.patch**2
+
+
+class TextConfig(Section):
+    """The sentencepiece model; without it the model reads and writes no text."""
+
+    tokenizer: str
+
+
+class DecoderConfig(Section):
+    """The transformer. The defaults are the paper's block (section 4)."""
+
+    width: int = Positive
+    depth: int = Positive
+    heads: int = Positive
+    kv_heads: int | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_ratio: float = Field(4.0, gt=0)
+    position: Literal["learned", "sincos", "rotary"] = "learned"
+    """Image positions: a table learned from or fixed at 2-D sin-cos, or 3-axis rotary."""
+    time_term: bool = True
+    """Add a sinusoid of `time` to every token (not with rotary); off for single-image models."""
+    label_tokens: int = Field(64, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecoderConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sin-cos positions)")
+        if self.position == "rotary" and (
+            self.width // self.heads < 6 or self.width // self.heads % 2
+        ):
+            raise ValueError("rotary positions need an even head dimension of 6 or more")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Causal diffusion (sections 3 and 4; the values are the paper's)."""
+
+    timesteps: int = Field(1000, gt=1)
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(2e-2, gt=0, lt=1)
+    prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    ar_decay: float = Field(0.9, gt=0, le=1)
+    ar_steps: int | None = Field(None, gt=0)
+    """Train at this fixed number of AR steps instead of a random one."""
+    order: Literal["random", "raster"] = "random"
+    weight_start: float = Field(2.0, ge=1)
+    noisy_copies: int = Field(1, gt=0)
+    """Noisy copies of a target image in one document, each with a timestep of its own."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of documents whose label and text are replaced by their null form (guidance)."""
+
+
+class ModelConfig(Section):
+    """All that an exported model needs: saved as its config.json."""
+
+    row_length: int = Positive
+    """Tokens of a row: the longest document, in training and when it is prompted."""
+    image: ImageConfig
+    text: TextConfig | None = None
+    classes: list[str] = Field([])
+    """Class names in the order of their numbers; empty: no class conditioning."""
+    decoder: DecoderConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="after")
+    def _check_defaults(self) -> "ModelConfig":
+        # A default that cannot be sampled would stop the run at its first sample sheet.
+        for task in self.generation.model_fields_set - {"image_to_text"}:
+            sampling: Sampling = getattr(self.generation, task)
+            if why := self.refusal(sampling):
+                raise ValueError(f"generation.{task}.{why}")
+            if task != "edit":  # an edit generates as many tokens as its mask says
+                self._check_split(task, sampling)
+        return self
+
+    def _check_split(self, task: str, sampling: "Sampling") -> None:
+        tokens, sizes = self.image.tokens, sampling.ar_sizes
+        if sampling.ar_steps > tokens or (sizes is not None and sum(sizes) != tokens):
+            key = "ar_steps" if sizes is None else "ar_sizes"
+            raise ValueError(f"generation.{task}.{key}: an image has {tokens} tokens")
+
+    def refusal(self, sampling: "Sampling") -> str | None:
+        """Why this model cannot draw with these options, or None."""
+        # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
+        least, most = 2 if sampling.scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
+        if not least <= sampling.num_inference_steps <= most:
+            return (
+                f"num_inference_steps: {sampling.num_inference_steps} with {sampling.scheduler}; "
+                f"choose {least} to {most}"
+            )
+        if sampling.guidance != 1 and self.diffusion.dropout == 0:
+            return (
+                f"guidance {sampling.guidance}: this model is trained without dropout of its "
+                "condition (diffusion.dropout: 0), so only guidance 1 is meaningful"
+            )
+        return None

@@ -1,0 +1,132 @@
+"""What a run adds to its model: data, optimisation, evaluation."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmfusion.config.model import ModelConfig
+from mmfusion.config.section import Positive, Section
+from mmfusion.errors import UserError
+
+TaskName = Literal["class_to_image", "text_to_image", "image_to_text", "interleaved"]
+
+
+class SourceConfig(Section):
+    """One entry of the mixture: shards read as one task, drawn with a relative weight."""
+
+    name: str
+    shards: str
+    """A glob of tar shards, relative to the working directory."""
+    task: TaskName
+    weight: float = Field(1.0, gt=0)
+    flip: bool = False
+    """Mirror half of the pictures."""
+
+
+class CapacityConfig(Section):
+    """Most positions of each kind in a row, so that shapes never change (set it to compile)."""
+
+    text: int = Positive
+    label: int = Positive
+    image: int = Positive
+    noisy: int = Positive
+    predict: int = Positive
+
+
+class DataConfig(Section):
+    """Packed rows: `rows` a step over all ranks, `micro_rows` a rank and forward pass."""
+
+    rows: int = Positive
+    micro_rows: int = Positive
+    workers: int = Field(0, ge=0)
+    capacity: CapacityConfig | None = None
+    sources: list[SourceConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        names = [source.name for source in self.sources]
+        if len({*names, "documents", "refused"}) < len(names) + 2:  # the two the loader counts by
+            raise ValueError(f"sources need names of their own, not documents or refused: {names}")
+        return self
+
+    def check_ranks(self, world: int) -> None:
+        """Raise UserError where the rows cannot be shared out among `world` ranks and workers."""
+        if self.rows % (world * self.micro_rows):
+            wanted = f"{world} ranks x {self.micro_rows} micro_rows"
+            raise UserError(f"data.rows: {self.rows} a step are not a multiple of {wanted}")
+        if self.workers and (self.rows // world) % self.workers:
+            raise UserError(
+                f"data.workers: {self.rows // world} rows a rank and step are not a multiple of "
+                f"{self.workers} workers"
+            )
+
+
+class TrainConfig(Section):
+    """Optimisation, precision, ZeRO, and what is written while it trains."""
+
+    output: str
+    steps: int = Positive
+    max_minutes: float | None = Field(None, gt=0)
+    """Finish within this time: the learning-rate schedule follows whichever is further on."""
+    lr: float = Positive
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    decay: float = Field(0.0, ge=0, le=1)
+    """Last share of the run in which the learning rate falls linearly to zero."""
+    grad_clip: float = Field(1.0, ge=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    text_weight: float = Field(1.0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, fp32 on the CPU."""
+    attention: Literal["auto", "dense", "flex"] = "auto"
+    """auto: FlexAttention on CUDA, the dense mask on the CPU."""
+    compile: bool = False
+    """torch.compile, on CUDA; on the CPU it gains nothing and is left out."""
+    checkpoint_activations: bool = False
+    log_every: int = Field(10, gt=0)
+    save_every: int = Field(1000, gt=0)
+    """Steps between checkpoints; each comes with an exported model and a sample sheet."""
+    sheet_prompts: list[str] = Field([])
+    """What the sample sheets show beside the first classes."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints to keep."""
+
+
+class EvaluationConfig(Section):
+    """What `mmfusion eval` measures."""
+
+    suite: Literal["digits"] = "digits"
+    data: str
+    """Folder that the suite's data pipeline wrote."""
+    pictures: int = Field(1000, gt=0)
+    held_out: int | None = Field(None, gt=0)
+    """Use only so many held-out pictures; default: all."""
+    edits: int = Field(100, gt=0)
+
+
+class Config(ModelConfig):
+    """A whole run."""
+
+    seed: int = 0
+    classes_file: str | None = None
+    """JSON list of class names, which `load` puts into `classes`."""
+    class_count: int | None = Field(None, gt=0)
+    """How many names `classes_file` has: known before the file is made, and checked when it is."""
+    data: DataConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.class_count and not self.classes_file:
+            raise ValueError("class_count goes with `classes_file`")
+        return self
+
+    def model_part(self) -> ModelConfig:
+        """The part that goes with the exported weights."""
+        names = set(ModelConfig.model_fields)
+        return ModelConfig.model_validate(self.model_dump(include=names))

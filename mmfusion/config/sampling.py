@@ -1,0 +1,45 @@
+"""How answers are made, and each task's documented default."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmfusion.config.section import Section
+
+
+class Sampling(Section):
+    """How an answer is made: the noise schedule's options for pictures, sampling's for text."""
+
+    guidance: float = Field(1.0, ge=0)
+    guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
+    """Share of the noise schedule (0 clean, 1 noise) inside which guidance applies."""
+    num_inference_steps: int = Field(250, gt=0)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver++", "unipc"] = "ddpm"
+    ar_steps: int = Field(1, gt=0)
+    ar_sizes: list[int] | None = None
+    """Tokens of each AR step; default: `ar_steps` even ones."""
+    order: Literal["random", "raster"] | list[int] = "random"
+    """Random, raster, or the grid indices themselves in the order of their generation."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most likely token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(32, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Sampling":
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("guidance_interval needs 0 <= low < high <= 1")
+        if self.ar_sizes is not None and min(self.ar_sizes, default=0) < 1:
+            raise ValueError("ar_sizes needs positive sizes")
+        return self
+
+
+class GenerationConfig(Section):
+    """The documented default of each task; a call overrides single options."""
+
+    class_to_image: Sampling = Sampling()
+    text_to_image: Sampling = Sampling()
+    image_to_text: Sampling = Sampling()
+    edit: Sampling = Sampling()
+    interleaved: Sampling = Sampling()
