@@ -1,0 +1,1 @@
+"""Other projects' weights as our folders, read without running code from them."""

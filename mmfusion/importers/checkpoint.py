@@ -1,0 +1,39 @@
+"""Pickled checkpoints, read as tensors and plain data alone: nothing in them is ever run."""
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from mmfusion.errors import UserError
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """What a file written by `torch.save` holds: tensors, plain data, an `argparse.Namespace`.
+
+    Tensors of today's zip format are mapped, not read, so that a checkpoint with optimizer states
+    costs no more memory than what is used of it.
+
+    Raises:
+        UserError: no such file, damaged, not a mapping, or one that asks for any other class or
+            function, which a pickle would call on loading.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            held = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"checkpoint {path}: cannot be read as tensors and plain data alone; it is damaged, "
+            f"no checkpoint, or holds code, which is never run ({str(error).splitlines()[0]})"
+        ) from None
+    if not isinstance(held, Mapping):
+        raise UserError(f"checkpoint {path}: holds a {type(held).__name__}, not named tensors")
+    return held
