@@ -80,6 +80,7 @@ def test_xl_is_the_papers_model() -> None:
         ("image.codec=vae", "image"),
         ("data.sources.1.name=class", "data"),
         ("generation.edit.guidance_interval=[0.5, 0.1]", "generation.edit"),
+        ("diffusion.path=flow", "diffusion"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:
