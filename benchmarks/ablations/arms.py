@@ -77,10 +77,10 @@ class Size:
 
 SIZES = {
     ("fashion", "cpu"): Size(
-        14, 2, 64, 52, 4, 4, batch=32, steps=500, lr=3e-3, samples=500, inference_steps=8
+        14, 2, 64, 52, 4, 4, batch=32, steps=400, lr=3e-3, samples=500, inference_steps=8
     ),
     ("digits", "cpu"): Size(
-        8, 2, 64, 52, 3, 4, batch=32, steps=500, lr=3e-3, samples=500, inference_steps=8
+        8, 2, 64, 52, 3, 4, batch=32, steps=400, lr=3e-3, samples=500, inference_steps=8
     ),
     ("fashion", "gpu"): Size(
         28, 2, 384, 312, 8, 8, batch=256, steps=4000, lr=1e-3, warmup=300, ema=0.999,

@@ -34,12 +34,14 @@ def region(name: str, rows: int, columns: int) -> np.ndarray:
     return mask
 
 
-def regenerated(mask: EditMask, config: ImageConfig) -> np.ndarray:
+def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> np.ndarray:
     """Tokens (N,) that a mask touches: they are generated anew.
 
     Args:
         mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew) or an array (H, W)
-            (nonzero is); as large as the model's pictures or as its token grid.
+            (nonzero is); of the proportions of the picture to be edited, whose centre square the
+            model sees, or as large as the model's pictures or its token grid.
+        size: width and height of the picture to be edited.
 
     Raises:
         UserError: unknown name, wrong size, or a mask that regenerates nothing or everything.
@@ -52,16 +54,15 @@ def regenerated(mask: EditMask, config: ImageConfig) -> np.ndarray:
             pixels = np.asarray(mask.convert("L")) > 127
         else:
             pixels = np.asarray(mask) != 0
-        if pixels.shape == (config.size, config.size):
-            side_r, side_c = config.size // rows, config.size // columns
-            cells = pixels.reshape(rows, side_r, columns, side_c).max((1, 3))
-        elif pixels.shape == (rows, columns):
-            cells = pixels
-        else:
+        alike = pixels.ndim == 2 and pixels.size > 0
+        alike = alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
+        if not alike and pixels.shape not in ((config.size, config.size), (rows, columns)):
             raise UserError(
-                f"mask of size {'x'.join(map(str, pixels.shape))}: needs {config.size}x"
-                f"{config.size}, as the model's pictures, or {rows}x{columns}, as its token grid"
+                f"mask of size {'x'.join(map(str, pixels.shape[::-1]))}: needs the proportions of "
+                f"the picture, {size[0]}x{size[1]}, or {config.size}x{config.size}, as the model's "
+                f"pictures, or {columns}x{rows}, as its token grid"
             )
+        cells = touched(pixels, rows, columns)
     if cells.all() or not cells.any():
         what = "everything" if cells.all() else "nothing"
         raise UserError(
@@ -69,3 +70,22 @@ def regenerated(mask: EditMask, config: ImageConfig) -> np.ndarray:
             "(for a whole picture use text_to_image or class_to_image)"
         )
     return cells.reshape(-1)
+
+
+def touched(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Cells (rows, columns) of the centre square of (H, W) booleans that hold a true pixel."""
+    side = min(pixels.shape)
+    top, left = ((length - side) // 2 for length in pixels.shape)
+    square = pixels[top : top + side, left : left + side]
+    # On a mask finer than the grid each pixel has a cell; on a coarser one each cell has a pixel.
+    count_r, count_c = max(side, rows), max(side, columns)
+    square = square[
+        np.ix_(np.arange(count_r) * side // count_r, np.arange(count_c) * side // count_c)
+    ]
+    cells = np.zeros((rows, columns), bool)
+    at_row, at_column = (
+        np.arange(count_r) * rows // count_r,
+        np.arange(count_c) * columns // count_c,
+    )
+    np.logical_or.at(cells, np.ix_(at_row, at_column), square)
+    return cells

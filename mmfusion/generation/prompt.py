@@ -128,7 +128,9 @@ class PromptReader:
         self, picture: Picture.Image, mask: EditMask, task: str, options: dict[str, Any]
     ) -> ImagePart:
         """A picture of which the masked tokens are generated anew."""
-        keep = ~regenerated(mask, self.config.image)
+        if not isinstance(picture, Picture.Image):
+            raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
+        keep = ~regenerated(mask, self.config.image, picture.size)
         return ImagePart(self.sampling(task, options), self.picture(picture).latents, keep)
 
     def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[Part]:
