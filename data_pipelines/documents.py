@@ -96,7 +96,7 @@ class DocumentMaker:
             return Image(latents, columns)
         c = self.config.diffusion
         split = draw_split(len(latents), c.ar_decay, c.order, rng, c.ar_steps)
-        return Image(latents, columns, split, self.diffusion.draw(latents, rng))
+        return Image(latents, columns, split, self.diffusion.draw(latents, split, rng))
 
     def _latents(
         self, sample: Sample, rng: np.random.Generator, flip: bool, name: str | None

@@ -107,7 +107,7 @@ def image(
         return Image(latents, COLUMNS)
     split = draw_split(TOKENS, 0.9, "random", rng, steps)
     diffusion = Diffusion(model_config().diffusion)
-    draws = [diffusion.draw(latents, rng) for _ in range(copies)]
+    draws = [diffusion.draw(latents, split, rng) for _ in range(copies)]
     joined = {
         name: np.concatenate([getattr(draw, name) for draw in draws])
         for name in ("latents", "target", "timesteps")

@@ -134,7 +134,8 @@ def mixed_rows(config: Config) -> list[Row]:
             latents = rng.standard_normal((config.image.tokens, config.image.latent_dim))
             latents = latents.astype(np.float32)
             split = draw_split(len(latents), 0.9, "random", rng)
-            picture = Image(latents, config.image.grid[1], split, diffusion.draw(latents, rng))
+            noise = diffusion.draw(latents, split, rng)
+            picture = Image(latents, config.image.grid[1], split, noise)
             row.document([Label(int(rng.integers(10))), picture])
     return rows
 

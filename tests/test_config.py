@@ -48,6 +48,37 @@ def test_xl_is_the_papers_model() -> None:
     }  # fmt: skip
 
 
+# A config on top of another
+
+
+def test_a_config_says_how_it_differs_from_its_base(tmp_path: Path) -> None:
+    mine = "base: tiny\ntrain: {lr: 5e-4}\nclasses: [one]\nevaluation: null\n"
+    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
+    (tmp_path / "tiny2.yaml").write_text("base: mine\ndecoder: {depth: 3}", encoding="utf-8")
+    config, plain = load(str(tmp_path / "tiny2.yaml"), ["train.steps=7"]), load("tiny")
+    assert config.train == plain.train.model_copy(update={"lr": 5e-4, "steps": 7})
+    assert config.decoder == plain.decoder.model_copy(update={"depth": 3})
+    assert (config.classes, config.evaluation) == (["one"], None)
+    assert config.data == plain.data
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: mine", "is its own base"),
+        ("base: other", "is its own base"),
+        ("base: nowhere", "config nowhere: no such file"),
+        ("base: [tiny]", "expected the name of a config"),
+        ("base: tiny\ndecoder: {base: tiny}", r"decoder\.base"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("base: mine", encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        load(str(tmp_path / "mine.yaml"))
+
+
 # What is refused, and how
 
 
@@ -80,6 +111,7 @@ def test_xl_is_the_papers_model() -> None:
         ("image.codec=vae", "image"),
         ("data.sources.1.name=class", "data"),
         ("generation.edit.guidance_interval=[0.5, 0.1]", "generation.edit"),
+        ("diffusion.path=flow", "diffusion"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:

@@ -162,12 +162,11 @@ def plain(
         return torch.stack([made[int(cell)] for cell in group])
 
     for group in split[done:]:
-        steps: Any = Diffusion(pipe.config.diffusion).scheduler(scheduler)
-        steps.set_timesteps(number)
+        steps: Any = Diffusion(pipe.config.diffusion).scheduler(scheduler, number)
         x = latents[group]
         for t in steps.timesteps.tolist():
             output = predicted(prefix, group, x, t)
-            if guidance != 1 and interval[0] * 1000 <= t <= interval[1] * 1000:
+            if guidance != 1 and interval[0] * 1000 <= t < interval[1] * 1000:
                 without = predicted(null_form(prefix), group, x, t)
                 output = without + guidance * (output - without)
             draws = {"generator": generator} if scheduler == "ddpm" else {}
@@ -372,7 +371,7 @@ def test_guidance_interval_leaves_the_unconditional_pass_out(
     assert len(timesteps) == 18
     rows = [len(batch.doc) for batch in calls.noisy]
     low, high = interval
-    assert rows == [2 if low <= t / 1000 <= high else 1 for t in timesteps]
+    assert rows == [2 if low <= t / 1000 < high else 1 for t in timesteps]
     assert set(rows) == {1, 2}
     expected = plain(pipe, [Label(3)], [12, 4], number=9, guidance=3.0, interval=interval)
     close(made, expected)
@@ -839,8 +838,7 @@ def test_a_picture_after_a_made_picture_sees_it(pipe: Pipeline) -> None:
     generator = torch.Generator().manual_seed(0)
     torch.randn(TOKENS, DIM, generator=generator)  # the first picture's noise
     x = torch.randn(TOKENS, DIM, generator=generator)
-    steps: Any = Diffusion(pipe.config.diffusion).scheduler("ddim")
-    steps.set_timesteps(4)
+    steps: Any = Diffusion(pipe.config.diffusion).scheduler("ddim", 4)
     for t in steps.timesteps.tolist():
         output = training_output(pipe.decoder, prefix, [np.arange(16)], x.numpy(), x.numpy(), t)
         x = steps.step(torch.stack([output[c] for c in range(16)]), t, x).prev_sample

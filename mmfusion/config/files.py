@@ -1,6 +1,7 @@
 """Configs as YAML files: found, read, overridden on the command line, and written."""
 
 from pathlib import Path
+from typing import Any
 
 from mmfusion.classes import read_names
 from mmfusion.config.run import Config
@@ -28,21 +29,46 @@ def find(name: str) -> Path:
 def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a config by path or bare name and apply dotted overrides such as `train.lr=3e-4`.
 
-    A number in an override's path picks a list entry: `data.sources.0.shards=...`.
+    A number in an override's path picks a list entry: `data.sources.0.shards=...`. A file with
+    `base: NAME` says only how it differs from that config: sections are merged, lists and values
+    replaced.
 
     Raises:
         UserError: a missing file, an unknown key or a wrong value, with the key's path.
     """
     path = find(name)
+    raw = _read(path)
+    for override in overrides:
+        apply_override(raw, override)
+    return _named(build(Config, raw, str(path)))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's plain data laid over those of its base, which is looked for beside it first."""
+    if path in above:
+        raise UserError(f"{path}: is its own base")
     try:
         raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable text file ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
-    for override in overrides:
-        apply_override(raw, override)
-    return _named(build(Config, raw, str(path)))
+    if "base" not in raw:
+        return raw
+    name = raw.pop("base")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: base is {name!r}; expected the name of a config")
+    beside = [path.parent / name, path.parent / f"{name}.yaml"]
+    base = next((p for p in beside if p.is_file()), None) or find(name)
+    return _merged(_read(base.resolve(), (*above, path.resolve())), raw)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 def _named(config: Config) -> Config:

@@ -90,19 +90,43 @@ class DecoderConfig(Section):
 class DiffusionConfig(Section):
     """Causal diffusion (sections 3 and 4; the values are the paper's)."""
 
+    path: Literal["ddpm", "flow"] = "ddpm"
+    """How noise is mixed in: along the betas of DDPM, or on a straight line (flow matching)."""
     timesteps: int = Field(1000, gt=1)
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(2e-2, gt=0, lt=1)
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """Noise, clean latents (the paper's † model) or the velocity of the path."""
+    timestep_law: Literal["uniform", "logit_normal"] = "uniform"
+    """How training draws timesteps; logit-normal ones are mostly in the middle (SD3)."""
+    logit_mean: float = 0.0
+    logit_std: float = Field(1.0, gt=0)
+    timestep_per: Literal["image", "step"] = "image"
+    """One timestep for all AR steps of an image, or one for each of them."""
+    noisy_copies: int = Field(1, gt=0)
+    """Noisy copies of a target image in one document, each with timesteps of its own."""
     ar_decay: float = Field(0.9, gt=0, le=1)
     ar_steps: int | None = Field(None, gt=0)
     """Train at this fixed number of AR steps instead of a random one."""
     order: Literal["random", "raster"] = "random"
     weight_start: float = Field(2.0, ge=1)
-    noisy_copies: int = Field(1, gt=0)
-    """Noisy copies of a target image in one document, each with a timestep of its own."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of documents whose label and text are replaced by their null form (guidance)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiffusionConfig":
+        if self.path == "flow" and self.prediction == "epsilon":
+            raise ValueError(
+                "path flow starts from noise alone, of which a prediction of the noise says "
+                "nothing about the picture; set prediction to v_prediction or sample"
+            )
+        return self
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Schedulers that sample this path, the default one first."""
+        first = ("ddpm", "ddim") if self.path == "ddpm" else ("euler",)
+        return *first, "dpmsolver++", "unipc"
 
 
 class ModelConfig(Section):
@@ -137,11 +161,18 @@ class ModelConfig(Section):
 
     def refusal(self, sampling: "Sampling") -> str | None:
         """Why this model cannot draw with these options, or None."""
+        fitting = self.diffusion.schedulers
+        scheduler = sampling.scheduler or fitting[0]
+        if scheduler not in fitting:
+            return (
+                f"scheduler: {scheduler} does not sample a model of path {self.diffusion.path}; "
+                f"choose {', '.join(fitting)}"
+            )
         # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
-        least, most = 2 if sampling.scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
+        least, most = 2 if scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
         if not least <= sampling.num_inference_steps <= most:
             return (
-                f"num_inference_steps: {sampling.num_inference_steps} with {sampling.scheduler}; "
+                f"num_inference_steps: {sampling.num_inference_steps} with {scheduler}; "
                 f"choose {least} to {most}"
             )
         if sampling.guidance != 1 and self.diffusion.dropout == 0:

@@ -11,10 +11,15 @@ class Sampling(Section):
     """How an answer is made: the noise schedule's options for pictures, sampling's for text."""
 
     guidance: float = Field(1.0, ge=0)
+    """w of uncond + w (cond - uncond); 1 leaves the unconditional pass out."""
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
-    """Share of the noise schedule (0 clean, 1 noise) inside which guidance applies."""
+    """Part of the noise schedule, from (0 clean) up to (1 noise), inside which guidance applies."""
+    guidance_schedule: Literal["constant", "linear", "cosine", "tokens"] = "constant"
+    """How the scale rises from 1 to `guidance`: not at all, linearly or as a half cosine while
+    noise falls, or linearly with the image tokens that are there (as MAR's)."""
     num_inference_steps: int = Field(250, gt=0)
-    scheduler: Literal["ddpm", "ddim", "dpmsolver++", "unipc"] = "ddpm"
+    scheduler: Literal["ddpm", "ddim", "euler", "dpmsolver++", "unipc"] | None = None
+    """Default: ddpm, or euler for a flow model."""
     ar_steps: int = Field(1, gt=0)
     ar_sizes: list[int] | None = None
     """Tokens of each AR step; default: `ar_steps` even ones."""

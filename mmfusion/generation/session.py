@@ -20,6 +20,7 @@ from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import UserError
+from mmfusion.generation.guidance import guidance_scale
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 from mmfusion.split import even_sizes
@@ -89,13 +90,15 @@ class Session:
             orders = [o[~row[o]] for o, row in zip(orders, keep, strict=True)]
         order = torch.stack(orders)
         sizes = self._sizes(sampling, order.shape[1])
+        there = tokens - order.shape[1]
         for step, at_grid in enumerate(order.split(sizes, dim=1)):
 
             def report(share: float, step: int = step) -> None:
                 if on_step:
                     on_step((step + share) / len(sizes), latents)
 
-            self._denoise(latents, at_grid, sampling, report)
+            self._denoise(latents, at_grid, sampling, there / tokens, report)
+            there += at_grid.shape[1]
             if follows or step < len(sizes) - 1:
                 self._image_pass(latents, at_grid, clean=True)
         self.time = [time + 1 for time in self.time]
@@ -176,30 +179,32 @@ class Session:
         latents: Tensor,
         at_grid: Tensor,
         sampling: Sampling,
+        done: float,
         report: Callable[[float], None],
     ) -> None:
-        """Denoise one AR step's tokens (R, n) in place, from the noise that lies there."""
-        scheduler = self.diffusion.scheduler(sampling.scheduler)
-        scheduler.set_timesteps(sampling.num_inference_steps)
+        """Denoise one AR step's tokens (R, n) in place, from the noise that lies there.
+
+        `done` is the share of the image's tokens that are there already.
+        """
+        scheduler = self.diffusion.scheduler(sampling.scheduler, sampling.num_inference_steps)
         batch = self._image_batch(latents, at_grid, clean=False)
         mask = self.cache.mask(batch)
         at = at_grid[..., None].expand(-1, -1, latents.shape[2])
         x = latents.gather(1, at).to(self.device)
-        low, high = (edge * self.config.diffusion.timesteps for edge in sampling.guidance_interval)
-        # diffusers draws the variance from one generator a picture; only DDPM draws any.
-        draws = {"generator": self.generators} if sampling.scheduler == "ddpm" else {}
-        for done, t in enumerate(scheduler.timesteps.tolist()):
-            guided = self.guided and sampling.guidance != 1 and low <= t <= high
+        for step in range(len(scheduler.timesteps)):
+            t = self.diffusion.timestep(scheduler, step)
+            scale = guidance_scale(sampling, t / self.config.diffusion.timesteps, done)
+            guided = self.guided and scale != 1
             part = slice(0, self.rows * (2 if guided else 1))
             latent = torch.cat([x, x]) if guided else x
             noisy = batch.rows(part).with_noisy(latent, torch.full_like(latent[..., 0], t))
             output, _ = self.decoder(noisy, mask[part], self.cache.part(part))
             if guided:
                 cond, uncond = output.chunk(2)
-                output = uncond + sampling.guidance * (cond - uncond)
-            x = scheduler.step(output, t, x, **draws).prev_sample
+                output = uncond + scale * (cond - uncond)
+            x = self.diffusion.step(scheduler, step, output, x, self.generators)
             latents.scatter_(1, at, x.cpu())
-            report((done + 1) / len(scheduler.timesteps))
+            report((step + 1) / len(scheduler.timesteps))
 
     def _image_pass(self, latents: Tensor, at_grid: Tensor, clean: bool) -> None:
         self._pass(self._image_batch(latents, at_grid, clean), keep=True)

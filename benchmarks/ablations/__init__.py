@@ -1,0 +1,1 @@
+"""The paper's findings at small size: trained, sampled, scored and set beside the paper's."""

@@ -1,0 +1,259 @@
+"""MAR's autoencoder as a diffusers folder: the same numbers, and refusals that name what is wrong.
+
+`golden/mar_vae.json` holds what the official AutoencoderKL (causalfusion/causalfusion, vae.py)
+gives with the weights and inputs that are made here: 32 channels, multipliers 1, 1, 2, two
+residual blocks, 4 latent channels, attention at the lowest resolution of the encoder.
+"""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmfusion.codecs.image import AutoencoderCodec
+from mmfusion.config import ImageConfig
+from mmfusion.errors import UserError
+from mmfusion.importers.mar_vae import import_mar_vae
+
+GOLDEN = Path(__file__).parent / "golden" / "mar_vae.json"
+CHANNELS, MULTIPLIERS, BLOCKS, LATENT = 32, (1, 1, 2), 2, 4
+Shapes = dict[str, tuple[int, ...]]
+
+
+def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Normal numbers that depend on `name` alone."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+    numbers = np.random.Generator(np.random.Philox(key=key)).standard_normal(shape)
+    return torch.from_numpy(numbers.astype(np.float32))
+
+
+def filled(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Convolutions at 1/sqrt(fan-in), norms near 1, biases that would be missed."""
+    made = {}
+    for name, shape in shapes.items():
+        value = draw(name, shape)
+        if len(shape) > 1:
+            made[name] = value * np.prod(shape[1:]) ** -0.5
+        else:
+            made[name] = 0.2 * value + (name.endswith("weight"))
+    return made
+
+
+def resnet(name: str, before: int, after: int) -> Shapes:
+    sizes = {
+        "norm1": (before,),
+        "conv1": (after, before, 3, 3),
+        "norm2": (after,),
+        "conv2": (after, after, 3, 3),
+    }
+    if before != after:
+        sizes["nin_shortcut"] = (after, before, 1, 1)
+    return {f"{name}.{key}": size for key, size in sizes.items()}
+
+
+def attention(name: str, width: int) -> Shapes:
+    square = (width, width, 1, 1)
+    sizes = {"norm": (width,), **dict.fromkeys(("q", "k", "v", "proj_out"), square)}
+    return {f"{name}.{key}": size for key, size in sizes.items()}
+
+
+def names_and_shapes(decoder_attention: bool = False) -> Shapes:
+    """The checkpoint's tensors as the official modules name them, written out on its own."""
+    widths = [CHANNELS * m for m in MULTIPLIERS]
+    last, found = len(widths) - 1, {}
+    found["encoder.conv_in"] = (widths[0], 3, 3, 3)
+    found["decoder.conv_in"] = (widths[-1], LATENT, 3, 3)
+    for side in ("encoder", "decoder"):
+        found |= resnet(f"{side}.mid.block_1", widths[-1], widths[-1])
+        found |= attention(f"{side}.mid.attn_1", widths[-1])
+        found |= resnet(f"{side}.mid.block_2", widths[-1], widths[-1])
+    for level, width in enumerate(widths):
+        before = widths[max(level - 1, 0)]
+        for block in range(BLOCKS):
+            found |= resnet(
+                f"encoder.down.{level}.block.{block}", width if block else before, width
+            )
+            if level == last:
+                found |= attention(f"encoder.down.{level}.attn.{block}", width)
+        if level < last:
+            found[f"encoder.down.{level}.downsample.conv"] = (width, width, 3, 3)
+        above = widths[min(level + 1, last)]
+        for block in range(BLOCKS + 1):
+            found |= resnet(f"decoder.up.{level}.block.{block}", width if block else above, width)
+            if level == last and decoder_attention:
+                found |= attention(f"decoder.up.{level}.attn.{block}", width)
+        if level:
+            found[f"decoder.up.{level}.upsample.conv"] = (width, width, 3, 3)
+    found["encoder.norm_out"] = (widths[-1],)
+    found["decoder.norm_out"] = (widths[0],)
+    found["encoder.conv_out"] = (2 * LATENT, widths[-1], 3, 3)
+    found["decoder.conv_out"] = (3, widths[0], 3, 3)
+    found["quant_conv"] = (2 * LATENT, 2 * LATENT, 1, 1)
+    found["post_quant_conv"] = (LATENT, LATENT, 1, 1)
+    both = [(f"{n}.weight", s) for n, s in found.items()]
+    return dict(both + [(f"{n}.bias", s[:1]) for n, s in found.items()])
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture and latents to pass through."""
+    return draw("picture", (1, 3, 16, 16)).clamp(-1, 1), draw("latent", (1, LATENT, 4, 4))
+
+
+def read_vae(folder: Path) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder, use_safetensors=True).eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    others = {"loss.logvar": torch.zeros(1), "loss.discriminator.main.0.weight": torch.ones(2)}
+    path = tmp_path / "kl.ckpt"
+    torch.save({"model": {**filled(names_and_shapes()), **others}, "epoch": 3}, path)
+    return path
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("key", ["encoder", "decoder", "encoder_and_decoder"])
+def test_the_official_numbers(key: str, tmp_path: Path) -> None:
+    """`encoder`: attention where MAR has it. `encoder_and_decoder`: and in the decoder's level."""
+    golden = json.loads(GOLDEN.read_text("utf-8"))
+    both = key == "encoder_and_decoder"
+    torch.save({"model": filled(names_and_shapes(both))}, tmp_path / "kl.ckpt")
+    import_mar_vae(tmp_path / "kl.ckpt", tmp_path / "vae")
+    vae = read_vae(tmp_path / "vae")
+    picture, latent = inputs()
+    with torch.inference_mode():
+        made = {
+            "encoder": lambda: vae.encode(picture).latent_dist.parameters,
+            "decoder": lambda: vae.decode(latent).sample,
+            "encoder_and_decoder": lambda: vae.decode(latent).sample,
+        }[key]()
+    wanted = torch.tensor(golden[key]).reshape(made.shape)
+    assert wanted.std() > 0.3  # it says something
+    assert float((made - wanted).norm() / wanted.norm()) < 1e-5
+
+
+# What is written
+
+
+def test_the_folder_is_what_a_config_takes(checkpoint: Path, tmp_path: Path) -> None:
+    import_mar_vae(checkpoint, tmp_path / "made" / "vae")
+    files = sorted(path.name for path in (tmp_path / "made" / "vae").iterdir())
+    assert files == ["config.json", "diffusion_pytorch_model.safetensors"]
+    config = read_vae(tmp_path / "made" / "vae").config
+    assert config.scaling_factor == 0.2325
+    assert list(config.block_out_channels) == [32, 32, 64]
+    assert (config.layers_per_block, config.latent_channels) == (2, 4)
+    assert list(config.down_block_types) == ["DownEncoderBlock2D"] * 2 + ["AttnDownEncoderBlock2D"]
+    assert list(config.up_block_types) == ["UpDecoderBlock2D"] * 3
+    image = ImageConfig(
+        codec="vae", size=16, vae=str(tmp_path / "made" / "vae"), latent_channels=4, downsampling=4
+    )
+    assert AutoencoderCodec(image).scale == 0.2325
+
+
+@pytest.mark.parametrize("under", ["model", "state_dict", None])
+def test_where_the_weights_may_lie(under: str | None, tmp_path: Path) -> None:
+    weights = filled(names_and_shapes())
+    torch.save({under: weights} if under else weights, tmp_path / "kl.ckpt")
+    import_mar_vae(tmp_path / "kl.ckpt", tmp_path / "vae")
+    got = read_vae(tmp_path / "vae").state_dict()
+    assert len(got) == len(weights)
+    # The decoder's levels are counted from its input, a 1x1 convolution has become a linear map.
+    same = {
+        "decoder.up.2.block.1.conv1.weight": "decoder.up_blocks.0.resnets.1.conv1.weight",
+        "decoder.up.1.block.0.nin_shortcut.weight":
+            "decoder.up_blocks.1.resnets.0.conv_shortcut.weight",
+        "encoder.down.0.downsample.conv.bias": "encoder.down_blocks.0.downsamplers.0.conv.bias",
+    }  # fmt: skip
+    for old, new in same.items():
+        assert torch.equal(weights[old], got[new]), old
+    linear = got["encoder.down_blocks.2.attentions.1.to_out.0.weight"]
+    assert torch.equal(weights["encoder.down.2.attn.1.proj_out.weight"][..., 0, 0], linear)
+
+
+def test_what_is_left_out_is_counted(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "mmfusion"):
+        import_mar_vae(checkpoint, tmp_path / "vae")
+    assert f"{len(names_and_shapes())} tensors, 2 others left out" in caplog.text
+
+
+# What is refused
+
+
+def changed(name: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    weights = filled(names_and_shapes())
+    if value is None:
+        del weights[name]
+    else:
+        weights[name] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("encoder.mid.block_1.norm2.bias", None, "mid_block.resnets.0.norm2.bias is missing"),
+        ("decoder.conv_in.weight", None, "decoder.conv_in.weight is missing"),
+        ("encoder.down.2.attn.1.q.weight", None, "attentions.1.to_q.weight is missing"),
+        ("decoder.conv_in.bias", torch.zeros(3), "decoder.conv_in.bias has the shape"),
+        ("decoder.more.weight", torch.zeros(3), "decoder.more.weight is unknown"),
+        ("quant_conv.bias", torch.full((8,), torch.nan), "quant_conv.bias is not finite"),
+        ("quant_conv.weight", torch.zeros(4, 8, 1, 1), "4 latent channels"),
+        ("encoder.down.1.block.0.conv1.weight", torch.zeros(48, 32, 3, 3), "multiples of 32"),
+    ],
+)
+def test_a_wrong_tensor_is_named(
+    name: str, value: torch.Tensor | None, said: str, tmp_path: Path
+) -> None:
+    torch.save(changed(name, value), tmp_path / "kl.ckpt")
+    with pytest.raises(UserError, match=said.replace(".", r"\.")):
+        import_mar_vae(tmp_path / "kl.ckpt", tmp_path / "vae")
+    assert [path.name for path in tmp_path.iterdir()] == ["kl.ckpt"]
+
+
+def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save({"model": {"blocks.0.weight": torch.zeros(1)}}, tmp_path / "other.pt")
+    torch.save({"model": 3}, tmp_path / "number.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name, said in (
+        ("other.pt", "no encoder or decoder"),
+        ("number.pt", "no named tensors"),
+        ("text.pt", "cannot be read"),
+        ("missing.pt", "no such file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            import_mar_vae(tmp_path / name, tmp_path / "vae")
+    with pytest.raises(UserError, match="is there already"):
+        import_mar_vae(checkpoint, tmp_path)
+
+
+class Canary:
+    """Pickled, it asks for a file to be made when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.ckpt"
+    torch.save({"model": filled(names_and_shapes()), "loss": Canary(tmp_path / "ran")}, bad)
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
+    for path in (bad, tmp_path / "plain.ckpt"):
+        with pytest.raises(UserError, match="never run"):
+            import_mar_vae(path, tmp_path / "vae")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "vae").exists()
