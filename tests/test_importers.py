@@ -267,7 +267,7 @@ def test_it_loads_and_draws(bring: Callable, tmp_path: Path) -> None:
 
 def test_a_missing_autoencoder_is_named(bring: Callable, tmp_path: Path) -> None:
     bring(official(state_dict(SMALL)))
-    with pytest.raises(UserError, match=r"image\.vae data/vae/mar-kl16"):
+    with pytest.raises(UserError, match=r"image\.vae data/vae/mar-kl16: no such folder"):
         Pipeline.from_pretrained(tmp_path / "out", device="cpu")
 
 
@@ -303,6 +303,7 @@ def test_shapes_that_do_not_fit_each_other(tmp_path: Path) -> None:
     case("x_proj.weight", lambda t: t.to_sparse(), "x_proj.weight", "dense")
     case("x_proj.bias", lambda t: t.int(), "x_proj.bias", "real")
     case("x_proj.bias", lambda t: "no tensor", "x_proj.bias")
+    case("x_proj.bias", lambda t: t / 0, "x_proj.bias", "finite")
     case("y_embedder.embedding_table.weight", lambda t: t[:1], "1 rows")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.parity.cases import GUIDANCE, STEPS, Case, Given, weights
 from benchmarks.parity.noise import NoiseSource
+from mmfusion.importers.causalfusion import Sizes, converted
 
 
 class Official:
@@ -56,14 +57,14 @@ class Official:
             trainable_pos=True,
         )
         model.load_state_dict(weights(case))
-        return OfficialModel(self, model.eval())
+        return OfficialModel(self, case, model.eval())
 
 
 class OfficialModel:
     """An official model and its diffusion."""
 
-    def __init__(self, official: Official, model: Any) -> None:
-        self.official, self.net = official, model
+    def __init__(self, official: Official, case: Case, model: Any) -> None:
+        self.official, self.case, self.net = official, case, model
         self.training = official.diffusion.create_diffusion("")
         # Dropped classes would be other classes than ours: whatever is given is kept.
         model.y_embedder.dropout_prob = 0.0
@@ -76,22 +77,24 @@ class OfficialModel:
     @torch.no_grad()
     def trained(self, given: Given) -> tuple[Tensor, Tensor]:
         """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
-        net, train = self.net, self.official.train
-        starts = [sum(given.sizes[:step]) for step in range(len(given.sizes) + 1)]
-        mask = train.get_attn_mask(starts[-1], net.num_cond_tokens, given.sizes, starts).bool()
-        weight = train.get_ar_weights(given.sizes, starts, 2.0, 1.0).reshape(1, -1, 1)
-        seen: list[Tensor] = []
-        hook = net.final_layer.register_forward_hook(lambda _, __, made: seen.append(made))
-        latents, noise, labels, t, scores = (
-            torch.from_numpy(x)
-            for x in (given.latents, given.noise, given.labels, given.timesteps, given.scores)
+        return self._trained(given)
+
+    def gradients(self, given: Given) -> dict[str, Tensor]:
+        """The loss's gradient by each parameter, under our names."""
+        names, parameters = zip(*self.net.named_parameters(), strict=True)
+        found = torch.autograd.grad(self._trained(given)[1], parameters)
+        c = self.case
+        sizes = Sizes(
+            width=c.width,
+            hidden=int(c.width * c.mlp_ratio),
+            depth=c.depth,
+            head_dim=c.width // c.heads,
+            token=c.token_dim,
+            side=c.side,
+            label_tokens=c.label_tokens,
+            table_rows=c.classes + 1,
         )
-        with patched.object(torch, "rand", lambda *_, **__: scores):  # what it sorts to shuffle
-            terms = self.training.training_losses(
-                net, latents, t, labels, mask, given.sizes[-1], noise=noise
-            )
-        hook.remove()
-        return seen[0], (terms["loss"] * weight).mean()
+        return converted(dict(zip(names, found, strict=True)), sizes, c.classes)
 
     @torch.no_grad()
     def cached(self, given: Given, kept: int) -> Tensor:
@@ -145,6 +148,24 @@ class OfficialModel:
                 done.append(diffusion.p_sample_loop(predict, start, cache, place, GUIDANCE))
                 self._keep(done[-1], place, cache)
         return torch.cat(done, dim=1)
+
+    def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        net, train = self.net, self.official.train
+        starts = [sum(given.sizes[:step]) for step in range(len(given.sizes) + 1)]
+        mask = train.get_attn_mask(starts[-1], net.num_cond_tokens, given.sizes, starts).bool()
+        weight = train.get_ar_weights(given.sizes, starts, 2.0, 1.0).reshape(1, -1, 1)
+        seen: list[Tensor] = []
+        hook = net.final_layer.register_forward_hook(lambda _, __, made: seen.append(made))
+        latents, noise, labels, t, scores = (
+            torch.from_numpy(x)
+            for x in (given.latents, given.noise, given.labels, given.timesteps, given.scores)
+        )
+        with patched.object(torch, "rand", lambda *_, **__: scores):  # what it sorts to shuffle
+            terms = self.training.training_losses(
+                net, latents, t, labels, mask, given.sizes[-1], noise=noise
+            )
+        hook.remove()
+        return seen[0], (terms["loss"] * weight).mean()
 
     def _prefix(self, given: Given) -> dict:
         """A cache that holds the labels, and under them the null class."""

@@ -75,11 +75,14 @@ class Ours:
     @torch.inference_mode()
     def trained(self, given: Given) -> tuple[Tensor, Tensor]:
         """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
-        batch = collate([row_of(self.config, given, row) for row in range(len(given.labels))])
-        mask = dense_mask(batch.doc, batch.order, batch.stream)
-        latents, logits = self.decoder(batch, mask)
-        part = sums(latents, logits, batch)
-        return latents, total(part, part.noisy, part.targets, text_weight=1.0)
+        return self._trained(given)
+
+    def gradients(self, given: Given) -> dict[str, Tensor]:
+        """The loss's gradient by each of our parameters."""
+        self.decoder.requires_grad_(True)
+        names, parameters = zip(*self.decoder.named_parameters(), strict=True)
+        found = torch.autograd.grad(self._trained(given)[1], parameters)
+        return dict(zip(names, found, strict=True))
 
     @torch.inference_mode()
     def cached(self, given: Given, kept: int) -> Tensor:
@@ -118,6 +121,13 @@ class Ours:
         with noise.generators(len(given.labels)) as generators:
             session = self._session(given, generators)
             return torch.from_numpy(session.image(sampling, follows=False))
+
+    def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        batch = collate([row_of(self.config, given, row) for row in range(len(given.labels))])
+        mask = dense_mask(batch.doc, batch.order, batch.stream)
+        latents, logits = self.decoder(batch, mask)
+        part = sums(latents, logits, batch)
+        return latents, total(part, part.noisy, part.targets, text_weight=1.0)
 
     def _session(self, given: Given, generators: list[torch.Generator]) -> Session:
         c = self.config

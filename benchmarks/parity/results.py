@@ -11,9 +11,10 @@ from torch import Tensor
 
 from benchmarks.parity.cases import INTERVAL, Case, Given, given, weights
 from benchmarks.parity.noise import NoiseSource
+from mmfusion.rng import generator
 
 # Largest relative errors that are no deviation; sampling sums up 250 roundings.
-BARS = {"prediction": 1e-5, "loss": 1e-5, "cached": 1e-5, "sampling": 1e-3}
+BARS = {"prediction": 1e-5, "loss": 1e-5, "gradient": 1e-5, "cached": 1e-5, "sampling": 1e-3}
 GOLDEN_DRAWS = 2  # of inputs that are kept
 
 
@@ -22,6 +23,9 @@ class Side(Protocol):
 
     def trained(self, given: Given) -> tuple[Tensor, Tensor]:
         """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
+
+    def gradients(self, given: Given) -> dict[str, Tensor]:
+        """The loss's gradient by each parameter, under our names."""
 
     def cached(self, given: Given, kept: int) -> Tensor:
         """Guided noise of the tokens after the first `kept`, which are clean: (B, N - kept, D)."""
@@ -44,6 +48,7 @@ def results(
         prediction, loss = side.trained(inputs)
         yield "prediction", f"prediction {draw}", prediction.numpy()
         yield "loss", f"loss {draw}", loss.numpy()
+        yield "gradient", f"gradient {draw}", projected(side.gradients(inputs))
         kept = draw % 2 * case.tokens // 2  # after the label alone, or after clean tokens too
         yield "cached", f"cached {draw}", side.cached(inputs, kept).numpy()
     inputs, whole, n = given(case, 0), (0.0, 1.0), case.tokens
@@ -51,6 +56,19 @@ def results(
     yield "sampling", "sampling, interval", side.sampled(inputs, noise, [n], INTERVAL).numpy()
     steps = [n // 3, n - n // 3]
     yield "sampling", "sampling, 2 AR steps", side.sampled(inputs, noise, steps, whole).numpy()
+
+
+def projected(gradients: dict[str, Tensor], directions: int = 8) -> np.ndarray:
+    """Each tensor along some random directions, in the order of their names: (T, directions).
+
+    A few numbers a tensor to keep instead of all; a wrong gradient is wrong along any of them.
+    """
+    along = []
+    for name in sorted(gradients):
+        flat = gradients[name].flatten().numpy()
+        probe = generator("parity", "gradient", name).standard_normal((directions, flat.size))
+        along.append(probe @ flat)
+    return np.stack(along).astype(np.float32)
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:

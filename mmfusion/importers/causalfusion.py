@@ -108,7 +108,7 @@ def import_causalfusion(
 
     Raises:
         UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
-            tensor or has one of another shape, leaves patch or channels open, or `output` is
+            tensor or has one of another shape or not finite, leaves patch or channels open, or `output` is
             something that must not be replaced.
     """
     output = output.resolve()
@@ -172,6 +172,8 @@ def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[st
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or not tensor.is_floating_point():
             raise UserError(f"checkpoint {where}: {name} is not a dense tensor of real numbers")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"checkpoint {where}: {name} holds numbers that are not finite")
     return weights
 
 
