@@ -108,8 +108,8 @@ def import_causalfusion(
 
     Raises:
         UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
-            tensor or has one of another shape or not finite, leaves patch or channels open, or `output` is
-            something that must not be replaced.
+            tensor or has one of another shape or not finite, leaves patch or channels open, or
+            `output` is something that must not be replaced.
     """
     output = output.resolve()
     _check_output(output)
