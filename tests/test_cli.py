@@ -23,7 +23,7 @@ from mmfusion.config import ModelConfig, load, save
 from mmfusion.export import export
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "generate", "caption", "edit", "chat", "eval", "data")
+COMMANDS = ("train", "generate", "caption", "edit", "chat", "eval", "data", "import")
 QUICK = {"num_inference_steps": 2, "max_new_tokens": 4}
 Run = Callable[..., tuple[int, str, str]]
 

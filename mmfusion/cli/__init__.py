@@ -8,6 +8,7 @@ import typer
 from mmfusion.cli.data import app as data
 from mmfusion.cli.evaluate import evaluate
 from mmfusion.cli.generate import caption, chat, edit, generate
+from mmfusion.cli.imports import app as imports
 from mmfusion.cli.train import train
 from mmfusion.errors import UserError
 
@@ -25,6 +26,7 @@ app.command()(edit)
 app.command()(chat)
 app.command(name="eval")(evaluate)
 app.add_typer(data, name="data")
+app.add_typer(imports, name="import")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 """
 
 import io
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,6 +130,12 @@ class AutoencoderCodec:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         self.config, self.device = config, device
+        name = str(config.vae)
+        if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+            raise UserError(  # and the hub is not asked for what can be no id of it
+                f"image.vae {name}: no such folder; put a diffusers AutoencoderKL there, with "
+                "safetensors weights"
+            )
         try:
             vae: Any = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
         except (OSError, ValueError) as error:

@@ -1,0 +1,137 @@
+"""What our code makes of a case: predictions, losses and pictures of an imported checkpoint.
+
+Shapes: B rows, N tokens, D numbers in a latent token.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.parity.cases import GUIDANCE, STEPS, Case, Given, save
+from benchmarks.parity.noise import NoiseSource
+from mmfusion.codecs.image import patches
+from mmfusion.config import ModelConfig, Sampling
+from mmfusion.decoder import Decoder
+from mmfusion.diffusion import Diffusion
+from mmfusion.export import read
+from mmfusion.generation.session import Session
+from mmfusion.importers.causalfusion import Options, import_causalfusion
+from mmfusion.losses import sums, total
+from mmfusion.mask import dense_mask
+from mmfusion.packing import collate
+from mmfusion.sequence import Document, Image, Label, Noise, Row
+from mmfusion.split import cut
+
+
+def load(case: Case) -> "Ours":
+    """The case's checkpoint, imported and exported and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(case, Path(folder, "official.pt"))
+        options = Options(channels=case.channels)
+        import_causalfusion(Path(folder, "official.pt"), Path(folder, "model"), options)
+        config, decoder, _ = read(Path(folder, "model"))
+    return Ours(config, decoder)
+
+
+def document(config: ModelConfig, given: Given, row: int) -> Document:
+    """One row's label and target picture."""
+    diffusion = Diffusion(config.diffusion)
+    latents, noise = (patches(x[row], config.image.patch) for x in (given.latents, given.noise))
+    timesteps = np.full((1, len(latents)), given.timesteps[row])
+    noised = Noise(
+        latents=diffusion.noised(latents[None], timesteps, noise[None]),
+        target=diffusion.target(latents[None], timesteps, noise[None]),
+        timesteps=timesteps.astype(np.float32),
+        start_weight=config.diffusion.weight_start,
+    )
+    split = cut(given.order[row], given.sizes)
+    image = Image(latents, config.image.grid[1], split, noised)
+    return [label(config, given, row), image]
+
+
+def label(config: ModelConfig, given: Given, row: int) -> Label:
+    """One row's label; the null class is None to us."""
+    number = int(given.labels[row])
+    return Label(None if number == len(config.classes) else number)
+
+
+def row_of(config: ModelConfig, given: Given, row: int) -> Row:
+    """One row's document as tokens, padded where its split leaves room."""
+    c = config
+    written = Row(c.row_length, c.image.latent_dim, c.decoder.label_tokens)
+    written.document(document(c, given, row))
+    return written
+
+
+class Ours:
+    """An imported model."""
+
+    def __init__(self, config: ModelConfig, decoder: Decoder) -> None:
+        self.config, self.decoder = config, decoder
+
+    @torch.inference_mode()
+    def trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
+        return self._trained(given)
+
+    def gradients(self, given: Given) -> dict[str, Tensor]:
+        """The loss's gradient by each of our parameters."""
+        self.decoder.requires_grad_(True)
+        names, parameters = zip(*self.decoder.named_parameters(), strict=True)
+        found = torch.autograd.grad(self._trained(given)[1], parameters)
+        return dict(zip(names, found, strict=True))
+
+    @torch.inference_mode()
+    def cached(self, given: Given, kept: int) -> Tensor:
+        """Guided noise of the tokens after the first `kept`, which are clean: (B, N - kept, D)."""
+        c, rows = self.config, len(given.labels)
+        session = self._session(given, [torch.Generator()] * rows)
+        latents, noise = (
+            torch.from_numpy(patches(x, c.image.patch)) for x in (given.latents, given.noise)
+        )
+        order = torch.from_numpy(given.order)
+        if kept:
+            session._image_pass(latents, order[:, :kept], clean=True)
+        batch = session._image_batch(noise, order[:, kept:], clean=False)
+        timestep = torch.full_like(batch.latent[..., 0], float(given.timesteps[0]))
+        noisy = batch.with_noisy(batch.latent, timestep)
+        output, _ = self.decoder(noisy, session.cache.mask(batch), session.cache)
+        cond, uncond = output.chunk(2)
+        return uncond + GUIDANCE * (cond - uncond)
+
+    def sampled(
+        self,
+        given: Given,
+        noise: NoiseSource,
+        sizes: list[int],
+        interval: tuple[float, float],
+    ) -> Tensor:
+        """Latents (B, N, D) of pictures drawn in raster order, in AR steps of these sizes."""
+        sampling = Sampling(
+            guidance=GUIDANCE,
+            guidance_interval=list(interval),
+            num_inference_steps=STEPS,
+            scheduler="ddpm",
+            order="raster",
+            ar_sizes=sizes,
+        )
+        with noise.generators(len(given.labels)) as generators:
+            session = self._session(given, generators)
+            return torch.from_numpy(session.image(sampling, follows=False))
+
+    def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        batch = collate([row_of(self.config, given, row) for row in range(len(given.labels))])
+        mask = dense_mask(batch.doc, batch.order, batch.stream)
+        latents, logits = self.decoder(batch, mask)
+        part = sums(latents, logits, batch)
+        return latents, total(part, part.noisy, part.targets, text_weight=1.0)
+
+    def _session(self, given: Given, generators: list[torch.Generator]) -> Session:
+        c = self.config
+        length = c.decoder.label_tokens + c.image.tokens
+        session = Session(self.decoder, c, None, length, generators, guided=True)
+        session.append([label(c, given, row) for row in range(len(given.labels))])
+        return session

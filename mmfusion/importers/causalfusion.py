@@ -1,0 +1,330 @@
+"""Official CausalFusion checkpoints (arXiv 2412.12095) as exported models.
+
+Width, depth, heads, class tokens, classes and grid are read off the tensors, never off a name: the
+official XL and H differ from the paper's tables. The patch and the latent channels show only as
+their product, a token's numbers, so that one may have to be given.
+
+Shapes: W width, H its MLP's hidden width, d head dimension, D numbers in a latent token (patch
+squared times channels), N tokens of an image, K class tokens, R rows of the label table.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmfusion.classes import read_names
+from mmfusion.config import ModelConfig, build
+from mmfusion.decoder import FREQUENCIES
+from mmfusion.errors import UserError
+from mmfusion.export import CONFIG, export
+from mmfusion.importers.checkpoint import read
+from mmfusion.manifest import MANIFEST
+
+MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
+
+# Theirs -> ours, of tensors whose shape is the same; the tables are reshaped in `converted`.
+OUTSIDE = {
+    "x_proj.weight": "latent_in.weight",
+    "x_proj.bias": "latent_in.bias",
+    "t_embedder.mlp.0.weight": "timestep.0.weight",
+    "t_embedder.mlp.0.bias": "timestep.0.bias",
+    "t_embedder.mlp.2.weight": "timestep.2.weight",
+    "t_embedder.mlp.2.bias": "timestep.2.bias",
+    "final_layer.0.weight": "norm.weight",
+    "final_layer.0.bias": "norm.bias",
+    "final_layer.1.weight": "latent_out.weight",
+    "final_layer.1.bias": "latent_out.bias",
+}
+INSIDE = {  # of each block
+    "norm1.weight": "norm1.weight",
+    "norm1.bias": "norm1.bias",
+    "attn.qkv.weight": "attention.qkv.weight",
+    "attn.q_norm.weight": "attention.q_norm.weight",
+    "attn.q_norm.bias": "attention.q_norm.bias",
+    "attn.k_norm.weight": "attention.k_norm.weight",
+    "attn.k_norm.bias": "attention.k_norm.bias",
+    "attn.proj.weight": "attention.out.weight",
+    "attn.proj.bias": "attention.out.bias",
+    "norm2.weight": "norm2.weight",
+    "norm2.bias": "norm2.bias",
+    "mlp.fc1.weight": "mlp.up.weight",
+    "mlp.fc1.bias": "mlp.up.bias",
+    "mlp.fc2.weight": "mlp.down.weight",
+    "mlp.fc2.bias": "mlp.down.bias",
+}
+TABLE, GRID, LABEL_GRID = "y_embedder.embedding_table.weight", "pos_embed", "cond_pos_embed"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a checkpoint does not say of itself.
+
+    Attributes:
+        weights: which of the checkpoint's weights; default: "ema" if there, else "model", else
+            the file itself as a bare state dict.
+        patch, channels: latent cells a token side, and channels of a latent cell; default: MAR's
+            16 channels where they fit.
+        downsampling: pixels a side of one latent cell.
+        vae: folder or hub id of the diffusers AutoencoderKL.
+        classes: JSON list of class names; default: numbers.
+    """
+
+    weights: Literal["ema", "model"] | None = None
+    patch: int | None = None
+    channels: int | None = None
+    downsampling: int = MAR_DOWNSAMPLING
+    vae: str = MAR_VAE
+    classes: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the tensors say: see this file's shapes; `side` is the grid's, N its square."""
+
+    width: int
+    hidden: int
+    depth: int
+    head_dim: int
+    token: int
+    side: int
+    label_tokens: int
+    table_rows: int
+
+
+def import_causalfusion(
+    path: Path,
+    output: Path,
+    options: Options = Options(),
+) -> ModelConfig:
+    """Write an official checkpoint as an exported model, weights in fp32; returns its config.
+
+    An exported model that is there already is replaced as a whole.
+
+    Raises:
+        UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
+            tensor or has one of another shape or not finite, leaves patch or channels open, or
+            `output` is something that must not be replaced.
+    """
+    output = output.resolve()
+    _check_output(output)
+    held = read(path)
+    weights = _weights(held, options.weights, str(path))
+    sizes = _sizes(weights, str(path))
+    _check_shapes(weights, sizes, str(path))
+    arguments = held.get("args")
+    known = getattr(arguments, "num_classes", None)
+    config = _config(sizes, known, options, str(path))
+    export(config, converted(weights, sizes, len(config.classes)), output)
+    return config
+
+
+def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict[str, Tensor]:
+    """Official tensors under our names, fp32; a table without a null class gets one of zeros."""
+    ours = {name: weights[theirs] for theirs, name in OUTSIDE.items()}
+    for block in range(sizes.depth):
+        for theirs, name in INSIDE.items():
+            ours[f"blocks.{block}.{name}"] = weights[f"blocks.{block}.{theirs}"]
+    table = weights[TABLE].reshape(-1, sizes.width)
+    if sizes.table_rows == classes:
+        table = torch.cat([table, table.new_zeros(sizes.label_tokens, sizes.width)])
+    ours |= {
+        "label.weight": table,
+        "label_position.weight": weights[LABEL_GRID][0],
+        "grid_position.weight": weights[GRID][0],
+    }
+    return {name: tensor.float() for name, tensor in ours.items()}
+
+
+def _check_output(output: Path) -> None:
+    """Only a model of ours, or nothing, may be replaced."""
+    model = (output / CONFIG).is_file() and (output / MANIFEST).is_file()
+    empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not model and not empty:
+        raise UserError(f"{output}: is there and is no exported model; give another folder")
+
+
+def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:
+    """The chosen state dict, without DistributedDataParallel's prefix."""
+    if wanted and wanted not in held:
+        there = [name for name in ("ema", "model") if name in held]
+        raise UserError(
+            f"checkpoint {where}: holds no {wanted!r} weights ("
+            + (f"but {' and '.join(map(repr, there))}" if there else "neither 'ema' nor 'model'")
+            + "); choose with --weights, or leave it out"
+        )
+    chosen = held[wanted] if wanted else held.get("ema", held.get("model", held))
+    if not isinstance(chosen, Mapping) or not all(isinstance(name, str) for name in chosen):
+        raise UserError(f"checkpoint {where}: its weights are not a mapping of names to tensors")
+    weights = {name.removeprefix("module."): tensor for name, tensor in chosen.items()}
+    if "x_proj.weight" not in weights:
+        names = ", ".join(list(weights)[:5]) or "nothing"
+        raise UserError(
+            f"checkpoint {where}: holds no CausalFusion weights: x_proj.weight is missing "
+            f"(it holds {names}{', ...' if len(weights) > 5 else ''})"
+        )
+    for name, tensor in weights.items():
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not plain or not tensor.is_floating_point():
+            raise UserError(f"checkpoint {where}: {name} is not a dense tensor of real numbers")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"checkpoint {where}: {name} holds numbers that are not finite")
+    return weights
+
+
+def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
+    """The model's sizes, each from one tensor that has it."""
+
+    def shape(name: str, *form: str) -> tuple[int, ...]:
+        tensor = weights.get(name)
+        found = None if tensor is None else tuple(tensor.shape)
+        if found is None or len(found) != len(form) or not all(found):
+            raise _wrong(where, name, found, f"({', '.join(form)})")
+        return found
+
+    width, token = shape("x_proj.weight", "W", "D")
+    _, tokens, _ = shape(GRID, "1", "N", "W")
+    _, label_tokens, _ = shape(LABEL_GRID, "1", "K", "W")
+    table_rows, _ = shape(TABLE, "classes + 1", "K * W")
+    (head_dim,) = shape("blocks.0.attn.q_norm.weight", "W / heads")
+    hidden, _ = shape("blocks.0.mlp.fc1.weight", "MLP width", "W")
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    side = isqrt(tokens)
+    if side * side != tokens:
+        raise UserError(
+            f"checkpoint {where}: {GRID} has {tokens} tokens, which are no square grid; only "
+            "square pictures can be imported"
+        )
+    if width % head_dim:
+        raise UserError(
+            f"checkpoint {where}: heads of {head_dim} (blocks.0.attn.q_norm.weight) do not divide "
+            f"the width {width} (x_proj.weight)"
+        )
+    return Sizes(width, hidden, depth, head_dim, token, side, label_tokens, table_rows)
+
+
+def _check_shapes(weights: Mapping[str, Tensor], sizes: Sizes, where: str) -> None:
+    """Every tensor of such a model is there with its shape, and there is no other."""
+    expected = _shapes(sizes)
+    for name, wanted in expected.items():
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != wanted:
+            raise _wrong(where, name, found, str(wanted))
+    if unknown := sorted(set(weights) - set(expected)):
+        raise UserError(
+            f"checkpoint {where}: {unknown[0]} is no tensor of CausalFusion; the model would not "
+            "be the same without it"
+        )
+
+
+def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
+    """The shape of every official tensor."""
+    block: dict[str, tuple[int, ...]] = {
+        "attn.qkv.weight": (3 * s.width, s.width),
+        "attn.proj.weight": (s.width, s.width),
+        "mlp.fc1.weight": (s.hidden, s.width),
+        "mlp.fc1.bias": (s.hidden,),
+        "mlp.fc2.weight": (s.width, s.hidden),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "x_proj.weight": (s.width, s.token),
+        "t_embedder.mlp.0.weight": (s.width, FREQUENCIES),
+        "t_embedder.mlp.2.weight": (s.width, s.width),
+        "final_layer.1.weight": (s.token, s.width),
+        "final_layer.1.bias": (s.token,),
+        TABLE: (s.table_rows, s.label_tokens * s.width),
+        GRID: (1, s.side**2, s.width),
+        LABEL_GRID: (1, s.label_tokens, s.width),
+    }
+    shapes = dict.fromkeys(OUTSIDE, (s.width,)) | shapes  # what is not listed is a vector
+    for number in range(s.depth):
+        for name in INSIDE:
+            vector = s.head_dim if name.split(".")[1] in ("q_norm", "k_norm") else s.width
+            shapes[f"blocks.{number}.{name}"] = block.get(name, (vector,))
+    return shapes
+
+
+def _wrong(where: str, name: str, found: tuple[int, ...] | None, expected: str) -> UserError:
+    is_ = "is missing" if found is None else f"has the shape {found}"
+    return UserError(f"checkpoint {where}: {name} {is_}; expected {expected}")
+
+
+def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelConfig:
+    """The paper's block and diffusion at these sizes; the default guidance is our choice."""
+    patch, channels = _patch(sizes.token, options)
+    names = _names(sizes.table_rows, classes, options.classes, where)
+    dropout = 0.1 if len(names) < sizes.table_rows else 0.0
+    guidance = {"class_to_image": 1.5, "edit": 3.0} if dropout else {}
+    ratio = sizes.hidden / sizes.width
+    while int(sizes.width * ratio) < sizes.hidden:  # the division may have been rounded down
+        ratio = math.nextafter(ratio, math.inf)
+    described = {
+        # Room for training too: the label, and the picture's clean and noisy tokens.
+        "row_length": sizes.label_tokens + 2 * sizes.side**2,
+        "image": {
+            "codec": "vae",
+            "vae": options.vae,
+            "size": sizes.side * patch * options.downsampling,
+            "patch": patch,
+            "latent_channels": channels,
+            "downsampling": options.downsampling,
+            "latent_scale": MAR_SCALE,
+        },
+        "classes": names,
+        "decoder": {
+            "width": sizes.width,
+            "depth": sizes.depth,
+            "heads": sizes.width // sizes.head_dim,
+            "norm": "layer",
+            "mlp": "gelu",
+            "mlp_ratio": ratio,
+            "position": "learned",
+            "time_term": False,
+            "label_tokens": sizes.label_tokens,
+        },
+        "diffusion": {"prediction": "epsilon", "dropout": dropout},
+        "generation": {task: {"guidance": value} for task, value in guidance.items()},
+    }
+    return build(ModelConfig, described, f"checkpoint {where}")
+
+
+def _patch(token: int, options: Options) -> tuple[int, int]:
+    """Patch and channels whose product of squares and channels is a token's numbers."""
+    patch, channels = options.patch, options.channels
+    if channels is None:
+        channels = token // patch**2 if patch else MAR_CHANNELS
+    if patch is None:
+        patch = isqrt(token // channels)
+    if patch * patch * channels == token:
+        return patch, channels
+    given = {"--patch": options.patch, "--channels": options.channels}
+    flags = " ".join(f"{flag} {value}" for flag, value in given.items() if value)
+    raise UserError(
+        f"a token holds {token} numbers: patch * patch * channels, which "
+        + (f"{flags} does not give" if flags else f"{MAR_CHANNELS} channels do not give")
+        + "; say what the autoencoder has with --patch and --channels"
+    )
+
+
+def _names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
+    """Class names: of the file, else numbers. With class dropout the table has a null row more."""
+    names = None
+    if file is not None:
+        names = read_names(file, None)
+        if names is None:
+            raise UserError(f"classes {file}: no such file")
+    count = known if isinstance(known, int) else len(names) if names else rows - 1
+    if count not in (rows, rows - 1) or count < 1:
+        whose = "its arguments say" if isinstance(known, int) else f"{file} has"
+        raise UserError(
+            f"checkpoint {where}: {TABLE} has {rows} rows, for {rows - 1} classes and the null "
+            f"class, or {rows} without; {whose} {count}"
+        )
+    if names and len(names) != count:
+        raise UserError(f"classes {file}: has {len(names)} names for {count} classes")
+    return names or [str(number) for number in range(count)]

@@ -1,0 +1,412 @@
+"""Official checkpoints as exported models, and what is refused of them."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmfusion import Pipeline, UserError
+from mmfusion.cli import main
+from mmfusion.config import ModelConfig
+from mmfusion.export import read
+from mmfusion.importers.causalfusion import Options, import_causalfusion
+
+
+class Sizes(NamedTuple):
+    """Of a model in the official layout; `token` is patch * patch * channels."""
+
+    width: int
+    depth: int
+    heads: int
+    side: int
+    label_tokens: int
+    classes: int
+    token: int = 16
+    hidden: int = 0
+
+
+SMALL = Sizes(32, 2, 4, 4, 4, 10)
+LARGE = Sizes(48, 3, 2, 8, 16, 20)
+ODD = Sizes(44, 1, 11, 3, 7, 13, token=12, hidden=107)  # patch 2, 3 channels
+ODD_FLAGS = ("--patch", 2)
+
+
+def state_dict(sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights under the official names and shapes."""
+    w, hidden = sizes.width, sizes.hidden or 4 * sizes.width
+    vector, square = (w,), (w, w)
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, sizes.side**2, w),
+        "cond_pos_embed": (1, sizes.label_tokens, w),
+        "x_proj.weight": (w, sizes.token),
+        "x_proj.bias": vector,
+        "t_embedder.mlp.0.weight": (w, 256),
+        "t_embedder.mlp.0.bias": vector,
+        "t_embedder.mlp.2.weight": square,
+        "t_embedder.mlp.2.bias": vector,
+        "y_embedder.embedding_table.weight": (sizes.classes + 1, sizes.label_tokens * w),
+        "final_layer.0.weight": vector,
+        "final_layer.0.bias": vector,
+        "final_layer.1.weight": (sizes.token, w),
+        "final_layer.1.bias": (sizes.token,),
+    }
+    for i in range(sizes.depth):
+        shapes |= {
+            f"blocks.{i}.norm{n}.{part}": vector for n in (1, 2) for part in ("weight", "bias")
+        }
+        for norm in ("q_norm", "k_norm"):
+            for part in ("weight", "bias"):
+                shapes[f"blocks.{i}.attn.{norm}.{part}"] = (w // sizes.heads,)
+        shapes |= {
+            f"blocks.{i}.attn.qkv.weight": (3 * w, w),
+            f"blocks.{i}.attn.proj.weight": square,
+            f"blocks.{i}.attn.proj.bias": vector,
+            f"blocks.{i}.mlp.fc1.weight": (hidden, w),
+            f"blocks.{i}.mlp.fc1.bias": (hidden,),
+            f"blocks.{i}.mlp.fc2.weight": (w, hidden),
+            f"blocks.{i}.mlp.fc2.bias": vector,
+        }
+    rng = np.random.default_rng(seed)
+    return {
+        name: torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        for name, shape in shapes.items()
+    }
+
+
+def write(path: Path, held: Any, **options: Any) -> Path:
+    torch.save(held, path, **options)
+    return path
+
+
+def official(weights: dict[str, Tensor], **more: Any) -> dict[str, Any]:
+    """A checkpoint with what else a training run saves; "model" is another model's weights."""
+    arguments = argparse.Namespace(lr=8e-4, num_classes=None, model="CausalFusion-XL")
+    other = {name: tensor + 1 for name, tensor in weights.items()}
+    return {
+        "model": other,
+        "ema": weights,
+        "opt": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4}]},
+        "train_steps": 12,
+        "args": arguments,
+        **more,
+    }
+
+
+@pytest.fixture
+def bring(tmp_path: Path) -> Callable[..., tuple[ModelConfig, dict[str, Tensor]]]:
+    """Save a checkpoint, import it, and read what the exported folder holds."""
+
+    def call(held: Any, **options: Any) -> tuple[ModelConfig, dict[str, Tensor]]:
+        path = write(tmp_path / "official.pt", held)
+        import_causalfusion(path, tmp_path / "out", Options(**options))
+        config, decoder, tokenizer = read(tmp_path / "out")
+        assert tokenizer is None
+        return config, decoder.state_dict()
+
+    return call
+
+
+def refused(path: Path, folder: Path, *named: str, **options: Any) -> None:
+    """The import fails with a line that names all this, and leaves nothing behind."""
+    with pytest.raises(UserError) as error:
+        import_causalfusion(path, folder / "out", Options(**options))
+    for name in named:
+        assert name in str(error.value), str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder / "out").exists()
+
+
+def autoencoder(folder: Path, channels: int) -> Path:
+    """A random autoencoder of 16 times downsampling."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    blocks = {"block_out_channels": [4] * 5, "norm_num_groups": 2}
+    blocks |= {"down_block_types": ["DownEncoderBlock2D"] * 5, "layers_per_block": 1}
+    blocks |= {"up_block_types": ["UpDecoderBlock2D"] * 5, "latent_channels": channels}
+    AutoencoderKL(**blocks).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "patch", "channels"),
+    [
+        (SMALL, {}, 1, 16),
+        (LARGE, {}, 1, 16),
+        (ODD, {"patch": 2}, 2, 3),
+        (ODD, {"channels": 3}, 2, 3),
+        (ODD, {"channels": 12}, 1, 12),
+        (SMALL._replace(token=64), {}, 2, 16),
+        (SMALL._replace(token=64), {"channels": 4}, 4, 4),
+    ],
+)
+def test_sizes_are_read_off_the_tensors(
+    bring: Callable, sizes: Sizes, options: dict, patch: int, channels: int
+) -> None:
+    config, weights = bring(official(state_dict(sizes)), **options)
+    d, image = config.decoder, config.image
+    assert (d.width, d.depth, d.heads) == (sizes.width, sizes.depth, sizes.heads)
+    assert (d.label_tokens, len(config.classes)) == (sizes.label_tokens, sizes.classes)
+    assert int(d.width * d.mlp_ratio) == (sizes.hidden or 4 * sizes.width)
+    assert (d.norm, d.mlp, d.position, d.time_term) == ("layer", "gelu", "learned", False)
+    assert (image.patch, image.latent_channels, image.grid) == (patch, channels, (sizes.side,) * 2)
+    assert (image.size, image.latent_scale) == (sizes.side * patch * 16, 0.2325)
+    assert (image.codec, image.vae) == ("vae", "data/vae/mar-kl16")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+def test_every_weight_finds_its_place(bring: Callable) -> None:
+    given = state_dict(ODD)
+    _, ours = bring(official(given), patch=2)
+    assert sum(w.numel() for w in ours.values()) == sum(w.numel() for w in given.values())
+    table = given["y_embedder.embedding_table.weight"]
+    for label in range(ODD.classes + 1):
+        for token in range(ODD.label_tokens):
+            row = ours["label.weight"][label * ODD.label_tokens + token]
+            assert torch.equal(row, table[label, token * ODD.width : (token + 1) * ODD.width])
+    pairs = {
+        "grid_position.weight": given["pos_embed"][0],
+        "label_position.weight": given["cond_pos_embed"][0],
+        "latent_in.bias": given["x_proj.bias"],
+        "timestep.2.weight": given["t_embedder.mlp.2.weight"],
+        "norm.weight": given["final_layer.0.weight"],
+        "latent_out.weight": given["final_layer.1.weight"],
+        "blocks.0.norm2.bias": given["blocks.0.norm2.bias"],
+        "blocks.0.attention.qkv.weight": given["blocks.0.attn.qkv.weight"],
+        "blocks.0.attention.q_norm.weight": given["blocks.0.attn.q_norm.weight"],
+        "blocks.0.attention.k_norm.weight": given["blocks.0.attn.k_norm.weight"],
+        "blocks.0.attention.out.weight": given["blocks.0.attn.proj.weight"],
+        "blocks.0.mlp.up.bias": given["blocks.0.mlp.fc1.bias"],
+        "blocks.0.mlp.down.bias": given["blocks.0.mlp.fc2.bias"],
+    }
+    for name, tensor in pairs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_ema_is_preferred_and_a_choice_is_kept(bring: Callable) -> None:
+    given = state_dict(SMALL)
+    held = official(given)
+
+    def bias(held: Any, **options: Any) -> Tensor:
+        return bring(held, **options)[1]["latent_in.bias"]
+
+    assert torch.equal(bias(held), given["x_proj.bias"])
+    assert torch.equal(bias(held, weights="ema"), given["x_proj.bias"])
+    assert torch.equal(bias(held, weights="model"), given["x_proj.bias"] + 1)
+    del held["ema"]
+    assert torch.equal(bias(held), given["x_proj.bias"] + 1)
+    assert torch.equal(bias(given), given["x_proj.bias"])  # a bare state dict
+    assert torch.equal(
+        bias({f"module.{name}": tensor for name, tensor in given.items()}), given["x_proj.bias"]
+    )
+
+
+def test_half_precision_is_written_in_fp32(bring: Callable) -> None:
+    given = {name: tensor.bfloat16() for name, tensor in state_dict(SMALL).items()}
+    _, ours = bring(given)
+    assert ours["latent_in.bias"].dtype == torch.float32
+    assert torch.equal(ours["latent_in.bias"], given["x_proj.bias"].float())
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    held = official(state_dict(SMALL))
+    del held["ema"]
+    path = write(tmp_path / "a.pt", held)
+    refused(path, tmp_path, "'ema'", "'model'", "--weights", weights="ema")
+    bare = write(tmp_path / "b.pt", state_dict(SMALL))
+    refused(bare, tmp_path, "'model'", "--weights", weights="model")
+
+
+def test_no_null_class_means_no_guidance(bring: Callable) -> None:
+    """Trained without class dropout: as many rows as classes, which the arguments tell."""
+    given = state_dict(SMALL)
+    config, _ = bring(official(given, args=argparse.Namespace(num_classes=SMALL.classes)))
+    assert (len(config.classes), config.diffusion.dropout) == (SMALL.classes, 0.1)
+    assert config.generation.class_to_image.guidance > 1
+    config, ours = bring(official(given, args=argparse.Namespace(num_classes=SMALL.classes + 1)))
+    assert (len(config.classes), config.diffusion.dropout) == (SMALL.classes + 1, 0.0)
+    assert config.generation.class_to_image.guidance == 1
+    table = ours["label.weight"]
+    assert len(table) == (SMALL.classes + 2) * SMALL.label_tokens
+    assert not table[-SMALL.label_tokens :].any()
+
+
+def test_class_names(bring: Callable, tmp_path: Path) -> None:
+    held = official(state_dict(SMALL))
+    assert bring(held)[0].classes == [str(n) for n in range(SMALL.classes)]
+    names = [f"bird {n}" for n in range(SMALL.classes)]
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps(names))
+    assert bring(held, classes=file)[0].classes == names
+    file.write_text(json.dumps(names[:-2]))
+    path = write(tmp_path / "c.pt", held)
+    with pytest.raises(UserError, match=r"11 rows.*classes\.json has 8"):
+        import_causalfusion(path, tmp_path / "new", Options(classes=file))
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        import_causalfusion(path, tmp_path / "new", Options(classes=tmp_path / "none.json"))
+    held["args"] = argparse.Namespace(num_classes=99)
+    path = write(tmp_path / "d.pt", held)
+    with pytest.raises(UserError, match=r"11 rows.*arguments say 99"):
+        import_causalfusion(path, tmp_path / "new")
+
+
+def test_it_loads_and_draws(bring: Callable, tmp_path: Path) -> None:
+    vae = autoencoder(tmp_path / "vae", 3)
+    bring(official(state_dict(ODD)), patch=2, vae=str(vae))
+    pipeline = Pipeline.from_pretrained(tmp_path / "out", device="cpu")
+    picture = pipeline.class_to_image(12, num_inference_steps=2)
+    assert picture.size == (96, 96)
+    assert picture.mode == "RGB"
+
+
+def test_a_missing_autoencoder_is_named(bring: Callable, tmp_path: Path) -> None:
+    bring(official(state_dict(SMALL)))
+    with pytest.raises(UserError, match=r"image\.vae data/vae/mar-kl16: no such folder"):
+        Pipeline.from_pretrained(tmp_path / "out", device="cpu")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", sorted(state_dict(ODD)))
+def test_each_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> None:
+    weights = state_dict(ODD)
+    tensor = weights.pop(name)
+    refused(write(tmp_path / "a.pt", weights), tmp_path, f"{name} is missing", patch=2)
+    weights[name] = tensor[None]
+    refused(write(tmp_path / "b.pt", weights), tmp_path, f" {name} ", "expected (", patch=2)
+    assert tensor.ndim
+    if name not in ("cond_pos_embed", "y_embedder.embedding_table.weight"):
+        return
+    weights[name] = tensor[..., :-1]
+    refused(write(tmp_path / "c.pt", weights), tmp_path, f" {name} ", "expected (", patch=2)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_shapes_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    def case(name: str, change: Callable[[Tensor], Any], *named: str) -> None:
+        weights = state_dict(SMALL)
+        weights[name] = change(weights[name])
+        refused(write(tmp_path / "a.pt", weights), tmp_path, *named)
+
+    case("blocks.1.mlp.fc2.weight", lambda t: t.T, "blocks.1.mlp.fc2.weight", "(32, 128)")
+    case("blocks.1.attn.k_norm.bias", lambda t: t[1:], "blocks.1.attn.k_norm.bias", "(8,)")
+    case("pos_embed", lambda t: t[:, 1:], "pos_embed has 15 tokens", "square")
+    case("pos_embed", lambda t: t[..., 1:], "pos_embed", "(1, 16, 32)")
+    case("blocks.0.attn.q_norm.weight", lambda t: t[:5], "do not divide", "32")
+    case("x_proj.weight", lambda t: t.to_sparse(), "x_proj.weight", "dense")
+    case("x_proj.bias", lambda t: t.int(), "x_proj.bias", "real")
+    case("x_proj.bias", lambda t: "no tensor", "x_proj.bias")
+    case("x_proj.bias", lambda t: t / 0, "x_proj.bias", "finite")
+    case("y_embedder.embedding_table.weight", lambda t: t[:1], "1 rows")
+
+
+def test_a_tensor_too_many(tmp_path: Path) -> None:
+    weights = state_dict(SMALL)
+    weights["blocks.0.adaLN.weight"] = torch.zeros(3)
+    refused(write(tmp_path / "a.pt", weights), tmp_path, "blocks.0.adaLN.weight")
+    weights = state_dict(SMALL)
+    weights |= {n.replace("s.1.", "s.999999999."): t for n, t in weights.items() if "s.1." in n}
+    refused(write(tmp_path / "b.pt", weights), tmp_path, "blocks.2.norm1.weight is missing")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"patch": 3}, {"channels": 5}, {"patch": 2, "channels": 4}, {"channels": 6}]
+)
+def test_an_open_patch_names_the_flags(tmp_path: Path, options: dict) -> None:
+    path = write(tmp_path / "a.pt", state_dict(ODD))
+    refused(path, tmp_path, "12 numbers", "--patch", "--channels", **options)
+
+
+@pytest.mark.parametrize("held", [{}, {"ema": {}}, {"ema": 3}, {"model": [1]}, {"weight": 1}, [1]])
+def test_what_is_no_checkpoint_of_this_kind(tmp_path: Path, held: Any) -> None:
+    refused(write(tmp_path / "a.pt", held), tmp_path, "a.pt")
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.pt", official(state_dict(SMALL))).read_bytes()
+    cut = tmp_path / "cut.pt"
+    for size in (0, 100, len(whole) // 2, len(whole) - 10):
+        cut.write_bytes(whole[:size])
+        refused(cut, tmp_path, "cut.pt")
+    cut.write_text("no checkpoint at all\n" * 100)
+    refused(cut, tmp_path, "cut.pt")
+    refused(tmp_path / "none.pt", tmp_path, "none.pt: no such file")
+    refused(tmp_path, tmp_path, "no such file")
+
+
+class Canary:
+    """Unpickled without care it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("hidden", ["args", "ema"])
+def test_code_in_a_checkpoint_is_never_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], zipped: bool, hidden: str
+) -> None:
+    canary = tmp_path / "canary"
+    held = official(state_dict(SMALL), **{hidden: Canary(canary)})
+    path = write(tmp_path / "a.pt", held, _use_new_zipfile_serialization=zipped)
+    refused(path, tmp_path, "a.pt", "never run")
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "causalfusion", str(path), str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "never run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not canary.exists()
+    torch.load(path, weights_only=False)  # or the canary was none
+    assert canary.exists()
+
+
+def test_the_old_format_is_read(tmp_path: Path) -> None:
+    given = official(state_dict(SMALL))
+    path = write(tmp_path / "a.pt", given, _use_new_zipfile_serialization=False)
+    import_causalfusion(path, tmp_path / "out")
+    assert read(tmp_path / "out")[0].decoder.width == SMALL.width
+
+
+# Where it is written, and the command
+
+
+def test_only_a_model_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pt", state_dict(SMALL))
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    import_causalfusion(path, folder)  # empty
+    import_causalfusion(path, folder)  # a model
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="precious: is there and is no exported model"):
+        import_causalfusion(path, folder)
+    assert (folder / "model.safetensors").is_file()
+    with pytest.raises(UserError, match=r"a\.pt: is there"):
+        import_causalfusion(path, path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.pt", official(state_dict(ODD)))
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps([f"bird {n}" for n in range(ODD.classes)]))
+    vae = str(autoencoder(tmp_path / "vae", 3))
+    arguments = ["--patch", 2, "--downsampling", 16, "--weights", "model"]
+    arguments += ["--classes", names, "--vae", vae]
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "causalfusion", *map(str, [path, tmp_path / "out", *arguments])])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    for fact in ("width 44", "depth 1", "heads 11", "7 tokens", "13 classes", "bird 12", "patch 2"):
+        assert fact in said
+    pipeline = Pipeline.from_pretrained(tmp_path / "out", device="cpu")
+    assert pipeline.decoder.latent_in.bias[0] == state_dict(ODD)["x_proj.bias"][0] + 1
+    assert pipeline.read.label("bird 12").label == 12
