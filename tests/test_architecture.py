@@ -190,12 +190,8 @@ def test_nothing_runs_or_unpickles_what_it_reads() -> None:
 
 
 def banned(file: Path) -> list[str]:
-    text = file.read_text("utf-8")
-    tree = ast.parse(text)
-    modules = {name for name in imported(file) if name.split(".")[0] in BANNED}
-    if re.search(r"^from pickle import UnpicklingError$", text, re.M):  # an exception runs nothing
-        modules -= {"pickle", "pickle.UnpicklingError"}
-    found = sorted(modules)
+    tree = ast.parse(file.read_text("utf-8"))
+    found = sorted(name for name in imported(file) if name.split(".")[0] in BANNED)
     safe = {
         node.name
         for node in ast.walk(tree)
@@ -240,7 +236,7 @@ def test_the_ban_finds_what_it_bans(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     good = [
         "import yaml\nyaml.load(x, yaml.SafeLoader)", "model.eval()", "subprocess.run(x)",
-        "torch.load(f, weights_only=True)", "from pickle import UnpicklingError",
+        "torch.load(f, weights_only=True)",
         "import yaml\nclass L(yaml.SafeLoader): pass\nyaml.load(x, L)",
         "import numpy as np\nnp.load(f, allow_pickle=False)", "safetensors.torch.load_file(x)",
     ]  # fmt: skip

@@ -192,7 +192,7 @@ def test_a_mask_that_does_not_fit_is_refused(
         return run("edit", image, "--mask", where, "--model", model, *condition)
 
     Picture.new("L", (5, 7), "white").save(mask)
-    assert_refused(edited(mask), "mask of size 7x5", "8x8", "4x4")
+    assert_refused(edited(mask), "mask of size 5x7", "8x8", "4x4")
     Picture.new("L", (8, 8), "white").save(mask)
     assert_refused(edited(mask), "regenerates everything")
     Picture.new("L", (4, 4), "black").save(mask)

@@ -17,6 +17,7 @@ from mmfusion.eval import captions as scores
 from mmfusion.eval.captions import cider, collapse, named_digit
 from mmfusion.eval.curves import charts, read_metrics
 from mmfusion.eval.digits import evaluate
+from mmfusion.eval.edits import MASKS
 from mmfusion.eval.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.judge import Judge, features
 from mmfusion.eval.real import Digits, read_digits
@@ -26,6 +27,7 @@ from PIL import Image as Picture
 from mmfusion import ImageSlot, TextSlot
 from mmfusion.config import EvaluationConfig, ModelConfig
 from mmfusion.errors import UserError
+from mmfusion.generation.masks import region
 
 COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
 MODEL = {
@@ -104,13 +106,21 @@ class Perfect:
             filled.append([given, between, NAMES[following], self.real[following][0]])
         return filled
 
-    def edit(self, images: list, mask: str, label: list[int], **_: Any) -> list[Picture.Image]:
-        assert mask == "bottom"
+    def edit(
+        self,
+        images: list,
+        mask: Any,
+        label: list[int] | None = None,
+        prompt: list[str] | None = None,
+        **_: Any,
+    ) -> list[Picture.Image]:
+        asked = label or [named_digit(text) for text in prompt or []]
+        anew = region("bottom", 8, 8) if isinstance(mask, str) else mask
         made = []
-        for picture, digit in zip(images, label, strict=True):
+        for picture, digit in zip(images, asked, strict=True):
             pixels = np.asarray(picture).copy()
             if digit != self.labels[picture.tobytes()]:
-                pixels[4:] = np.asarray(self.real[digit][0])[4:]
+                pixels[anew] = np.asarray(self.real[digit][0])[anew]
             made.append(Picture.fromarray(pixels))
         return made
 
@@ -129,8 +139,8 @@ class Noise(Perfect):
         pictures = self._draw([0] * len(prompts))
         return [[*p[:2], "", picture] for p, picture in zip(prompts, pictures, strict=True)]
 
-    def edit(self, images: list, mask: str, label: list[int], **_: Any) -> list[Picture.Image]:
-        return self._draw(label)
+    def edit(self, images: list, mask: Any, **_: Any) -> list[Picture.Image]:
+        return self._draw([0] * len(images))
 
 
 class Copycat(Perfect):
@@ -367,7 +377,7 @@ def test_a_perfect_model_is_as_good_as_the_judge(perfect: tuple[dict, dict]) -> 
     assert report["edit"]["other_label_n"] == report["edit"]["n"] == 100
     assert report["judge"] == {"k": 1, "accuracy_on_held_out": 293 / 297, "n": 297}
     assert report["sampling"]["class_to_image"]["num_inference_steps"] == 25
-    assert set(report["sampling"]) == set(report["seconds"]) == set(sheets) - {"nearest"}
+    assert set(report["sampling"]) == set(report["seconds"]) == set(sheets) - {"nearest", "edits"}
     assert report["versions"]["python"]
     assert json.loads(json.dumps(report, allow_nan=False)) == report  # plain data only
 
@@ -430,6 +440,39 @@ def test_another_models_pictures_and_missing_data_are_refused(
         evaluate(pipeline, data, settings())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_the_sheet_of_edits_shows_every_region_by_class_and_by_text(
+    perfect: tuple[dict, dict], held_out: Digits, name: str
+) -> None:
+    rows = {row["name"]: row for row in perfect[1]["edits"]}
+    assert set(rows) == set(MASKS) >= {"center", "top", "bottom", "outpaint"}
+    row, anew, first = rows[name], MASKS[name], held_out.first(6)
+    assert np.array_equal(np.asarray(row["mask"]) > 0, anew)
+    assert 0 < anew.sum() < 64
+    for i, cell in enumerate(row["cells"]):
+        assert named_digit(cell["text"]) not in (cell["label"], cell["class"], None)
+        assert cell["class"] != cell["label"] == first.labels[i]
+        for made in (cell["by_class"], cell["by_text"]):
+            changed = np.asarray(made) != first.pictures[i]
+            assert changed.any()
+            assert not changed[~anew].any()
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_kept_pixel_that_changes_is_seen(data: Path, held_out: Digits, name: str) -> None:
+    class Touches(Perfect):
+        def edit(self, images: list, mask: Any, **options: Any) -> list[Picture.Image]:
+            made = super().edit(images, mask, **options)
+            if mask is MASKS[name] and options.get("prompt"):
+                pixels = np.asarray(made[-1]).copy()
+                pixels[tuple(np.argwhere(~MASKS[name])[0])] ^= 1
+                made[-1] = Picture.fromarray(pixels)
+            return made
+
+    report, _ = evaluate(Touches(held_out), data, settings(pictures=10, held_out=10, edits=10))  # type: ignore[arg-type]
+    assert report["edit"]["kept_identical"] is False
+
+
 # The report
 
 
@@ -461,7 +504,7 @@ def test_report_is_one_self_contained_page(perfect: tuple[dict, dict], tmp_path:
     assert not tags & {"script", "link", "iframe", "object", "embed"}
     assert not re.search(r"https?://|@import|url\(", page)
     images = [attrs for tag, attrs in found if tag == "img"]
-    assert len(images) == 100 + 19 + 20 + 2 * 20 + 4 * 20 + 2 * 20
+    assert len(images) == 100 + 19 + 20 + 2 * 20 + 4 * 20 + 2 * 20 + (6 + 5 + 5 * 6 * 2)
     assert all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
     assert "polyline" in tags
     assert "1-nearest neighbours" in page

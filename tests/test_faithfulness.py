@@ -16,7 +16,7 @@ from helpers import HEADS, PAPER, WIDTH, model_config, random_decoder, run_confi
 from mmfusion.data_pipelines.documents import DocumentMaker
 from PIL import Image as Picture
 
-from mmfusion.codecs.image import patches, to_picture
+from mmfusion.codecs.image import patches, prepare, to_picture
 from mmfusion.decoder import sinusoid
 from mmfusion.sequence import Image, Label
 
@@ -123,3 +123,36 @@ def test_pictures_are_rounded_as_the_official_sampler_rounds() -> None:
     x = np.random.default_rng(0).uniform(-1.5, 1.5, (1, 500, 500))
     official = np.clip(127.5 * x + 128.0, 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(to_picture(x)), official[0])
+
+
+# What center_crop_arr of the official train.py makes of uniform noise (see below), 8 x 8.
+CROPS = {
+    (23, 37): [
+        [110, 134, 141, 154, 132, 102, 114, 110], [100, 150, 88, 111, 102, 131, 114, 91],
+        [194, 98, 127, 179, 117, 126, 122, 107], [177, 131, 106, 133, 134, 105, 136, 110],
+        [150, 131, 132, 157, 89, 103, 93, 99], [88, 131, 94, 145, 116, 137, 104, 111],
+        [120, 110, 142, 155, 109, 127, 118, 108], [118, 167, 124, 119, 137, 137, 126, 128],
+    ],
+    (50, 21): [
+        [114, 147, 159, 144, 82, 99, 169, 176], [105, 98, 160, 115, 77, 128, 134, 98],
+        [129, 115, 124, 117, 148, 134, 137, 127], [139, 148, 127, 106, 129, 90, 99, 139],
+        [56, 114, 160, 141, 117, 90, 96, 150], [97, 128, 144, 134, 165, 130, 95, 187],
+        [61, 117, 91, 98, 118, 141, 113, 144], [106, 120, 159, 155, 139, 89, 130, 142],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), CROPS)
+def test_pictures_are_cropped_as_by_adm(height: int, width: int) -> None:
+    rng = np.random.Generator(np.random.Philox(key=7))
+    noise = (rng.random((height, width)) * 256).astype(np.uint8)
+    made = prepare(Picture.fromarray(noise), 8, 1)[..., 0]
+    np.testing.assert_allclose(made.astype(int), CROPS[height, width], atol=1)
+
+
+def test_a_ribbon_is_cut_before_it_is_resized() -> None:
+    ribbon = np.zeros((2, 60_000), np.uint8)
+    ribbon[:, 30_000:] = 255
+    made = prepare(Picture.fromarray(ribbon), 256, 1)[..., 0]
+    assert made[:, :100].max() == 0
+    assert made[:, -100:].min() == 255

@@ -530,7 +530,7 @@ def test_a_row_whose_text_has_ended_draws_nothing_more(pipe: Pipeline) -> None:
 
 
 def test_edit_equals_plain_sampling_after_the_kept_tokens(each: Pipeline) -> None:
-    keep = ~regenerated("right", each.config.image)
+    keep = ~regenerated("right", each.config.image, (8, 8))
     source = each.read.picture(picture(0)).latents
     for guidance in (1.0, 2.0):
         made = each.edit(
@@ -542,7 +542,7 @@ def test_edit_equals_plain_sampling_after_the_kept_tokens(each: Pipeline) -> Non
 
 @pytest.mark.parametrize("mask", REGIONS)
 def test_edit_keeps_latents_bit_for_bit(pipe: Pipeline, mask: str) -> None:
-    keep = ~regenerated(mask, pipe.config.image)
+    keep = ~regenerated(mask, pipe.config.image, (8, 8))
     pictures = [picture(i) for i in range(3)]
     options = {**FAST, "scheduler": "ddpm", "guidance": 2.0, "ar_steps": 2}
     made = pipe.edit(pictures, mask, prompt="a three", **options)
@@ -570,8 +570,8 @@ def test_edits_with_masks_of_their_own(pipe: Pipeline) -> None:
         close(made[i], pipe.edit(source, mask, label=1 + i, seed=9 + i, **options))
 
 
-def as_grid(mask: Any, config: Any) -> list[str]:
-    cells = regenerated(mask, config).reshape(4, 4)
+def as_grid(mask: Any, config: Any, size: tuple[int, int] = (8, 8)) -> list[str]:
+    cells = regenerated(mask, config, size).reshape(4, 4)
     return ["".join("#" if cell else "." for cell in line) for line in cells]
 
 
@@ -601,6 +601,35 @@ def test_edit_masks(pipe: Pipeline) -> None:
     assert as_grid(grid, config) == ["....", "..#.", "....", "...."]
 
 
+def test_a_mask_painted_on_the_own_picture_follows_its_crop(pipe: Pipeline) -> None:
+    """Of a 64 x 32 picture the model sees the middle, columns 16 to 47; so also of its mask."""
+    config = pipe.config.image
+    mask = np.zeros((32, 64), bool)
+    mask[0, 16] = mask[31, 47] = mask[8, 31] = True
+    mask[:, :16] = mask[:, 48:] = True  # cut off
+    assert as_grid(mask, config, (64, 32)) == ["#...", ".#..", "....", "...#"]
+    half = mask.reshape(16, 2, 32, 2).any((1, 3))  # painted on a smaller copy
+    assert as_grid(half, config, (64, 32)) == ["#...", ".#..", "....", "...#"]
+    assert as_grid(np.eye(8), config, (64, 32)) == ["#...", ".#..", "..#.", "...#"]
+    assert as_grid(np.eye(2), config) == ["##..", "##..", "..##", "..##"]  # coarser than the grid
+    with pytest.raises(UserError, match=r"size 32x64.*64x32"):
+        regenerated(mask.T, config, (64, 32))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 32), (32, 96), (32, 32)])
+def test_a_mask_regenerates_the_token_that_shows_what_it_covers(
+    pipe: Pipeline, width: int, height: int
+) -> None:
+    left, top = (width - 32) // 2, (height - 32) // 2
+    for cell in range(TOKENS):
+        y, x = top + cell // 4 * 8, left + cell % 4 * 8
+        marked = np.zeros((height, width), np.uint8)
+        marked[y : y + 8, x : x + 8] = 255
+        shown = pipe.read.picture(Picture.fromarray(marked)).latents.max(1) > 0
+        assert shown.tolist() == [c == cell for c in range(TOKENS)]
+        assert (regenerated(marked, pipe.config.image, (width, height)) == shown).all()
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
@@ -608,9 +637,10 @@ def test_edit_masks(pipe: Pipeline) -> None:
         (np.ones((8, 8)), "regenerates everything"),
         (np.zeros((4, 4)), "regenerates nothing"),
         (Picture.new("L", (8, 8)), "regenerates nothing"),
-        (np.eye(5), "size 5x5.*8x8.*4x4"),
-        (Picture.new("L", (16, 8)), "size 8x16.*8x8"),
-        (np.ones((8, 8, 3)), "size 8x8x3"),
+        (np.ones((5, 7)), "size 7x5.*8x8.*4x4"),
+        (Picture.new("L", (16, 8)), "size 16x8.*8x8"),
+        (np.ones((8, 8, 3)), "size 3x8x8"),
+        (np.ones((0, 0)), "size 0x0"),
     ],
 )
 def test_masks_that_cannot_be_used(pipe: Pipeline, mask: Any, message: str) -> None:

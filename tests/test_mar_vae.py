@@ -5,6 +5,7 @@ gives with the weights and inputs that are made here: 32 channels, multipliers 1
 residual blocks, 4 latent channels, attention at the lowest resolution of the encoder.
 """
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmfusion.cli import main
 from mmfusion.codecs.image import AutoencoderCodec
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError
@@ -180,12 +182,19 @@ def test_where_the_weights_may_lie(under: str | None, tmp_path: Path) -> None:
     assert torch.equal(weights["encoder.down.2.attn.1.proj_out.weight"][..., 0, 0], linear)
 
 
-def test_what_is_left_out_is_counted(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("INFO", "mmfusion"):
-        import_mar_vae(checkpoint, tmp_path / "vae")
-    assert f"{len(names_and_shapes())} tensors, 2 others left out" in caplog.text
+def test_what_is_left_out_is_counted(checkpoint: Path, tmp_path: Path) -> None:
+    assert import_mar_vae(checkpoint, tmp_path / "vae") == (len(names_and_shapes()), 2)
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["import", "mar-vae", str(checkpoint), str(tmp_path / "vae")])
+    assert "2 others left out" in capsys.readouterr().out
+    assert (tmp_path / "vae" / "config.json").is_file()
+    with pytest.raises(SystemExit) as ended:
+        main(["import", "mar-vae", str(checkpoint), str(tmp_path / "vae")])
+    assert ended.value.code == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 # What is refused

@@ -46,3 +46,15 @@ def causalfusion(
     )
     if not Path(vae).is_dir():
         typer.echo(f"the autoencoder {vae} is no folder here: the model looks for it when loaded")
+
+
+@app.command("mar-vae")
+def mar_vae(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Argument(help="folder of the diffusers AutoencoderKL")],
+) -> None:
+    """Write MAR's KL-16 autoencoder (kl16.ckpt) as a diffusers folder, for a config's image.vae."""
+    from mmfusion.importers.mar_vae import import_mar_vae
+
+    taken, left = import_mar_vae(checkpoint, output)
+    typer.echo(f"wrote {output}: {taken} tensors" + (f", {left} others left out" if left else ""))

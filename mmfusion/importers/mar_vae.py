@@ -6,7 +6,6 @@ single-head attention. Names differ, diffusers counts the decoder's levels from 
 the projections of its attention are linear where the checkpoint's are 1x1 convolutions.
 """
 
-import logging
 import os
 import re
 import shutil
@@ -19,8 +18,6 @@ from torch import Tensor
 
 from mmfusion.errors import UserError
 from mmfusion.importers.checkpoint import read
-
-log = logging.getLogger("mmfusion")
 
 LATENT_SCALE = 0.2325  # MAR's and CausalFusion's factor from raw to normalised latents
 GROUPS = 32  # of every GroupNorm: the one size that no tensor shows
@@ -40,11 +37,14 @@ RENAMED = [  # in this order, on the names that remain
 ]
 
 
-def import_mar_vae(path: Path, output: Path) -> None:
+def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
     """Write the autoencoder of a checkpoint to the folder `output`, for `image.vae` of a config.
 
     Channels, levels, residual blocks, latent channels and where there is attention are read off
     the tensors. Tensors beside the autoencoder's (a discriminator, an average) are left out.
+
+    Returns:
+        How many tensors were taken, and how many left out.
 
     Raises:
         UserError: the file is not such a checkpoint, a tensor is missing, unknown, of a wrong
@@ -67,7 +67,7 @@ def import_mar_vae(path: Path, output: Path) -> None:
     if output.exists():
         output.rmdir()  # it is empty
     os.replace(part, output)
-    log.info("%s: %d tensors, %d others left out", output, len(weights), len(found) - len(weights))
+    return len(weights), len(found) - len(weights)
 
 
 def _tensors(held: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

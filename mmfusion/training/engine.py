@@ -54,7 +54,7 @@ def start_distributed() -> tuple[int, int]:
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
     """DeepSpeed's settings; the config is the one source of truth."""
     data, train = config.data, config.train
-    return {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": data.micro_rows,
         "gradient_accumulation_steps": data.rows // (world * data.micro_rows),
         "gradient_clipping": train.grad_clip,
@@ -67,6 +67,11 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    if settings["bf16"]["enabled"] and train.zero_stage > 1:
+        # Micro-batches are summed in fp32. At stage 1 that would take another optimizer of
+        # DeepSpeed's, whose shards are not cut as ours.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
 
 
 def make_engine(config: Config, model: nn.Module, world: int) -> Any:
