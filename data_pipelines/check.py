@@ -28,9 +28,9 @@ def check_data(config: Config, name: str) -> None:
     pieces: dict[str, list[str]] = {}
     if config.image.codec == "vae" and not _autoencoder(str(config.image.vae)):
         pieces[f"image.vae: no folder {config.image.vae}"] = [
-            "put a diffusers AutoencoderKL there, with safetensors weights; MAR's KL-16:",
-            'hf download xwen99/mar-vae-kl16 --include "*.json" --include "*.safetensors" '
-            f"--local-dir {config.image.vae}",
+            "put a diffusers AutoencoderKL there, with safetensors weights; MAR's KL-16, of which "
+            "github.com/LTH14/mar says where kl16.ckpt is:",
+            f"mmfusion import mar-vae kl16.ckpt {config.image.vae}",
         ]
     wanted: dict[str, list[SourceConfig]] = {}
     for source in config.data.sources:

@@ -135,7 +135,7 @@ def plain(
     seed: int = 0,
     scheduler: str = "ddim",
     number: int = 4,
-    guidance: float = 1.0,
+    guidance: float | Callable[[float, float], float] = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
     kept: tuple[np.ndarray, np.ndarray] | None = None,
     order: list[int] = ORDER,
@@ -143,6 +143,7 @@ def plain(
     """A picture by the definition: training rows, no cache, one AR step after another.
 
     What the row holds besides (other steps' noisy tokens, later steps' clean ones) is rubbish.
+    Guidance may be a function of the timestep and of how many tokens are there.
     """
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(TOKENS, DIM, generator=generator)
@@ -161,17 +162,25 @@ def plain(
         made = training_output(pipe.decoder, before, split, latents.numpy(), noisy, t)
         return torch.stack([made[int(cell)] for cell in group])
 
+    there = sum(len(group) for group in split[:done])
     for group in split[done:]:
         steps: Any = Diffusion(pipe.config.diffusion).scheduler(scheduler, number)
         x = latents[group]
-        for t in steps.timesteps.tolist():
+        flow = pipe.config.diffusion.path == "flow"
+        for number_, own in enumerate(steps.timesteps.tolist()):
+            t = float(steps.sigmas[number_]) * 1000 if flow else own
             output = predicted(prefix, group, x, t)
-            if guidance != 1 and interval[0] * 1000 <= t < interval[1] * 1000:
+            inside = interval[0] * 1000 <= t and (t < interval[1] * 1000 or interval[1] == 1)
+            scale = guidance(t, there) if callable(guidance) else guidance if inside else 1.0
+            if scale != 1:
                 without = predicted(null_form(prefix), group, x, t)
-                output = without + guidance * (output - without)
+                output = without + scale * (output - without)
+            if flow and pipe.config.diffusion.prediction == "sample":
+                output = (x - output) / (t / 1000)  # from noise to the clean latents, per time
             draws = {"generator": generator} if scheduler == "ddpm" else {}
-            x = steps.step(output, t, x, **draws).prev_sample
+            x = steps.step(output, own, x, **draws).prev_sample
         latents[group] = x
+        there += len(group)
     return latents.numpy()
 
 
@@ -375,6 +384,53 @@ def test_guidance_interval_leaves_the_unconditional_pass_out(
     assert set(rows) == {1, 2}
     expected = plain(pipe, [Label(3)], [12, 4], number=9, guidance=3.0, interval=interval)
     close(made, expected)
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda t, there: 3.0,
+    "linear": lambda t, there: 1 + 2 * (1 - t / 1000),
+    "cosine": lambda t, there: 1 + 2 * np.cos(np.pi * t / 2000) ** 2,
+    "tokens": lambda t, there: 1 + 2 * there / 16,
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_guidance_rises_as_its_schedule_says(pipe: Pipeline, calls: Calls, schedule: str) -> None:
+    common = {"guidance": 3.0, "ar_sizes": [7, 5, 4], "order": ORDER, **FAST}
+    made = pipe.class_to_image(3, guidance_schedule=schedule, **common)
+    rows = [len(batch.doc) for batch in calls.noisy]
+    # Where it is 1, the unconditional pass is left out: before there is any token.
+    assert rows == ([1] * 4 + [2] * 8 if schedule == "tokens" else [2] * 12)
+    expected = plain(pipe, [Label(3)], [7, 5, 4], guidance=SCHEDULES[schedule])
+    close(made, expected)
+    if schedule != "constant":
+        assert np.abs(made - pipe.class_to_image(3, **common)).max() > 0.01
+
+
+def test_guidance_by_tokens_counts_those_that_an_edit_keeps(pipe: Pipeline) -> None:
+    keep = ~regenerated("right", pipe.config.image, (8, 8))
+    source = picture(3)
+    options = {"guidance": 3.0, "ar_sizes": [5, 3], "order": ORDER, **FAST}
+    made = pipe.edit(source, "right", label=3, guidance_schedule="tokens", **options)
+    kept = pipe.read.picture(source).latents, keep
+    expected = plain(pipe, [Label(3)], [5, 3], kept=kept, guidance=SCHEDULES["tokens"])
+    close(made, expected)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+@pytest.mark.parametrize("scheduler", ["euler", "dpmsolver++", "unipc"])
+def test_a_flow_model_is_sampled_from_all_noise(
+    tokenizer: Tokenizer, scheduler: str, prediction: str
+) -> None:
+    pipe = make_pipeline(tokenizer, PAPER, diffusion={"path": "flow", "prediction": prediction})
+    options = {"num_inference_steps": 4, "order": ORDER, "ar_sizes": [10, 6], "guidance": 1.5}
+    made = pipe.class_to_image(3, scheduler=scheduler, **options)
+    expected = plain(pipe, [Label(3)], [10, 6], scheduler=scheduler, guidance=1.5)
+    close(made, expected, 1e-3)
+    if scheduler == "euler":
+        assert np.array_equal(made, pipe.class_to_image(3, **options))  # the default
+    with pytest.raises(UserError, match=r"scheduler: ddim.*path flow.*euler, dpmsolver"):
+        pipe.class_to_image(3, scheduler="ddim")
 
 
 def test_guided_answers_take_twice_the_rows(pipe: Pipeline, calls: Calls) -> None:
