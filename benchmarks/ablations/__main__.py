@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from tqdm import tqdm
 
 from . import judge, tables
-from .arms import ARMS, HEADLINE, SIZES, Arm, Size, corpus
+from .arms import ARMS, SIZES, Arm, Size, corpus
 from .jobs import finished, place, read_data, run
 
 
@@ -32,15 +33,20 @@ def main() -> None:
                         default=["fashion", "digits"])  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--headline", action="store_true", help="only the arms of S")
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM",
+                        help="only these, as the tables name them")  # fmt: skip
+    parser.add_argument("--steps", type=int, help="training steps, instead of the size's")
+    parser.add_argument("--inference-steps", type=int, help="denoising steps, likewise")
     parser.add_argument("--workers", type=int, default=None, help="default: one a core, or 1")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "gpu" if device == "cuda" else "cpu"
-    sizes = {name: SIZES[name, kind] for name in arguments.data}
+    asked = {"steps": arguments.steps, "inference_steps": arguments.inference_steps}
+    changes = {key: value for key, value in asked.items() if value}
+    sizes = {name: replace(SIZES[name, kind], **changes) for name in arguments.data}
     for name, size in sizes.items():
         prepare(name, size, arguments)
-    arms = HEADLINE if arguments.headline else ARMS
+    arms = [arm for arm in ARMS if arm.name in (arguments.arms or [a.name for a in ARMS])]
     # Seed by seed, so that a stopped run has whole tables of fewer seeds.
     jobs = [(name, arm.name, seed) for seed in range(arguments.seeds)
             for name in sizes for arm in arms]  # fmt: skip
@@ -64,7 +70,9 @@ def prepare(name: str, size: Size, arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.model").is_file():
         train_tokenizer(corpus(data), folder / "tokenizer.model", 512)
-    facts = judge.Scores(judge.trained(data, folder / "judge.safetensors"), data).facts
+    facts = judge.Scores(
+        judge.trained(data, folder / "judge.safetensors"), data, size.samples
+    ).facts
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -37,7 +37,8 @@ class Judge(nn.Module):
 class Scores:
     """Scores pictures against the training set, in the judge's features."""
 
-    def __init__(self, judge: Judge, data: Data) -> None:
+    def __init__(self, judge: Judge, data: Data, samples: int) -> None:
+        """`samples` pictures will be scored; as many real ones say what is within reach."""
         self.judge = judge
         self.reference = judge.look(data.train.pixels)[0]
         features, verdict = judge.look(data.test.pixels)
@@ -45,8 +46,8 @@ class Scores:
             "judge_accuracy": float((verdict == data.test.labels).mean()),
             "test": len(data.test),
             "reference": len(data.train),
-            "frechet_of_test": frechet_distance(features[:1000], self.reference),
-            "frechet_of_test_n": min(1000, len(features)),
+            "frechet_of_test": frechet_distance(features[:samples], self.reference),
+            "frechet_of_test_n": min(samples, len(features)),
         }
 
     def __call__(self, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,7 @@ from PIL import Image as Picture
 
 from mmfusion.training.sheet import grid
 
-from .arms import ARMS, HEADLINE, STEPS, Size
+from .arms import ARMS, STEPS, Arm, Size
 from .findings import Figure, Results, findings, values, verdict
 
 Cell = Callable[[Figure], str]
@@ -41,38 +41,40 @@ def markdown(name: str, size: Size, results: Results, facts: dict[str, Any]) -> 
         spread = f" ± {np.std(found, ddof=1):.{digits}f}" if len(found) > 1 else ""
         return f"{np.mean(found):.{digits}f}{spread}"
 
-    lines += by_steps("Fréchet distance", "frechet", cell)
-    lines += by_steps("accuracy", "accuracy", cell)
-    lines += [
-        "| joint text and image | Fréchet, S = 1 | accuracy | CIDEr | captions wholly right |",
-        "|---|---|---|---|---|",
-    ]
-    for arm in ARMS:
-        if arm.kind == "joint":
+    arms = [arm for arm in ARMS if arm.name in results]
+    lines += by_steps("Fréchet distance", "frechet", arms, cell)
+    lines += by_steps("accuracy", "accuracy", arms, cell)
+    joint = [arm for arm in arms if arm.kind == "joint"]
+    if joint:
+        lines += [
+            "| joint text and image | Fréchet, S = 1 | accuracy | CIDEr | captions wholly right |",
+            "|---|---|---|---|---|",
+        ]
+        for arm in joint:
             figures = [Figure(arm.name), Figure(arm.name, "1", "accuracy"),
                        Figure(arm.name, "captions", "cider"),
                        Figure(arm.name, "captions", "exact")]  # fmt: skip
             lines.append(f"| {arm.name} | {' | '.join(map(cell, figures))} |")
-    lines += ["", "| finding of the paper | paper | here | |", "|---|---|---|---|"]
+        lines.append("")
+    lines += ["| finding of the paper | paper | here, the lower one first | |", "|---|---|---|---|"]
     for finding in findings():
         low, high = values(results, finding.low), values(results, finding.high)
-        lines.append(
-            f"| {finding.text} | {finding.paper} | {cell(finding.low)} < {cell(finding.high)} "
-            f"| {verdict(low, high)} |"
-        )
+        if low and high:
+            lines.append(
+                f"| {finding.text} | {finding.paper} | {cell(finding.low)}, {cell(finding.high)} "
+                f"| {verdict(low, high)} |"
+            )
     return "\n".join([*lines, ""])
 
 
-def by_steps(title: str, name: str, cell: Cell) -> list[str]:
+def by_steps(title: str, name: str, arms: list[Arm], cell: Cell) -> list[str]:
     """One figure of every arm at each number of AR steps it was sampled at."""
     head = " | ".join(f"at S = {steps}" for steps in STEPS)
     lines = [f"| {title}: trained | {head} |", "|---" * (1 + len(STEPS)) + "|"]
-    for arm in ARMS:
+    for arm in arms:
         if arm.kind != "joint":
             row = " | ".join(cell(Figure(arm.name, str(steps), name)) for steps in STEPS)
-            lines.append(
-                f"| {'**' * (arm in HEADLINE)}{arm.name}{'**' * (arm in HEADLINE)} | {row} |"
-            )
+            lines.append(f"| {arm.name} | {row} |")
     return [*lines, ""]
 
 
