@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from . import judge, tables
 from .arms import ARMS, SIZES, Arm, Size, corpus
-from .jobs import finished, place, read_data, run
+from .data import Data
+from .jobs import finished, judge_file, place, read_data, run
 
 
 def main() -> None:
@@ -44,13 +45,14 @@ def main() -> None:
     asked = {"steps": arguments.steps, "inference_steps": arguments.inference_steps}
     changes = {key: value for key, value in asked.items() if value}
     sizes = {name: replace(SIZES[name, kind], **changes) for name in arguments.data}
-    for name, size in sizes.items():
-        prepare(name, size, arguments)
+    data = {name: prepare(name, size, arguments) for name, size in sizes.items()}
     arms = [arm for arm in ARMS if arm.name in (arguments.arms or [a.name for a in ARMS])]
     # Seed by seed, so that a stopped run has whole tables of fewer seeds.
     jobs = [(name, arm.name, seed) for seed in range(arguments.seeds)
             for name in sizes for arm in arms]  # fmt: skip
-    missing = [job for job in jobs if not finished(job, sizes[job[0]], arguments.output)]
+    missing = [
+        job for job in jobs if not finished(job, sizes[job[0]], data[job[0]], arguments.output)
+    ]
     workers = arguments.workers or ((os.cpu_count() or 1) if device == "cpu" else 1)
     started = time.monotonic()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -63,17 +65,18 @@ def main() -> None:
     report(arms, sizes, arguments, time.monotonic() - started if missing else None)
 
 
-def prepare(name: str, size: Size, arguments: argparse.Namespace) -> None:
-    """The judge and the tokenizer, before the arms that share them."""
+def prepare(name: str, size: Size, arguments: argparse.Namespace) -> Data:
+    """The data, and the judge and the tokenizer before the arms that share them."""
     data = read_data(name, size, arguments.fashion)
     folder = arguments.output / name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.model").is_file():
         train_tokenizer(corpus(data), folder / "tokenizer.model", 512)
     facts = judge.Scores(
-        judge.trained(data, folder / "judge.safetensors"), data, size.samples
+        judge.trained(data, judge_file(arguments.output, name, size)), data, size.samples
     ).facts
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    return data
 
 
 def report(

@@ -59,7 +59,7 @@ def findings() -> Iterator[Finding]:
                   Figure("weight 2 -> 1"), Figure("decay 0.9"), "12.13 < 12.89")  # fmt: skip
     yield Finding("loss weight 2 -> 1 beats 3 -> 1",
                   Figure("weight 2 -> 1"), Figure("weight 3 -> 1"), "12.13 < 12.50")  # fmt: skip
-    yield Finding("conditioning in context beats adaLN-zero",
+    yield Finding("conditioning in context beats adaLN-zero (the paper changes more at once)",
                   Figure("S = 1"), Figure("DiT, adaLN-zero"), "13.78 < 18.24")  # fmt: skip
     yield Finding("joint training: causal diffusion draws better than S = 1",
                   Figure("joint, causal"), Figure("joint, S = 1"), "7.1 < 8.1")  # fmt: skip

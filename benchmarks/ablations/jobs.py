@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import judge, sampling, training
-from .arms import ARMS, Arm, Size
+from .arms import ARMS, Arm, Size, model_config
 from .data import Data, digits, fashion
 from .dit import parameters
 
@@ -39,16 +39,14 @@ def run(job: Job, size: Size, folder: Path, output: Path, device: str) -> dict[s
     data = read_data(name, size, folder)
     arm: Arm = next(arm for arm in ARMS if arm.name == arm_name)
     tokenizer = output / name / "tokenizer.model"
-    scores = judge.Scores(
-        judge.trained(data, output / name / "judge.safetensors"), data, size.samples
-    )
+    scores = judge.Scores(judge.trained(data, judge_file(output, name, size)), data, size.samples)
     started = time.process_time()
     config, model, losses = training.train(arm, seed, size, data, tokenizer, device)
     trained = time.process_time()
     found, shown = sampling.measure(arm, config, model, size, data, tokenizer, scores)
     result = {
         **found,
-        "size": asdict(size),
+        "made_of": made_of(arm, size, data),
         "parameters": parameters(model),
         "loss": float(np.mean(losses[-size.steps // 10 :])),
         "train_seconds": trained - started,
@@ -63,7 +61,21 @@ def run(job: Job, size: Size, folder: Path, output: Path, device: str) -> dict[s
     return result
 
 
-def finished(job: Job, size: Size, output: Path) -> bool:
-    """Whether the job's result is there, at this size."""
+def finished(job: Job, size: Size, data: Data, output: Path) -> bool:
+    """Whether the job's result is there, of the same size, model and recipe."""
     path = place(output, job)
-    return path.is_file() and json.loads(path.read_text("utf-8"))["size"] == asdict(size)
+    if not path.is_file():
+        return False
+    arm = next(arm for arm in ARMS if arm.name == job[1])
+    return json.loads(path.read_text("utf-8")).get("made_of") == made_of(arm, size, data)
+
+
+def made_of(arm: Arm, size: Size, data: Data) -> dict[str, Any]:
+    """All that a result depends on beside the seed and this code."""
+    model = model_config(arm, size, data, tokenizer="").model_dump(mode="json")
+    return {"kind": arm.kind, "sampled": list(arm.sampled), "size": asdict(size), "model": model}
+
+
+def judge_file(output: Path, name: str, size: Size) -> Path:
+    """Where the judge of a data set at a size of pictures lies."""
+    return output / name / f"judge-{size.picture}.safetensors"
