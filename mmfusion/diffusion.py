@@ -57,9 +57,10 @@ class Diffusion:
     def timesteps(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Training timesteps (count,): uniform, or logit-normal (Esser et al. 2024, section 3)."""
         c = self.config
-        share = rng.random(count)
         if c.timestep_law == "logit_normal":
             share = 1 / (1 + np.exp(-rng.normal(c.logit_mean, c.logit_std, count)))
+        else:
+            share = rng.random(count)
         drawn = share * c.timesteps
         return drawn if c.path == "flow" else np.minimum(np.floor(drawn), c.timesteps - 1)
 

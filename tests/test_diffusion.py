@@ -263,7 +263,7 @@ def test_the_way_back_takes_as_many_steps_as_asked_at_falling_timesteps(
 ) -> None:
     process = diffusion(prediction, path=path)
     for name in process.config.schedulers:
-        for number in (2, 7, 999, 1000):
+        for number in (2, 7, 998, *((999, 1000) if name != "unipc" else ())):
             scheduler = process.scheduler(name, number)
             t = [process.timestep(scheduler, step) for step in range(len(scheduler.timesteps))]
             assert len(t) == number
@@ -272,6 +272,10 @@ def test_the_way_back_takes_as_many_steps_as_asked_at_falling_timesteps(
             assert 0 <= t[-1] < 1000 / number + 1
             if path == "flow":
                 assert t[-1] > 0  # velocity is found by dividing by it
+            x = torch.zeros(1, 2, 2)
+            for step in range(number):
+                x = process.step(scheduler, step, x + 0.1, x, [torch.Generator()])
+            assert torch.isfinite(x).all()
 
 
 def test_noise_is_not_predicted_on_the_straight_path() -> None:

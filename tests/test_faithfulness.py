@@ -18,6 +18,7 @@ from PIL import Image as Picture
 
 from mmfusion.codecs.image import patches, prepare, to_picture
 from mmfusion.decoder import sinusoid
+from mmfusion.errors import UserError
 from mmfusion.sequence import Image, Label
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -156,3 +157,12 @@ def test_a_ribbon_is_cut_before_it_is_resized() -> None:
     made = prepare(Picture.fromarray(ribbon), 256, 1)[..., 0]
     assert made[:, 0].max() < 30  # the seam between black and white is in its middle
     assert made[:, -1].min() > 225
+
+
+def test_sixteen_bits_are_scaled_not_cut_off() -> None:
+    ramp = np.linspace(0, 65_535, 64).reshape(8, 8)
+    made = prepare(Picture.fromarray(ramp.astype(np.uint16)), 8, 1)[..., 0]
+    np.testing.assert_allclose(made, ramp / 257, atol=1)
+    for mode in ("I", "F"):
+        with pytest.raises(UserError, match=f"mode {mode}"):
+            prepare(Picture.new(mode, (8, 8)), 8, 1)

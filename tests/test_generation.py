@@ -143,7 +143,7 @@ def plain(
     """A picture by the definition: training rows, no cache, one AR step after another.
 
     What the row holds besides (other steps' noisy tokens, later steps' clean ones) is rubbish.
-    Guidance may be a function of the timestep and of how many tokens are there.
+    Guidance may be a function of the timestep and of how many tokens are there after an AR step.
     """
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(TOKENS, DIM, generator=generator)
@@ -165,7 +165,7 @@ def plain(
     there = sum(len(group) for group in split[:done])
     for group in split[done:]:
         steps: Any = Diffusion(pipe.config.diffusion).scheduler(scheduler, number)
-        x = latents[group]
+        x, there = latents[group], there + len(group)
         flow = pipe.config.diffusion.path == "flow"
         for number_, own in enumerate(steps.timesteps.tolist()):
             t = float(steps.sigmas[number_]) * 1000 if flow else own
@@ -180,7 +180,6 @@ def plain(
             draws = {"generator": generator} if scheduler == "ddpm" else {}
             x = steps.step(output, own, x, **draws).prev_sample
         latents[group] = x
-        there += len(group)
     return latents.numpy()
 
 
@@ -398,13 +397,19 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 def test_guidance_rises_as_its_schedule_says(pipe: Pipeline, calls: Calls, schedule: str) -> None:
     common = {"guidance": 3.0, "ar_sizes": [7, 5, 4], "order": ORDER, **FAST}
     made = pipe.class_to_image(3, guidance_schedule=schedule, **common)
-    rows = [len(batch.doc) for batch in calls.noisy]
-    # Where it is 1, the unconditional pass is left out: before there is any token.
-    assert rows == ([1] * 4 + [2] * 8 if schedule == "tokens" else [2] * 12)
+    assert [len(batch.doc) for batch in calls.noisy] == [2] * 12
     expected = plain(pipe, [Label(3)], [7, 5, 4], guidance=SCHEDULES[schedule])
     close(made, expected)
     if schedule != "constant":
         assert np.abs(made - pipe.class_to_image(3, **common)).max() > 0.01
+
+
+def test_guidance_by_tokens_is_whole_where_there_is_one_ar_step(pipe: Pipeline) -> None:
+    whole, rising = (
+        pipe.class_to_image(3, guidance=3.0, guidance_schedule=schedule, order=ORDER, **FAST)
+        for schedule in ("constant", "tokens")
+    )
+    assert np.array_equal(whole, rising)
 
 
 def test_guidance_by_tokens_counts_those_that_an_edit_keeps(pipe: Pipeline) -> None:

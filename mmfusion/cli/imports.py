@@ -44,6 +44,11 @@ def causalfusion(
         f"pictures of {image.size} pixels: {image.grid[0]} x {image.grid[1]} tokens, patch "
         f"{image.patch}, {image.latent_channels} latent channels, downsampling {image.downsampling}"
     )
+    if (image.patch, image.latent_channels, channels, patch) == (1, 16, None, None):
+        typer.echo(
+            "taken for MAR's 16 channels; 4 channels of patch 2, as of Stable Diffusion's "
+            "autoencoder, are --channels 4 --downsampling 8 --vae FOLDER"
+        )
     if not Path(vae).is_dir():
         typer.echo(f"the autoencoder {vae} is no folder here: the model looks for it when loaded")
 

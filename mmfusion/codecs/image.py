@@ -52,6 +52,12 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
         picture = picture.convert("RGBA")
         white = Picture.new("RGBA", picture.size, "white")
         picture = Picture.alpha_composite(white, picture)
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        picture = Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise UserError(
+            f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
+        )
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.

@@ -46,7 +46,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's plain data laid over those of its base, which is looked for beside it first."""
     if path in above:
-        raise UserError(f"{path}: is its own base")
+        chain = " -> ".join(str(each) for each in (*above, path))
+        raise UserError(f"{path}: is its own base ({chain})")
     try:
         raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

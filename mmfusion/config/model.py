@@ -170,6 +170,8 @@ class ModelConfig(Section):
             )
         # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
         least, most = 2 if scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
+        if scheduler == "unipc":  # at more, two of its whole timesteps are the same, and it fails
+            most -= 2
         if not least <= sampling.num_inference_steps <= most:
             return (
                 f"num_inference_steps: {sampling.num_inference_steps} with {scheduler}; "

@@ -16,7 +16,7 @@ class Sampling(Section):
     """Part of the noise schedule, from (0 clean) up to (1 noise), inside which guidance applies."""
     guidance_schedule: Literal["constant", "linear", "cosine", "tokens"] = "constant"
     """How the scale rises from 1 to `guidance`: not at all, linearly or as a half cosine while
-    noise falls, or linearly with the image tokens that are there (as MAR's)."""
+    noise falls, or linearly with the image tokens there after an AR step (as MAR's)."""
     num_inference_steps: int = Field(250, gt=0)
     scheduler: Literal["ddpm", "ddim", "euler", "dpmsolver++", "unipc"] | None = None
     """Default: ddpm, or euler for a flow model."""

@@ -10,7 +10,7 @@ def guidance_scale(sampling: Sampling, noise: float, done: float) -> float:
 
     Args:
         noise: timestep as a share of the noise schedule, 0 clean to 1 noise.
-        done: share of the image's tokens that were there before this AR step, 0 to 1.
+        done: share of the image's tokens that are there after this AR step, 0 to 1.
 
     Outside [low, high) of the interval it is 1 (Kynkäänniemi et al. 2024); high 1 takes in the
     noise itself.

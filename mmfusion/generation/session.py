@@ -97,8 +97,8 @@ class Session:
                 if on_step:
                     on_step((step + share) / len(sizes), latents)
 
-            self._denoise(latents, at_grid, sampling, there / tokens, report)
             there += at_grid.shape[1]
+            self._denoise(latents, at_grid, sampling, there / tokens, report)
             if follows or step < len(sizes) - 1:
                 self._image_pass(latents, at_grid, clean=True)
         self.time = [time + 1 for time in self.time]
@@ -184,7 +184,7 @@ class Session:
     ) -> None:
         """Denoise one AR step's tokens (R, n) in place, from the noise that lies there.
 
-        `done` is the share of the image's tokens that are there already.
+        `done` is the share of the image's tokens that are there afterwards.
         """
         scheduler = self.diffusion.scheduler(sampling.scheduler, sampling.num_inference_steps)
         batch = self._image_batch(latents, at_grid, clean=False)

@@ -27,6 +27,7 @@ from mmfusion.importers.checkpoint import read
 from mmfusion.manifest import MANIFEST
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
+MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
 
 # Theirs -> ours, of tensors whose shape is the same; the tables are reshaped in `converted`.
 OUTSIDE = {
@@ -69,7 +70,7 @@ class Options:
         weights: which of the checkpoint's weights; default: "ema" if there, else "model", else
             the file itself as a bare state dict.
         patch, channels: latent cells a token side, and channels of a latent cell; default: MAR's
-            16 channels where they fit.
+            16 channels where they fit, which is also what 4 channels of patch 2 look like.
         downsampling: pixels a side of one latent cell.
         vae: folder or hub id of the diffusers AutoencoderKL.
         classes: JSON list of class names; default: numbers.
@@ -273,7 +274,8 @@ def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelCo
             "patch": patch,
             "latent_channels": channels,
             "downsampling": options.downsampling,
-            "latent_scale": MAR_SCALE,
+            # Of another autoencoder than MAR's the own factor is right.
+            "latent_scale": MAR_SCALE if (channels, options.downsampling) == MAR else None,
         },
         "classes": names,
         "decoder": {

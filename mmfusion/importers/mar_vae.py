@@ -50,6 +50,7 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
         UserError: the file is not such a checkpoint, a tensor is missing, unknown, of a wrong
             shape or not finite, or `output` holds something already.
     """
+    output = output.resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already; give a folder that is not")
     found = _tensors(read(path), path)
@@ -93,7 +94,9 @@ def _config(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
     levels = _count(weights, r"encoder\.down\.(\d+)\.")
     blocks = _count(weights, r"encoder\.down\.0\.block\.(\d+)\.")
     widths = [shape(f"encoder.down.{n}.block.0.conv1.weight")[0] for n in range(levels)]
-    if not widths or any(width % GROUPS for width in widths):
+    if not widths:
+        raise UserError(f"checkpoint {path}: no encoder.down in it; MAR's kl16.ckpt is expected")
+    if any(width % GROUPS for width in widths):
         raise UserError(f"checkpoint {path}: widths {widths} are not multiples of {GROUPS}")
     latent = shape("decoder.conv_in.weight")[1]
     sizes = [shape("encoder.conv_out.weight")[0], latent * 2]
