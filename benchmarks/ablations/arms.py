@@ -85,8 +85,8 @@ SIZES = {
         8, 2, 64, 52, 3, 4, batch=32, steps=400, lr=3e-3, samples=500, inference_steps=8
     ),
     ("fashion", "gpu"): Size(
-        28, 2, 384, 312, 8, 8, batch=256, steps=4000, lr=1e-3, warmup=300, ema=0.999,
-        samples=10_000, inference_steps=50, captions=1000,
+        28, 2, 256, 208, 6, 8, batch=128, steps=2500, lr=1e-3, warmup=200, ema=0.998,
+        samples=2000, inference_steps=20, captions=1000,
     ),
     ("digits", "gpu"): Size(
         8, 2, 128, 104, 4, 4, batch=128, steps=2000, ema=0.995, samples=1000, inference_steps=50

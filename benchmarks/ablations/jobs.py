@@ -33,8 +33,8 @@ def place(output: Path, job: Job) -> Path:
 
 def run(job: Job, size: Size, folder: Path, output: Path, device: str) -> dict[str, Any]:
     """Train and score one arm with one seed, and leave the result in its file."""
-    if device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32 where there is any
     name, arm_name, seed = job
     data = read_data(name, size, folder)
     arm: Arm = next(arm for arm in ARMS if arm.name == arm_name)
