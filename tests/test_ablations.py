@@ -119,7 +119,7 @@ def test_verdicts() -> None:
     assert verdict(low, {0: 2.0, 1: 3.1, 2: 3.9}) == "reproduced"
     assert verdict({0: 2.0, 1: 3.1, 2: 3.9}, low) == "not reproduced"
     assert verdict(low, {0: 2.0, 1: 1.0, 2: 3.5}) == "unclear"
-    assert verdict(low, {0: 2.0}) == "not measured"
+    assert verdict(low, {0: 2.0}) == "one seed"
     # Gaps of 1, 1, 4: mean 2, standard error 1, the 5% point of t with 2 degrees is 2.92.
     assert verdict(low, {0: 2.0, 1: 3.0, 2: 7.0}) == "unclear"
 

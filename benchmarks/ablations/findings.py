@@ -75,10 +75,10 @@ def values(results: Results, figure: Figure) -> dict[int, float]:
 
 
 def verdict(low: dict[int, float], high: dict[int, float]) -> str:
-    """Whether `low` is below `high`, seed by seed: reproduced, not reproduced, or unclear."""
+    """Whether `low` is below `high`, seed by seed: reproduced, not, or unclear."""
     seeds = sorted(low.keys() & high.keys())
     if len(seeds) < 2:
-        return "not measured"
+        return "one seed"
     gaps = np.array([high[s] - low[s] for s in seeds])
     error = gaps.std(ddof=1) / np.sqrt(len(gaps))
     sure = float(student.ppf(0.95, len(gaps) - 1)) * error

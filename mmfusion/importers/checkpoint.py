@@ -29,7 +29,7 @@ def read(path: Path) -> Mapping[str, Any]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # a damaged file ends in any of a dozen kinds, some without a word
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
             f"checkpoint {path}: cannot be read as tensors and plain data alone; it is damaged, "
             f"no checkpoint, or holds code, which is never run ({said})"
