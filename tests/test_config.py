@@ -291,4 +291,9 @@ def test_bf16_is_refused_where_no_fp32_weights_are_kept() -> None:
         precision(load("tiny", ["train.precision=bf16", "train.zero_stage=0"]))
     made = deepspeed_config(load("tiny", ["train.precision=bf16"]), 1)
     assert made["bf16"]["enabled"]
+    assert "data_types" not in made  # stage 1: another optimizer of DeepSpeed's would be taken
+    for stage in (2, 3):
+        options = ["train.precision=bf16", f"train.zero_stage={stage}"]
+        summed = deepspeed_config(load("tiny", options), 1)["data_types"]
+        assert summed == {"grad_accum_dtype": "fp32"}
     assert not deepspeed_config(load("tiny", ["train.precision=fp32"]), 1)["bf16"]["enabled"]
