@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import helpers`, however pytest is started
+# `import helpers` and `import benchmarks`, however pytest is started.
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from helpers import make_tokenizer
 from mmfusion.data_pipelines.digits import write_digits

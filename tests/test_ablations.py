@@ -1,17 +1,11 @@
 """The ablations compare what they say they compare, and judge it as they say."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `import benchmarks`, however pytest is started
-
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
 
 from benchmarks.ablations import arms, findings, judge, sampling, tables, training

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from helpers import model_config
 
-from mmfusion.config import DiffusionConfig
+from mmfusion.config import DiffusionConfig, Sampling
 from mmfusion.diffusion import Diffusion
 
 FORBIDDEN = ("flow", "epsilon")
@@ -324,3 +325,14 @@ def test_a_timestep_for_each_image_or_each_ar_step(per: str, copies: int) -> Non
         expected = np.sqrt(a) * clean + np.sqrt(1 - a) * draw.target[copy]
         np.testing.assert_allclose(draw.latents[copy], expected, rtol=1e-4, atol=1e-5)
     assert len(seen) == copies * (3 if per == "step" else 1)
+
+
+@pytest.mark.parametrize("path", ["ddpm", "flow"])
+def test_more_steps_than_unipc_can_take_are_refused(path: str) -> None:
+    config = model_config(diffusion={"path": path, "prediction": "sample"})
+    most = Sampling(scheduler="unipc", num_inference_steps=998)
+    assert config.refusal(most) is None
+    for number in (999, 1000):
+        why = config.refusal(most.model_copy(update={"num_inference_steps": number}))
+        assert why is not None
+        assert "unipc; choose 1 to 998" in why

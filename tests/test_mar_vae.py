@@ -266,3 +266,12 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
             import_mar_vae(path, tmp_path / "vae")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "vae").exists()
+
+
+def test_the_folder_one_stands_in_is_filled(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_mar_vae(checkpoint.resolve(), Path("."))
+    assert (tmp_path / "here" / "config.json").is_file()

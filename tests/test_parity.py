@@ -4,15 +4,10 @@ tests/golden/parity.npz holds what the official code gave, as `python -m benchma
 --official DIR --golden FILE` wrote it; weights, inputs and noise are remade from NumPy's Philox.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # `import benchmarks`, however pytest is started
 
 from benchmarks.parity.cases import GOLDEN_CASES, Case
 from benchmarks.parity.noise import PhiloxNoise

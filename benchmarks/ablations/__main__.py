@@ -47,7 +47,7 @@ def main() -> None:
     asked = {"steps": arguments.steps, "inference_steps": arguments.inference_steps}
     changes = {key: value for key, value in asked.items() if value}
     sizes = {name: replace(SIZES[name, kind], **changes) for name in arguments.data}
-    data = {name: prepare(name, size, arguments) for name, size in sizes.items()}
+    data = {name: prepare(name, size, arguments, device) for name, size in sizes.items()}
     arms = [arm for arm in ARMS if arm.name in (arguments.arms or [a.name for a in ARMS])]
     # Seed by seed, so that a stopped run has whole tables of fewer seeds.
     jobs = [(name, arm.name, seed) for seed in range(arguments.seeds)
@@ -68,16 +68,15 @@ def main() -> None:
     report(arms, sizes, arguments, time.monotonic() - started if missing else None)
 
 
-def prepare(name: str, size: Size, arguments: argparse.Namespace) -> Data:
+def prepare(name: str, size: Size, arguments: argparse.Namespace, device: str) -> Data:
     """The data, and the judge and the tokenizer before the arms that share them."""
     data = read_data(name, size, arguments.fashion)
     folder = arguments.output / name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.model").is_file():
         train_tokenizer(corpus(data), folder / "tokenizer.model", 512)
-    facts = judge.Scores(
-        judge.trained(data, judge_file(arguments.output, name, size)), data, size.samples
-    ).facts
+    seen = judge.trained(data, judge_file(arguments.output, name, size), device)
+    facts = judge.Scores(seen, data, size.samples).facts
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return data
 

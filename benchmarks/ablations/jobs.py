@@ -39,7 +39,8 @@ def run(job: Job, size: Size, folder: Path, output: Path, device: str) -> dict[s
     data = read_data(name, size, folder)
     arm: Arm = next(arm for arm in ARMS if arm.name == arm_name)
     tokenizer = output / name / "tokenizer.model"
-    scores = judge.Scores(judge.trained(data, judge_file(output, name, size)), data, size.samples)
+    seen = judge.trained(data, judge_file(output, name, size), device)
+    scores = judge.Scores(seen, data, size.samples)
     started = time.process_time()
     config, model, losses = training.train(arm, seed, size, data, tokenizer, device)
     trained = time.process_time()

@@ -60,7 +60,7 @@ class Scores:
         }
 
 
-def trained(data: Data, path: Path, steps: int = 600, device: str = "cpu") -> Judge:
+def trained(data: Data, path: Path, device: str, steps: int = 600) -> Judge:
     """The judge, trained once and kept in `path`."""
     torch.manual_seed(0)
     judge = Judge(len(data.names)).to(device)
