@@ -14,14 +14,22 @@ import numpy as np
 from PIL import ImageOps
 
 from mmfusion.codecs.image import PixelCodec, patches
-from mmfusion.codecs.text import Tokenizer
+from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
 from mmfusion.split import draw_split
 
 from .samples import Sample
+
+MOST_CHARACTERS = 1_000_000  # of a text are looked at
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: not at any length."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class DocumentMaker:
@@ -36,7 +44,8 @@ class DocumentMaker:
         """The sample as a document of the source's task, its condition dropped now and then.
 
         Raises:
-            UserError: the sample lacks what the task needs; the message names shard and key.
+            Damage: the sample lacks what the task needs; the message names shard and key.
+            UserError: no sample of the source can have it.
         """
         flip = source.flip and bool(rng.random() < 0.5)
         facts = sample.json()
@@ -59,20 +68,22 @@ class DocumentMaker:
 
     def _label(self, facts: dict[str, Any], sample: Sample) -> Label:
         label, classes = facts.get("label"), len(self.config.classes)
-        if not isinstance(label, int) or not 0 <= label < classes:
-            raise UserError(
-                f"{sample.where}.json: `label` is {label!r}; expected 0 to {classes - 1} "
-                "(the config's `classes`)"
+        if type(label) is not int or not 0 <= label < classes:
+            raise Damage(
+                "label",
+                f"{sample.where}.json: `label` is {shown(label)}; expected 0 to {classes - 1} "
+                "(the config's `classes`)",
             )
         return Label(label)
 
     def _caption(self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator) -> str:
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            raise UserError(f"{sample.where}.json: `captions` must be a list of strings")
-        captions = [" ".join(caption.split()) for caption in captions if caption.strip()]
+            raise Damage("caption", f"{sample.where}.json: `captions` must be a list of strings")
+        captions = [" ".join(clean(caption[:MOST_CHARACTERS]).split()) for caption in captions]
+        captions = [caption for caption in captions if caption]
         if not captions:
-            raise UserError(f"{sample.where}.json: `captions` holds no text")
+            raise Damage("caption", f"{sample.where}.json: `captions` holds no text")
         return captions[rng.integers(len(captions))]
 
     def _text(self, text: str, answer: bool = False, image_follows: bool = False) -> Text:
@@ -104,27 +115,35 @@ class DocumentMaker:
         """Normalised latent tokens (N, D): pixels, or a draw from the stored posterior."""
         if self.pixels is not None:
             picture = sample.picture(name)
-            return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
+            try:
+                return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
+            except Damage as error:
+                raise error.at(sample.where) from None
         member = f"{name.rpartition('.')[0]}.moments.npy" if name else "moments.npy"
         if member not in sample:
-            raise UserError(
-                f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`"
+            raise Damage(
+                "latents",
+                f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`",
             )
         moments = sample.array(member)
         image = self.config.image
         side = image.size // image.downsampling
         needed = (2, image.latent_channels, side, side)
         if moments.shape[1:] != needed or not len(moments) or moments.dtype.kind != "f":
-            raise UserError(
+            raise Damage(
+                "latents",
                 f"{sample.where}.{member}: {moments.dtype} latents of shape {moments.shape}; the "
-                f"config's image section needs (1 or 2, {', '.join(map(str, needed))}) floats"
+                f"config's image section needs (1 or 2, {', '.join(map(str, needed))}) floats",
             )
         if flip and len(moments) < 2:
-            raise UserError(
+            raise Damage(
+                "latents",
                 f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
-                "latents with `mmfusion data latents --flip`"
+                "latents with `mmfusion data latents --flip`",
             )
         mean, deviation = moments[int(flip)].astype(np.float32)
+        if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
+            raise Damage("latents", f"{sample.where}.{member}: holds numbers that are not finite")
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
@@ -133,22 +152,25 @@ class DocumentMaker:
     ) -> Document:
         content = facts.get("content")
         if not isinstance(content, list) or not content:
-            raise UserError(f"{sample.where}.json: an interleaved sample needs a `content` list")
+            raise Damage(
+                "content", f"{sample.where}.json: an interleaved sample needs a `content` list"
+            )
         document: list[Segment] = []
         for place, part in enumerate(content):
             following = content[place + 1] if place + 1 < len(content) else {}
             match part:
-                case {"text": str(text)}:
+                case {"text": str(text)} if len(text) <= MOST_CHARACTERS:
                     document.append(self._text(text))
-                case {"answer": str(text)}:
+                case {"answer": str(text)} if len(text) <= MOST_CHARACTERS:
                     drawn = isinstance(following, dict) and bool(following.get("target"))
                     document.append(self._text(text, answer=True, image_follows=drawn))
                 case {"image": str(name)}:
                     target = bool(part.get("target"))
                     document.append(self._image(sample, rng, flip, target, name))
                 case _:
-                    raise UserError(
-                        f"{sample.where}.json: content {place} is {part!r}; expected "
-                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}'
+                    raise Damage(
+                        "content",
+                        f"{sample.where}.json: content {place} is {shown(part)}; expected "
+                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
                     )
         return document

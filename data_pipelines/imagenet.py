@@ -8,14 +8,13 @@ import json
 import os
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from mmfusion.errors import UserError
-from mmfusion.rng import generator
 
-from .jobs import each, facts, new_shards
+from .jobs import Made, Sample, cut, facts, write_parts
 from .pictures import PictureReader
-from .shards import write_shards
 
 CAPTIONS = ("{name}", "a photo of a {name}", "a picture of a {name}")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp"}
@@ -29,7 +28,7 @@ def write_imagenet(
     class_index: Path | None = None,
     reader: PictureReader = PictureReader(),  # noqa: B008 (frozen)
     seed: int = 0,
-) -> list[Path]:
+) -> Made:
     """Write shards `name-*.tar` and `classes.json`, the list of names for `classes_file`.
 
     Args:
@@ -44,7 +43,6 @@ def write_imagenet(
     Raises:
         UserError: there are no pictures, the index lacks a folder, or no picture can be read.
     """
-    new_shards(output, name)
     pictures = {
         place.name: sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
         for place in sorted(p for p in _listed(folder) if p.is_dir())
@@ -55,21 +53,23 @@ def write_imagenet(
     names = class_names(folders, class_index)
     worded = class_index is not None or not any(re.fullmatch(r"n\d{8}", n) for n in folders)
     items = [(label, path) for label, place in enumerate(folders) for path in pictures[place]]
-    order = generator("imagenet", seed).permutation(len(items))
 
-    def sample(place: int) -> tuple[str, dict]:
-        label, path = items[order[place]]
+    def sample(place: int) -> list[Sample]:
+        label, path = items[place]
         described = {"label": label, "file": f"{path.parent.name}/{path.name}"}
         if worded:
             described["captions"] = [caption.format(name=names[label]) for caption in CAPTIONS]
         extension, data = reader.read(path)
-        return f"{place:08d}", {"json": described, extension: data}
+        return [(f"{place:08d}", {"json": described, extension: data})]
 
-    paths = write_shards(output, name, each(range(len(items)), sample, str(folder)))
+    settings = {
+        "from": str(folder), "items": len(items), "names": names, "seed": seed, **asdict(reader)
+    }  # fmt: skip
+    made = write_parts(cut(output, name, len(items), sample, seed), name, str(folder), settings)
     part = output / f".{CLASSES}.part"
     part.write_text(json.dumps(names, ensure_ascii=False, indent=0), encoding="utf-8")
     os.replace(part, output / CLASSES)
-    return paths
+    return made
 
 
 def class_names(folders: list[str], class_index: Path | None) -> list[str]:

@@ -9,13 +9,13 @@ Paths are relative to the JSONL's folder. In the shard, pictures are the members
 and `content` names them.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage
 
-from .jobs import each, facts, json_lines, new_shards
+from .jobs import JsonLines, Made, Sample, cut, write_parts
 from .pictures import PictureReader
-from .shards import write_shards
 
 TARGET: tuple[dict, ...] = ({}, {"target": True}, {"target": False})
 
@@ -25,24 +25,24 @@ def write_interleaved(
     output: Path,
     name: str = "train",
     reader: PictureReader = PictureReader(),  # noqa: B008 (frozen)
-) -> list[Path]:
-    """Write a JSONL's documents as shards `name-*.tar`, in its order.
+    seed: int | None = 0,
+) -> Made:
+    """Write a JSONL's documents as shards `name-*.tar`.
 
     Raises:
-        UserError: the JSONL cannot be read, or not one line of it can be used.
+        UserError: the JSONL cannot be read, or too few lines of it can be used.
     """
-    new_shards(output, name)
+    entries = JsonLines(lines)
 
-    def sample(numbered: tuple[int, bytes]) -> tuple[str, dict]:
-        number, line = numbered
-        where = f"{lines}:{number}"
-        given = facts(line, where).get("content")
+    def sample(place: int) -> list[Sample]:
+        where = entries.where(place)
+        given = entries[place].get("content")
         if not isinstance(given, list) or not given:
-            raise UserError(f"{where}: needs `content`, a list of parts")
+            raise Damage("content", f"{where}: needs `content`, a list of parts")
         content: list[dict] = []
         members: dict[str, bytes] = {}
         learned = False
-        for place, part in enumerate(given):
+        for at, part in enumerate(given):
             match part:
                 case {"text": str(), **rest} if not rest:
                     content.append(part)
@@ -56,12 +56,14 @@ def write_interleaved(
                     content.append({"image": member, **rest})
                     learned = learned or bool(rest.get("target"))
                 case _:
-                    raise UserError(
-                        f"{where}: content {place} is {part!r}; expected "
-                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}'
+                    raise Damage(
+                        "content",
+                        f"{where}: content {at} is {part!r}; expected "
+                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
                     )
         if not learned:
-            raise UserError(f"{where}: nothing to learn: no part is an answer or a target")
-        return f"{number:08d}", {"json": {"content": content}, **members}
+            raise Damage("content", f"{where}: nothing to learn: no part is an answer or a target")
+        return [(f"{place:08d}", {"json": {"content": content}, **members})]
 
-    return write_shards(output, name, each(json_lines(lines), sample, str(lines)))
+    settings = {"from": str(lines), "items": len(entries), "seed": seed, **asdict(reader)}
+    return write_parts(cut(output, name, len(entries), sample, seed), name, str(lines), settings)

@@ -1,101 +1,333 @@
-"""What the preparation jobs share: a bar, threads, and bad items that do not stop the good ones."""
+"""What the preparation jobs share: shards made side by side by any number of processes and hosts.
 
+A job is a list of parts, and each part becomes one shard. The same command may run many times at
+once (`torchrun --nproc-per-node 8 -m mmfusion data ...`) and over again: a process claims a shard
+by a lock, which goes when the process goes, makes it, and renames it into place. What is there is
+left alone. Items that cannot be used are left out, counted by reason and listed in `lost/`.
+"""
+
+import fcntl
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
+from mmfusion.rng import generator
+
+from .shards import Members, write_shard
 
 T = TypeVar("T")
-R = TypeVar("R")
+Sample = tuple[str, Members]
 
 log = logging.getLogger("mmfusion")
 THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing run outside Python's lock
-MOST_WARNINGS = 10  # bad items named one by one; all are counted
+MOST_WARNINGS = 10  # bad items named one by one; all are listed
+TOLERATED = 10  # losses that are too few to say anything about a rate
+LOST = "lost"
 
 
-def each(items: Sequence[T], make: Callable[[T], R], what: str) -> Iterator[R]:
-    """`make(item)` of each item, in order, made by threads a little ahead, with a bar.
+@dataclass
+class Made:
+    """What a job did.
 
-    An item for which `make` raises UserError is skipped: a warning says why, the last one how many.
+    Attributes:
+        shards: how many are there now.
+        new: how many of them this process made.
+        missing: how many other processes are still at work on.
+        items: how many this process looked at.
+        lost: how many of all items were left out, by reason.
+    """
+
+    shards: int = 0
+    new: int = 0
+    missing: int = 0
+    items: int = 0
+    lost: Counter = field(default_factory=Counter)
+
+
+class Part(Generic[T]):
+    """What becomes one shard: items by number, each made when it is asked for, by any thread."""
+
+    def __init__(self, items: "Sequence[int] | np.ndarray", make: Callable[[int], T]) -> None:
+        self.items, self.make = items, make
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> T:
+        return self.make(int(self.items[place]))
+
+
+def cut(
+    output: Path,
+    name: str,
+    count: int,
+    make: Callable[[int], T],
+    seed: int | None = 0,
+    per_shard: int = 2000,
+) -> dict[Path, Callable[[], Part[T]]]:
+    """Items 0 to `count` as parts of one size, for shards `name-00000.tar`, ...
+
+    They are shuffled by `seed`, because training takes neighbours in a shard near each other in
+    time; None keeps their order.
+    """
+    order = np.arange(count) if seed is None else generator("shards", seed).permutation(count)
+
+    def part(start: int) -> Part[T]:
+        return Part(order[start : start + per_shard], make)
+
+    starts = range(0, count, per_shard)
+    return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
+
+
+def write_parts(
+    parts: Mapping[Path, Callable[[], Part[T]]],
+    name: str,
+    what: str,
+    settings: dict[str, Any],
+    finish: Callable[[Iterator[T]], Iterable[Sample]] | None = None,
+    header: dict[str, Any] | None = None,
+    most_lost: float = 0.1,
+) -> Made:
+    """Make those of the shards that are not there yet and that nobody else is making.
+
+    Args:
+        parts: shard to be made -> what opens its part. An item is made into a list of samples
+            (key, members), or into something else that `finish` makes samples of.
+        name: of the shards, for the file beside them that keeps their settings.
+        what: shown beside the bar, and in messages.
+        settings: JSON of all that the shards depend on. Beside shards made with others, none are
+            made.
+        finish: items to samples, all those of a shard at once.
+        header: kept in each shard.
+        most_lost: share of the items that may be unusable.
 
     Raises:
-        UserError: there are no items, or none could be read.
+        UserError: there is nothing to make, other shards are in the way, or too many items are
+            unusable.
     """
-    if not items:
+    if not parts:
         raise UserError(f"{what}: there is nothing to read")
-    reasons: list[str] = []
-    ahead: deque[Future[R]] = deque()
-    rest = iter(items)
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=what) as bar:
-        while True:
-            for item in rest:
-                ahead.append(pool.submit(make, item))
-                if len(ahead) >= 4 * THREADS:
-                    break
-            if not ahead:
+    _same_settings(list(parts), name, settings)
+    made = Made()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    paths = list(parts)
+    first = rank * len(paths) // world
+    bar = tqdm(total=len(paths), desc=what, unit="shard", disable=rank > 0, bar_format=BAR)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
+        for path in paths[first:] + paths[:first]:
+            with claim(path, static=paths.index(path) % world == rank) as mine:
+                bar.n = sum(p.exists() for p in paths)
+                bar.refresh()
+                if not mine:
+                    continue
+                lost: list[dict[str, Any]] = []
+                items = _each(parts[path](), pool, bar, made, lost, most_lost, what)
+                samples = finish(items) if finish else (s for found in items for s in found)  # type: ignore[attr-defined]
+                write_shard(path, _listing(samples, path, lost), header)
+                made.new += 1
+    made.shards = sum(path.exists() for path in paths)
+    made.missing = len(paths) - made.shards
+    made.lost = Counter(entry["reason"] for path in paths for entry in lost_items(path))
+    return made
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
+
+
+def _each(
+    part: Part[T],
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+    made: Made,
+    lost: list[dict[str, Any]],
+    most_lost: float,
+    what: str,
+) -> Iterator[T]:
+    """The items of a part in order, made by threads a little ahead; what is damaged, to `lost`."""
+    ahead: deque[tuple[int, Future[T]]] = deque()
+    numbers = iter(range(len(part)))
+    while True:
+        for number in numbers:
+            ahead.append((number, pool.submit(part.__getitem__, number)))
+            if len(ahead) >= 4 * THREADS:
                 break
-            try:
-                made = ahead.popleft().result()
-            except UserError as error:
-                reasons.append(str(error))
-                if len(reasons) <= MOST_WARNINGS:
-                    log.warning("skipped: %s", error)
-            else:
-                yield made
-            bar.update()
-    if len(reasons) == len(items):
-        raise UserError(f"{what}: not one of {len(items)} can be read; the first: {reasons[0]}")
-    if reasons:
-        log.warning("%s: skipped %d of %d items", what, len(reasons), len(items))
+        if not ahead:
+            return
+        number, future = ahead.popleft()
+        made.items += 1
+        try:
+            yield future.result()
+        except Damage as error:
+            item = int(part.items[number])
+            lost.append({"item": item, "reason": error.reason, "what": str(error)})
+            made.lost[error.reason] += 1
+            total = made.lost.total()
+            if total <= MOST_WARNINGS:
+                log.warning("left out: %s", error)
+            if total > TOLERATED + most_lost * made.items or total == len(part) == made.items:
+                raise UserError(
+                    f"{what}: {total} of {made.items} items cannot be used ({reasons(made.lost)}); "
+                    f"the last: {error}"
+                ) from None
+        bar.update(1 / len(part))
 
 
-def json_lines(path: Path) -> list[tuple[int, bytes]]:
-    """The lines of a JSONL that hold something, with their numbers from 1.
+def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) -> Iterator[Sample]:
+    """The samples; after the last one, what was left out is written down."""
+    yield from samples
+    listed = path.parent / LOST / f"{path.stem}.jsonl"
+    listed.unlink(missing_ok=True)
+    if lost:
+        listed.parent.mkdir(exist_ok=True)
+        part = listed.with_suffix(f".{os.getpid()}.part")
+        part.write_text("".join(json.dumps(entry) + "\n" for entry in lost), encoding="utf-8")
+        os.replace(part, listed)
 
-    Raises:
-        UserError: the file cannot be read or is empty.
-    """
+
+def lost_items(shard: Path) -> list[dict[str, Any]]:
+    """What was left out of a shard when it was made: `item`, `reason` and `what` of each."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise UserError(f"{path}: holds no lines; expected one JSON object a line")
-    return found
+        text = (shard.parent / LOST / f"{shard.stem}.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def reasons(counts: Counter) -> str:
+    """Losses by reason: "3 picture, 1 caption"."""
+    return ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+
+
+@contextmanager
+def claim(path: Path, static: bool = True) -> Iterator[bool]:
+    """Whether this process is the one to make a file: it is not there, and nobody else is at it.
+
+    The claim is a lock, and goes with its process. Where the file system has no locks, `static`
+    says whose it is.
+    """
+    if path.exists():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        mine = static
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        except OSError:
+            pass
+        try:
+            yield mine and not path.exists()
+        finally:
+            if mine:
+                name.unlink(missing_ok=True)
+    finally:
+        os.close(file)
+
+
+def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> None:
+    """Write the settings beside the shards, or make sure that they are those."""
+    folder = paths[0].parent
+    path = folder / f"{name}.settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    if not path.exists():
+        if any(p.exists() for p in paths):
+            raise UserError(
+                f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
+                "made; delete them, or give another --output or --name"
+            )
+        part.write_text(text, encoding="utf-8")
+        try:
+            os.link(part, path)  # fails where another process was faster
+        except OSError:
+            if not path.exists():  # a file system without links
+                os.replace(part, path)
+        part.unlink(missing_ok=True)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
+    after = json.loads(text)
+    if before != after:
+        changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+        raise UserError(
+            f"{folder}: its shards {name}-*.tar were made with other settings ("
+            + ", ".join(f"{k}: {before.get(k)!r}, now {after.get(k)!r}" for k in changed[:3])
+            + "); delete them, or give another --output or --name"
+        )
+
+
+class JsonLines:
+    """The lines of a JSONL, by place; only where they begin is held in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Find the lines.
+
+        Raises:
+            UserError: the file cannot be read, or holds nothing.
+        """
+        self.path = path
+        starts, numbers, at = [], [], 0
+        try:
+            with path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        starts.append(at)
+                        numbers.append(number)
+                    at += len(line)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        if not starts:
+            raise UserError(f"{path}: holds no lines; expected one JSON object a line")
+        self._starts, self._numbers = np.array([*starts, at]), np.array(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def where(self, place: int) -> str:
+        """File and line number, for messages."""
+        return f"{self.path}:{self._numbers[place]}"
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """The object on a line.
+
+        Raises:
+            Damage: it is not one.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self._starts[place])
+            line = file.readline()
+        return facts(line, self.where(place))
 
 
 def facts(line: bytes, where: str) -> dict[str, Any]:
-    """The object on a line of a JSONL.
+    """A JSON object.
 
     Raises:
-        UserError: it is not one.
+        Damage: it is not one.
     """
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from None
+        raise Damage("json", f"{where}: not valid JSON ({error})") from None
     if not isinstance(found, dict):
-        raise UserError(f"{where}: expected a JSON object")
+        raise Damage("json", f"{where}: expected a JSON object")
     return found
-
-
-def new_shards(folder: Path, name: str) -> None:
-    """Make sure that shards of a name would not mix with older ones.
-
-    Raises:
-        UserError: the folder has shards of that name.
-    """
-    if next(folder.glob(f"{name}-*.tar"), None):
-        raise UserError(
-            f"{folder}: already has shards {name}-*.tar; delete them, or give another --output or "
-            "--name"
-        )

@@ -2,38 +2,38 @@
 
 Each picture member becomes `moments.npy` (`0.moments.npy` for `0.png`): float16 (F, 2, c, h, w),
 mean and standard deviation of the normalised latents, of the picture and, with F = 2, of its mirror
-image. All other members stay. A shard that is there already is not made again.
+image. All other members stay. A shard that is there already is not made again. Each shard's header
+says which autoencoder made it and how; training refuses another than its config's.
 """
 
 import io
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as Picture
 from PIL import ImageOps
 
-from mmfusion.codecs.image import AutoencoderCodec, prepare
+from mmfusion.codecs.image import AutoencoderCodec, fingerprint, prepare
 from mmfusion.config import ImageConfig
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 
-from .jobs import each
+from .jobs import Made, Part, write_parts
 from .samples import PICTURES, Sample
-from .shards import Shards, write_shard
+from .shards import Shards
 
-SETTINGS = "latents.json"
+LATENTS = "latents"
 
 
 @dataclass(frozen=True)
 class Pictured:
     """A sample with its pictures decoded, cut square and resized."""
 
-    shard: Path
     key: str
     sample: Sample
     pictures: dict[str, Picture.Image]
@@ -46,65 +46,73 @@ def write_latents(
     flip: bool = False,
     batch: int = 32,
     device: str | torch.device = "cpu",
-) -> int:
-    """Write a shard of latents to `output` for each shard of `pattern`; returns how many are new.
+    most_lost: float = 0.1,
+) -> Made:
+    """Write a shard of latents to `output` for each shard of `pattern`.
 
     Raises:
         UserError: no shards, two of one name, no autoencoder, other settings than those of the
-            latents that `output` holds, or not one readable picture.
+            latents that `output` holds, or too few readable pictures.
     """
     if config.codec != "vae":
         raise UserError("image.codec: is `pixel`; latents are for configs with the codec `vae`")
     shards = Shards(pattern)
-    names = [path.name for path in shards.paths]
-    if len(set(names)) < len(names):
+    paths = {path.rpartition("/")[2]: n for n, path in enumerate(shards.paths)}
+    if len(paths) < len(shards.paths):
         raise UserError(f"{pattern}: two shards have the same name; convert a folder at a time")
-    if any(path.parent.resolve() == output.resolve() for path in shards.paths):
+    if any(Path(path).parent.resolve() == output.resolve() for path in shards.paths):
         raise UserError(f"{output}: holds the pictures themselves; give another --output")
-    # What is there already must have been made the same way.
     codec = AutoencoderCodec(config, device)
-    settings = config.model_dump(exclude={"patch"})
-    _same_settings(output / SETTINGS, {**settings, "scale": codec.scale, "flip": flip})
-    done = {name for name in names if (output / name).exists()}
-    todo = [i for i in range(len(shards)) if shards.place(i)[0].name not in done]
-    if not todo:
-        return 0
+    settings = {**fingerprint(config), "flip": flip}
 
-    def load(number: int) -> Pictured:
-        path, key = shards.place(number)
-        return _pictured(path, key, shards[number], config)
+    def load(shard: int, number: int) -> Pictured:
+        return _pictured(shards.read(shard, number), config)
 
-    made = 0
-    loaded = each(todo, load, str(output))
-    for path, samples in groupby(loaded, lambda sample: sample.shard):
-        write_shard(output / path.name, _encoded(samples, codec, flip, batch))
-        made += 1
-    return made
+    def part(shard: int) -> Part[Pictured]:
+        return Part(range(int(shards.sizes[shard])), lambda number: load(shard, number))
 
-
-def _same_settings(path: Path, settings: dict) -> None:
-    text = json.dumps(settings, indent=1)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_text(text, encoding="utf-8")
-        os.replace(path.with_suffix(".part"), path)
-    elif path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{path}: the latents in this folder were made with other settings (image section or "
-            "--flip); give another --output"
-        )
+    return write_parts(
+        {output / name: partial(part, n) for name, n in paths.items()},
+        LATENTS,
+        str(output),
+        settings,
+        lambda samples: _encoded(samples, codec, flip, batch),
+        {LATENTS: settings},
+        most_lost,
+    )
 
 
-def _pictured(shard: Path, key: str, sample: Sample, config: ImageConfig) -> Pictured:
+def check_latents(header: dict[str, Any], config: ImageConfig, where: str) -> None:
+    """Make sure that shards' latents come from the config's autoencoder.
+
+    Raises:
+        UserError: they come from another one, or were scaled otherwise.
+    """
+    made = header.get(LATENTS)
+    if config.codec != "vae" or not isinstance(made, dict):
+        return
+    wanted = fingerprint(config)
+    for key, value in wanted.items():
+        if made.get(key) != value:
+            raise UserError(
+                f"{where}: its latents were made with {key} {made.get(key)!r}, the config's image "
+                f"section has {value!r}; make them anew, or correct the config"
+            )
+
+
+def _pictured(sample: Sample, config: ImageConfig) -> Pictured:
     own = [ext for ext in PICTURES if ext in sample][:1]  # the one that training would read
     names = own + [ext for ext in sample if "." in ext and _is_picture(ext)]
     if not names:
-        raise UserError(f"{sample.where}: no picture in this sample")
+        raise Damage("picture", f"{sample.where}: no picture in this sample")
     pictures = {}
     for name in names:
-        square = prepare(sample.picture(name), config.size, config.channels)
+        try:
+            square = prepare(sample.picture(name), config.size, config.channels)
+        except Damage as error:
+            raise error.at(f"{sample.where}.{name}") from None
         pictures[name] = Picture.fromarray(square[..., 0] if config.channels == 1 else square)
-    return Pictured(shard, key, sample, pictures)
+    return Pictured(sample.where.rpartition(":")[2], sample, pictures)
 
 
 def _encoded(

@@ -1,61 +1,87 @@
 """Packed rows in an order that depends on the seed alone.
 
 There is a fixed number of global row slots, one row of a step each. A slot has its own
-deterministic stream of documents: which source comes next is drawn by weight, each source is
-walked through in an epoch-wise permutation that the slots share out among themselves, and
-documents are packed next-fit. The state of a slot is how many documents it has consumed in all
-and per source. It travels with the row, so what is saved is what was trained on, not what was
-prefetched, and any number of ranks that divides the slots goes on exactly.
+deterministic stream of documents: which source comes next, and which of its samples, is a function
+of the seed and of how many documents the slot has had (data_pipelines/order.py). Documents are
+packed next-fit. A sample that cannot be used is counted by reason and listed, and the source's next
+one takes its place. A slot's state is a short vector of counts. It travels with the row, so what is
+saved is what was trained on, not what was prefetched, and any number of ranks that divides the
+slots goes on exactly.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
-from mmfusion.errors import UserError
+from mmfusion.errors import REASONS, Damage, UserError
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
 from .documents import DocumentMaker
-from .shards import Shards
+from .latents import check_latents
+from .order import MIXTURE, Order, mixture
+from .shards import Block, Shards
 
-MOST_REFUSED = 1000  # documents in a row that do not fit, before the data is taken to be wrong
-
-
-@lru_cache(maxsize=32)  # two epochs a source may be under way
-def _permutation(seed: int, name: str, epoch: int, size: int) -> np.ndarray:
-    return generator(seed, "epoch", name, epoch).permutation(size)
+DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
+FIRST_CURSOR = 1 + len(REASONS)
+TOLERATED = 10  # losses of a slot that are too few to say anything about a rate
 
 
 class Source:
     """One entry of the mixture with its shards."""
 
-    def __init__(self, config: SourceConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, config: SourceConfig, run: Config) -> None:
+        self.config, self.seed = config, run.seed
         remedy = f"data source {config.name} ({config.task}); docs/data.md says how to prepare it"
         self.shards = Shards(config.shards, remedy)
+        check_latents(self.shards.header, run.image, f"data source {config.name}")
+        data = run.data
+        self.order = Order(self.shards.sizes, data.rows, data.block, run.seed, config.name)
+        self._blocks: dict[int, tuple[tuple[int, int, int], Block]] = {}
 
-    def document(self, maker: DocumentMaker, draw: int) -> Document:
-        """The document of the source's `draw`-th sample over all slots and epochs."""
-        epoch, place = divmod(draw, len(self.shards))
-        number = int(_permutation(self.seed, self.config.name, epoch, len(self.shards))[place])
-        rng = generator(self.seed, "document", self.config.name, epoch, number, self.config.task)
-        return maker.make(self.config, self.shards[number], rng)
+    def document(self, maker: DocumentMaker, slot: int, draw: int) -> Document:
+        """The document of a slot's `draw`-th sample.
+
+        Raises:
+            Damage: the sample cannot be used.
+        """
+        epoch, shard, number = self.order.place(slot, draw)
+        at = self.order.block(slot, draw)
+        held = self._blocks.get(slot)
+        if held is None or held[0] != at:
+            held = self._blocks[slot] = at, self.shards.block(*at)
+        sample = self.shards.read(shard, number, block=held[1])
+        n = self.shards.number(shard, number)
+        rng = generator(self.seed, "document", self.config.name, epoch, n, self.config.task)
+        return maker.make(self.config, sample, rng)
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A row, the slot it fills, and the slot's state once it is consumed."""
+    """A row, the slot it fills, the slot's state once it is consumed, and what was lost on the way.
+
+    Attributes:
+        lost: source, reason and message of each sample that could not be used.
+    """
 
     slot: int
     row: Row
-    state: dict[str, int]
+    state: list[int]
+    lost: list[tuple[str, str, str]]
+
+
+@dataclass
+class _Drawn:
+    document: Document
+    size: Counts
+    after: list[int]
+    lost: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class Slot:
@@ -65,75 +91,90 @@ class Slot:
         self, number: int, config: Config, sources: list[Source], maker: DocumentMaker
     ) -> None:
         self.number, self.config, self.sources, self.maker = number, config, sources, maker
-        self.state = dict.fromkeys(["documents", "refused", *(s.config.name for s in sources)], 0)
-        weights = np.array([s.config.weight for s in sources])
-        self._shares = np.cumsum(weights / weights.sum())
-        self._pending: tuple[Document, Counts, dict[str, int]] | None = None
+        self.state = [0] * (FIRST_CURSOR + len(sources))
+        self._weights = tuple(source.config.weight for source in sources)
+        self._pending: _Drawn | None = None
         data = config.data
         lists = data.capacity.model_dump() if data.capacity else {}
         unbounded = dict.fromkeys(("text", "label", "image", "noisy", "predict"), config.row_length)
         self._limit = Counts(config.row_length, **{**unbounded, **lists})
 
     def row(self) -> PackedRow:
-        """The next row, filled until a document does not fit; one that no row holds is refused."""
+        """The next row, filled until a document does not fit.
+
+        Raises:
+            UserError: too many of the samples cannot be used.
+        """
         row = Row(
             self.config.row_length,
             self.config.image.latent_dim,
             self.config.decoder.label_tokens,
         )
-        used, refused = Counts(), 0
+        used = Counts()
+        lost: list[tuple[str, str, str]] = []
         while True:
-            document, size, after = self._pending or self._draw()
-            if not size.fits(self._limit):
-                refused += 1
-                after["refused"] += 1
-                if refused == MOST_REFUSED:
-                    raise UserError(
-                        f"row_length: {refused} documents one after another do not fit a row "
-                        f"of {self._limit}; the last has {size}"
-                    )
-            elif not used.plus(size).fits(self._limit):
-                self._pending = document, size, after
-                return PackedRow(self.number, row, dict(self.state))
-            else:
-                row.document(document)
-                used, refused = used.plus(size), 0
-            self._pending, self.state = None, after
+            drawn, self._pending = self._pending or self._draw(), None
+            if not used.plus(drawn.size).fits(self._limit):
+                self._pending = drawn
+                return PackedRow(self.number, row, self.state, lost)
+            row.document(drawn.document)
+            used, self.state = used.plus(drawn.size), drawn.after
+            lost += drawn.lost
 
-    def _draw(self) -> tuple[Document, Counts, dict[str, int]]:
-        after = dict(self.state)
-        pick = generator(self.config.seed, "mixture", self.number, after["documents"]).random()
-        place = min(int(np.searchsorted(self._shares, pick, "right")), len(self.sources) - 1)
-        source = self.sources[place]
-        draw = after[source.config.name] * self.config.data.rows + self.number
-        document = source.document(self.maker, draw)
-        after["documents"] += 1
-        after[source.config.name] += 1
-        return document, count(document, self.config.decoder.label_tokens), after
+    def _draw(self) -> _Drawn:
+        after = list(self.state)
+        lost: list[tuple[str, str, str]] = []
+        c = self.config
+        block, place = divmod(after[DOCUMENTS], MIXTURE)
+        chosen = int(mixture(c.seed, c.data.rows, self.number, block, self._weights)[place])
+        source = self.sources[chosen]
+        while True:
+            draw = after[FIRST_CURSOR + chosen]
+            after[FIRST_CURSOR + chosen] += 1
+            try:
+                document = source.document(self.maker, self.number, draw)
+                size = count(document, c.decoder.label_tokens)
+                if not size.fits(self._limit):
+                    raise Damage("length", f"a document of {size}; a row holds {self._limit}")
+            except Damage as error:
+                after[1 + REASONS.index(error.reason)] += 1
+                lost.append((source.config.name, error.reason, str(error)))
+                self._check(after, source, error)
+            else:
+                after[DOCUMENTS] += 1
+                return _Drawn(document, size, after, lost)
+
+    def _check(self, state: list[int], source: Source, last: Damage) -> None:
+        lost, drawn = sum(state[1:FIRST_CURSOR]), sum(state[FIRST_CURSOR:])
+        if lost > TOLERATED + self.config.data.most_lost * drawn:
+            raise UserError(
+                f"data source {source.config.name}: {lost} of {drawn} samples cannot be used "
+                f"({told(state)}), more than data.most_lost={self.config.data.most_lost} allows; "
+                f"the last: {last}"
+            )
+
+
+def told(state: list[int]) -> str:
+    """A slot's losses by reason: "3 picture, 1 caption"."""
+    counts = zip(state[1:FIRST_CURSOR], REASONS, strict=True)
+    return ", ".join(f"{n} {reason}" for n, reason in counts if n)
 
 
 class _Slots(IterableDataset):
-    """The rows of some slots in turn; each worker takes every so many of them."""
+    """Step after step, the rows of some slots; each worker takes every so many of them."""
 
     def __init__(self, slots: list[Slot]) -> None:
         self.slots = slots
 
-    def __iter__(self) -> Iterator[PackedRow | UserError]:
+    def __iter__(self) -> Iterator[list[PackedRow] | UserError]:
         worker = get_worker_info()
         mine = self.slots[worker.id :: worker.num_workers] if worker else self.slots
         while True:
-            for slot in mine:
-                try:
-                    yield slot.row()
-                except UserError as error:  # raised in a worker, it would come with a traceback
-                    yield error
-                    return
-
-
-def _sound(row: PackedRow | UserError) -> PackedRow:
-    if isinstance(row, UserError):
-        raise row
-    return row
+            try:
+                yield [slot.row() for slot in mine]
+            except UserError as error:  # raised in a worker, it would come with a traceback
+                yield error
+                return
 
 
 class Loader:
@@ -143,50 +184,102 @@ class Loader:
         """Open the shards.
 
         Raises:
-            UserError: shards are missing or broken, or rows, ranks and workers do not divide.
+            UserError: shards are missing, or too much of them is damaged, or rows and ranks do not
+                divide.
         """
         data = config.data
         data.check_ranks(world)
         self.config = config
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         maker = DocumentMaker(config, tokenizer)
-        sources = [Source(source, config.seed) for source in data.sources]
-        self.slots = [Slot(n, config, sources, maker) for n in range(rank, data.rows, world)]
+        self.sources = [Source(source, config) for source in data.sources]
+        self.slots = [Slot(n, config, self.sources, maker) for n in range(rank, data.rows, world)]
         capacity = data.capacity
         self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None
         self._consumed = {slot.number: slot.state for slot in self.slots}
+        self._lost: list[dict[str, Any]] = []
+        for source in self.sources:
+            self._check_shards(source, listed=rank == 0)
+
+    def _check_shards(self, source: Source, listed: bool) -> None:
+        lost, whole = source.shards.lost, len(source.shards)
+        for path, part in lost if listed else []:
+            what = f"{path}{':' if part.name else ''}{part.name}: {part.what}"
+            self._lost.append({"source": source.config.name, "reason": part.reason, "what": what})
+        if len(lost) > TOLERATED + self.config.data.most_lost * (whole + len(lost)):
+            path, part = lost[0]
+            raise UserError(
+                f"data source {source.config.name}: {len(lost)} parts of its shards cannot be "
+                f"used, more than data.most_lost={self.config.data.most_lost} allows; the first: "
+                f"{path}: {part.name} {part.what}"
+            )
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        workers = self.config.data.workers
-        rows = iter(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
-        micro = self.config.data.micro_rows
+        workers = min(self.config.data.workers, len(self.slots))
+        steps = iter(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
+        micro, pin = self.config.data.micro_rows, torch.cuda.is_available()
         while True:
-            packed = [_sound(next(rows)) for _ in self.slots]
+            packed = [row for _ in range(workers or 1) for row in _sound(next(steps))]
+            packed.sort(key=lambda row: row.slot)
             self._consumed = {p.slot: p.state for p in packed}
+            self._lost += [
+                {"source": source, "reason": reason, "what": what}
+                for p in packed
+                for source, reason, what in p.lost
+            ]
             parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
-            yield [collate([p.row for p in part], self._capacity) for part in parts]
+            batches = [collate([p.row for p in part], self._capacity) for part in parts]
+            yield [batch.pin() for batch in batches] if pin else batches
 
-    def state(self) -> dict[int, dict[str, int]]:
-        """The state of this rank's slots, as consumed."""
+    def lost(self) -> list[dict[str, Any]]:
+        """What could not be used since this was last asked: source, reason and what of each."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def layout(self) -> dict[str, Any]:
+        """What the numbers of the state mean, and what they hold for."""
+        names = [source.config.name for source in self.sources]
+        return {
+            "columns": ["documents", *REASONS, *names],
+            "samples": {s.config.name: len(s.shards) for s in self.sources},
+            "block": self.config.data.block,
+        }
+
+    def state(self) -> dict[int, list[int]]:
+        """The state of this rank's slots, as consumed: a number for each of the columns."""
         return self._consumed
 
-    def resume(self, state: dict[int, dict[str, int]]) -> None:
+    def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None:
         """Go on from the states of all slots (before iterating).
 
         Raises:
-            UserError: the saved run had other slots or other sources.
+            UserError: the saved run had other slots, sources or samples.
         """
+        if len(state) != self.config.data.rows:
+            raise UserError(
+                f"data.rows: the checkpoint has {len(state)} row slots, the config "
+                f"{self.config.data.rows}; resume with the same number"
+            )
+        ours = self.layout()
+        if layout["columns"] != ours["columns"]:
+            raise UserError(
+                f"data.sources: the checkpoint was trained on {sorted(layout['samples'])}, the "
+                f"config has {sorted(ours['samples'])}; resume with the same sources in their order"
+            )
+        if layout["block"] != ours["block"]:
+            raise UserError(f"data.block: the checkpoint was trained with {layout['block']}")
+        for name, size in ours["samples"].items():
+            if layout["samples"][name] != size:
+                raise UserError(
+                    f"data source {name}: has {size} samples, but had {layout['samples'][name]} "
+                    "when the checkpoint was written; put the same shards there"
+                )
         for slot in self.slots:
-            saved = state.get(slot.number)
-            if len(state) != self.config.data.rows or saved is None:
-                raise UserError(
-                    f"data.rows: the checkpoint has {len(state)} row slots, the config "
-                    f"{self.config.data.rows}; resume with the same number"
-                )
-            if set(saved) != set(slot.state):
-                raise UserError(
-                    f"data.sources: the checkpoint was trained on {sorted(saved)}, the config has "
-                    f"{sorted(slot.state)}; resume with the same sources"
-                )
-            slot.state = dict(saved)
+            slot.state = list(state[slot.number])
         self._consumed = {slot.number: slot.state for slot in self.slots}
+
+
+def _sound(step: list[PackedRow] | UserError) -> list[PackedRow]:
+    if isinstance(step, UserError):
+        raise step
+    return step

@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import open_picture, prepare
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage
 
 EXTENSION = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 
@@ -29,13 +29,21 @@ class PictureReader:
         """The member's extension, from what the file holds and not from its name, and its bytes.
 
         Raises:
-            UserError: the file is missing or not a whole picture.
+            Damage: the file is missing or not a whole picture.
         """
         try:
             data = path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-            raise UserError(f"picture {path}: cannot be read ({error})") from None
-        picture = open_picture(data, f"picture {path}")
+            raise Damage("picture", f"picture {path}: cannot be read ({error})") from None
+        return self.member(data, f"picture {path}")
+
+    def member(self, data: bytes, where: str) -> tuple[str, bytes]:
+        """The same of a picture's bytes.
+
+        Raises:
+            Damage: they are not a whole picture.
+        """
+        picture = open_picture(data, where)
         if self.size is None and picture.format in EXTENSION:
             return EXTENSION[picture.format], data
         file = io.BytesIO()

@@ -1,7 +1,8 @@
 """A sample: the members that share a key in a shard, and how each kind of member is read.
 
 `json` holds the facts: `label`, `captions` and, for interleaved samples, `content`. webdataset's
-own `txt` and `cls` members stand in for `captions` and `label`. Nothing in a sample is ever run:
+own `txt` and `cls` members stand in for `captions` and `label`, img2dataset's `caption` for
+`captions`. Nothing in a sample is ever run:
 pictures are decoded, arrays are read without pickle, and only raster formats are opened.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import open_picture
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 
@@ -29,39 +30,45 @@ class Sample(dict[str, bytes]):
         """The sample's facts, `txt` and `cls` members among them; empty without any.
 
         Raises:
-            UserError: a member is not what its name says.
+            Damage: a member is not what its name says.
         """
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.where}.json: not valid JSON ({error})") from None
+            raise Damage("json", f"{self.where}.json: not valid JSON ({error})") from None
         if not isinstance(facts, dict):
-            raise UserError(f"{self.where}.json: expected an object of facts")
+            raise Damage("json", f"{self.where}.json: expected an object of facts")
         if "txt" in self:
             facts.setdefault("captions", [self["txt"].decode("utf-8", "replace")])
+        elif isinstance(facts.get("caption"), str):
+            facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
             try:
                 facts["label"] = int(self["cls"])
             except ValueError:
-                raise UserError(f"{self.where}.cls: expected the number of a class") from None
+                raise Damage("label", f"{self.where}.cls: expected the number of a class") from None
         return facts
 
     def picture(self, name: str | None = None) -> Picture.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
         name = name or next((e for e in PICTURES if e in self), None)
         if name is None or name not in self:
-            raise UserError(f"{self.where}: no picture{f' {name}' if name else ''} in this sample")
+            named = f" {name}" if name else ""
+            raise Damage("picture", f"{self.where}: no picture{named} in this sample")
         return open_picture(self[name], f"{self.where}.{name}")
 
     def array(self, name: str) -> np.ndarray:
         """The plain array under an extension such as `moments.npy`.
 
         Raises:
-            UserError: there is none, or it is cut short, pickled or no `.npy` file.
+            Damage: there is none, or it is cut short, pickled or no `.npy` file.
         """
+        if name not in self:
+            raise Damage("latents", f"{self.where}: no `{name}` in this sample")
         try:
+            # Not numpy's load: it would also take archives, and pickles if asked.
             return np.lib.format.read_array(io.BytesIO(self[name]), allow_pickle=False)
-        except KeyError:
-            raise UserError(f"{self.where}: no `{name}` in this sample") from None
-        except (ValueError, EOFError, MemoryError, OverflowError) as error:
-            raise UserError(f"{self.where}.{name}: not a plain array ({error})") from None
+        except Exception as error:  # a damaged header can raise anything
+            raise Damage(
+                "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
+            ) from None

@@ -1,17 +1,17 @@
-"""Tar shards in the webdataset layout, read by position.
+"""Tar shards in the webdataset layout: written whole, read by position.
 
 A sample is the members that share a key: `00012.json`, `00012.png`. Each shard has an index
-(`x.tar.index.json`: offset, size and SHA-256 of each member), so any sample is one positioned read
-away, in any order and from any worker, and a flipped bit is found out. Nothing in a shard is ever
-run.
+(data_pipelines/index.py), so any sample is one positioned read away, in any order and from any
+worker, and a flipped bit is found out. Nothing in a shard is ever run.
 """
 
 import hashlib
+import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
-from glob import glob
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 from webdataset import TarWriter
 
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 
+from . import storage
+from .index import HEADER, SUFFIX, Index, Lost, Member, open_index
 from .samples import Sample
 
 Members = dict[str, Any]
+MOST_OPEN = 4096  # indexes mapped at a time
+SLACK = 1 << 16  # bytes between members that are read along rather than apart
 
 
 def write_shards(
@@ -41,144 +45,190 @@ def write_shards(
     return paths
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:
-    """Write one shard and its index; it appears under its name only when it is complete."""
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, Members]], header: dict[str, Any] | None = None
+) -> Path:
+    """Write one shard and its index; it appears under its name only when it is complete.
+
+    Args:
+        path: `x.tar`.
+        samples: what it holds.
+        header: facts about all of the shard, kept in a member that other tools pass over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{path}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # A fixed time and owner: the same data gives the same bytes.
         with (
             part.open("wb") as file,
             TarWriter(file, "mmfusion", "mmfusion", encoder=False, mtime=0) as writer,
         ):
+            if header is not None:  # not through `write`, which would give it a key
+                data = _bytes(header)
+                info = tarfile.TarInfo(HEADER)
+                info.size, info.mode = len(data), 0o444
+                writer.tarstream.addfile(info, io.BytesIO(data))
             for key, members in samples:
                 writer.write({"__key__": key, **{e: _bytes(m) for e, m in members.items()}})
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _index_path(path).unlink(missing_ok=True)
+    Path(f"{path}{SUFFIX}").unlink(missing_ok=True)
     os.replace(part, path)
-    index(path)
+    open_index(str(path))
     return path
 
 
 def _bytes(member: Any) -> bytes:
     if isinstance(member, bytes):
         return member
-    return json.dumps(member, ensure_ascii=False).encode()
-
-
-def _index_path(shard: Path) -> Path:
-    return Path(f"{shard}.index.json")
-
-
-def index(shard: Path) -> dict[str, dict[str, list]]:
-    """{key: {extension: [offset, size, SHA-256]}} of a shard, read or made and saved.
-
-    Raises:
-        UserError: the shard is missing, cut short or not a tar file.
-    """
-    path = _index_path(shard)
-    try:
-        size = shard.stat().st_size
-        if path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["bytes"] == size:
-                return saved["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no usable index: make it anew from the shard
-    samples: dict[str, dict[str, list]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar, shard.open("rb") as raw:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                raw.seek(member.offset_data)
-                data = raw.read(member.size)
-                if len(data) < member.size:
-                    raise tarfile.ReadError(f"member {member.name} is cut short")
-                head, _, base = member.name.rpartition("/")
-                key, _, ext = base.partition(".")
-                entry = [member.offset_data, member.size, hashlib.sha256(data).hexdigest()]
-                samples.setdefault(f"{head}/{key}" if head else key, {})[ext.lower()] = entry
-            raw.seek(-min(size, 1024), os.SEEK_END)
-            if any(raw.read()):
-                raise tarfile.ReadError("the end mark is missing: it was cut short")
-    except FileNotFoundError:
-        raise UserError(f"shard {shard}: no such file") from None
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {shard}: not a whole tar file ({error}); make it anew") from None
-    try:
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"bytes": size, "samples": samples}), encoding="utf-8")
-        os.replace(part, path)
-    except OSError:
-        pass  # a read-only folder: the index is made anew next time
-    return samples
+    return json.dumps(member, ensure_ascii=False).encode("utf-8", "replace")
 
 
 class Shards:
     """All samples of some shards, in a fixed order, by number."""
 
     def __init__(self, pattern: str, remedy: str = "") -> None:
-        """Open the shards that a glob names.
+        """Open the shards that a pattern names: globs, braces or URLs.
+
+        A shard of which nothing can be read is passed over; `lost` says so.
 
         Raises:
-            UserError: no shard matches, a shard is broken, or they hold nothing.
+            UserError: no shard matches, or they hold nothing.
         """
-        self.paths = [Path(p) for p in sorted(glob(pattern))]
-        if not self.paths:
+        self.pattern = pattern
+        self.lost: list[tuple[str, Lost]] = []
+        """What cannot be used, with the shard's path."""
+        self.paths: list[str] = []
+        self.header: dict[str, Any] = {}
+        """Of the shards, where they have one; that of the first."""
+        sizes = []
+        found = storage.expand(pattern)
+        if not found:
             raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
-        entries = [
-            json.dumps([number, key, members]).encode()
-            for number, path in enumerate(self.paths)
-            for key, members in index(path).items()
-        ]
-        if not entries:
-            raise UserError(f"the shards of {pattern} hold no samples")
-        # One block of bytes, not millions of objects: forked workers share it.
-        self._block = b"".join(entries)
-        self._starts = np.cumsum([0, *map(len, entries)])
+        for path in found:
+            try:
+                index = open_index(path)
+            except Damage as error:
+                self.lost.append((path, Lost("", error.reason, str(error))))
+                continue
+            self.lost += [(path, lost) for lost in index.lost]
+            if not self.paths:
+                self.header = index.header
+            elif index.header != self.header:
+                raise UserError(
+                    f"{pattern}: {path} and {self.paths[0]} were made with different settings; "
+                    "keep one kind in a folder"
+                )
+            self.paths.append(path)
+            sizes.append(len(index))
+        self.sizes = np.array(sizes, np.int64)
+        """Samples of each shard."""
+        if not self.sizes.sum():
+            why = f" ({self.lost[0][1].what})" if self.lost else ""
+            raise UserError(f"the shards of {pattern} hold no samples{why}")
+        self._ends = np.cumsum(self.sizes)
+        self._open: OrderedDict[int, Index] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return int(self._ends[-1])
 
     def __getitem__(self, number: int) -> Sample:
         """Sample `number`, each member checked against its SHA-256."""
         return self.sample(number)
 
-    def place(self, number: int) -> tuple[Path, str]:
-        """The shard and the key of a sample."""
-        shard, key, _ = self._entry(number)
-        return self.paths[shard], key
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.sample, range(len(self)))
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The shard of a sample, and its number in there."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        shard = int(np.searchsorted(self._ends, number, "right"))
+        return shard, number - int(self._ends[shard] - self.sizes[shard])
+
+    def number(self, shard: int, inner: int) -> int:
+        """The inverse of `locate`."""
+        return int(self._ends[shard] - self.sizes[shard]) + inner
+
+    def place(self, number: int) -> tuple[str, str]:
+        """The path of the shard and the key of a sample."""
+        shard, inner = self.locate(number)
+        return self.paths[shard], self._index(shard).sample(inner)[0]
 
     def sample(self, number: int, only: tuple[str, ...] = ()) -> Sample:
         """Sample `number`, or only its members of some extensions, each checked.
 
         Raises:
-            UserError: the shard is gone, or a member differs from the shard's index.
+            Damage: the shard is gone, or a member differs from the shard's index.
         """
-        shard, key, members = self._entry(number)
-        path = self.paths[shard]
-        where = f"{path}:{key}"
-        data = {}
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"shard {path}: cannot be read ({error.strerror})") from None
-        try:
-            for ext, (offset, size, digest) in members.items():
-                if only and ext not in only:
-                    continue
-                data[ext] = os.pread(file, size, offset)
-                if hashlib.sha256(data[ext]).hexdigest() != digest:
-                    raise UserError(
-                        f"{where}.{ext}: differs from the shard's index; the shard has changed or "
-                        f"is damaged (delete {_index_path(path)} if it was changed on purpose)"
-                    )
-        finally:
-            os.close(file)
-        return Sample(data, where)
+        return self.read(*self.locate(number), only)
 
-    def _entry(self, number: int) -> tuple[int, str, dict[str, list]]:
-        return json.loads(self._block[self._starts[number] : self._starts[number + 1]])
+    def read(
+        self, shard: int, inner: int, only: tuple[str, ...] = (), block: "Block | None" = None
+    ) -> Sample:
+        """A sample by shard and number in there; out of `block` if that is at hand.
+
+        Raises:
+            Damage: as in `sample`.
+        """
+        path = self.paths[shard]
+        key, members = self._index(shard).sample(inner)
+        wanted = [member for member in members if not only or member.ext in only]
+        fetch = block.fetch if block else self._fetch
+        data = {}
+        for member, found in zip(wanted, fetch(path, wanted), strict=True):
+            if hashlib.sha256(found).digest() != member.digest:
+                raise Damage(
+                    "member",
+                    f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
+                    f"changed or is damaged (delete {path}{SUFFIX} if it was changed on purpose)",
+                )
+            data[member.ext] = found
+        return Sample(data, f"{path}:{key}")
+
+    def block(self, shard: int, first: int, end: int) -> "Block":
+        """Samples `first` to `end` of a shard, to be read soon."""
+        start, stop = self._index(shard).span(first, end)
+        return Block(self.paths[shard], start, stop)
+
+    @staticmethod
+    def _fetch(path: str, members: list[Member]) -> list[bytes]:
+        """The members' bytes, in one read where they lie together."""
+        if not members:
+            return []
+        start = min(m.offset for m in members)
+        end = max(m.offset + m.size for m in members)
+        if end - start > sum(m.size for m in members) + SLACK:
+            return [storage.read(path, m.offset, m.offset + m.size) for m in members]
+        data = storage.read(path, start, end)
+        return [data[m.offset - start : m.offset - start + m.size] for m in members]
+
+    def _index(self, shard: int) -> Index:
+        found = self._open.get(shard)
+        if found is None:
+            found = self._open[shard] = open_index(self.paths[shard], whole=True)
+            if len(found) != self.sizes[shard]:
+                raise Damage("shard", f"shard {self.paths[shard]}: has changed while it was read")
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
+        return found
+
+
+class Block:
+    """Neighbouring samples of a shard: fetched at once if far away, announced if on a disk."""
+
+    def __init__(self, path: str, start: int, end: int) -> None:
+        self.start = start
+        self.data = b""
+        if storage.is_remote(path):
+            self.data = storage.read(path, start, end)
+        else:
+            storage.advise(path, start, end)
+
+    def fetch(self, path: str, members: list[Member]) -> list[bytes]:
+        """Bytes of members of this block."""
+        if not self.data:
+            return Shards._fetch(path, members)
+        at = [member.offset - self.start for member in members]
+        return [self.data[a : a + m.size] for a, m in zip(at, members, strict=True)]

@@ -11,7 +11,7 @@ import sentencepiece
 from tqdm import tqdm
 
 from mmfusion.codecs.text import CONTROL
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 
 from .shards import Shards
 
@@ -60,7 +60,10 @@ def corpus(patterns: list[str], files: list[Path]) -> Iterator[str]:
     for pattern in patterns:
         shards = Shards(pattern)
         for number in tqdm(range(len(shards)), desc=pattern):
-            yield from texts(shards.sample(number, only=("json", "txt")).json())
+            try:
+                yield from texts(shards.sample(number, only=("json", "txt")).json())
+            except Damage:
+                continue  # training counts and lists it
     for path in files:
         try:
             yield from path.read_text(encoding="utf-8").split("\n")

@@ -1,5 +1,17 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+REASONS = (
+    "shard",  # the file is missing, cut short or no tar
+    "member",  # a part of it has changed, is there twice, or is no plain file
+    "json",
+    "label",
+    "caption",
+    "content",
+    "picture",
+    "latents",
+    "length",  # no row holds it
+)
+
 
 class UserError(Exception):
     """A mistake in a config, prompt, picture, shard, caption or checkpoint.
@@ -7,3 +19,31 @@ class UserError(Exception):
     The message names the file or key, what is wrong with it, and the remedy.
     The command line prints it and exits with code 2.
     """
+
+
+class Damage(UserError):
+    """What is wrong with one item of a corpus: the item is left out, counted and listed.
+
+    Attributes:
+        reason: one of `REASONS`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"no reason {reason}")
+        super().__init__(message)
+        self.reason = reason
+
+    def at(self, where: str) -> "Damage":
+        """The same with the place, where the message does not begin with it."""
+        told = str(self)
+        return self if told.startswith(where) else Damage(self.reason, f"{where}: {told}")
+
+    def __reduce__(self) -> tuple:  # it comes back from workers
+        return Damage, (self.reason, str(self))
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(told).splitlines()[0]

@@ -114,5 +114,7 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one; under a launcher, this process's."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

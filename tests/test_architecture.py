@@ -27,6 +27,7 @@ LAYERS = [
     ["data_pipelines"],
     ["eval"],
     ["cli"],
+    ["__main__"],
 ]
 # The order inside a line, where one matters: who must not import whom.
 NEVER = [
@@ -138,7 +139,7 @@ def test_only_the_command_line_imports_data_pipelines_and_eval() -> None:
 
 def test_the_command_line_is_imported_by_nobody() -> None:
     for file in FILES:
-        if "cli" not in file.parts:
+        if "cli" not in file.parts and file.stem != "__main__":
             assert "cli" not in parts_imported(file), file
 
 

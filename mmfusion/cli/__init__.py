@@ -34,8 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
     # runs: beside a test suite on 2 cores training became several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        # DeepSpeed's launcher appends it; the environment says the same.
+        app([argument for argument in given if not argument.startswith("--local_rank=")])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

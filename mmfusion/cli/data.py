@@ -8,6 +8,7 @@ import typer
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
+    from mmfusion.data_pipelines.jobs import Made
     from mmfusion.data_pipelines.pictures import PictureReader
 
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
@@ -47,7 +48,7 @@ def imagenet(
     """Write a folder of class folders as shards, and classes.json."""
     from mmfusion.data_pipelines.imagenet import write_imagenet
 
-    _say(write_imagenet(folder, output, name, names, _reader(size, format), seed))
+    _say(write_imagenet(folder, output, name, names, _reader(size, format), seed), output)
 
 
 @app.command()
@@ -61,7 +62,7 @@ def captions(
     """Write captioned pictures as shards."""
     from mmfusion.data_pipelines.captions import write_captions
 
-    _say(write_captions(lines, output, name, _reader(size, format)))
+    _say(write_captions(lines, output, name, _reader(size, format)), output)
 
 
 @app.command()
@@ -75,7 +76,7 @@ def interleaved(
     """Write documents of pictures and texts as shards."""
     from mmfusion.data_pipelines.interleaved import write_interleaved
 
-    _say(write_interleaved(lines, output, name, _reader(size, format)))
+    _say(write_interleaved(lines, output, name, _reader(size, format)), output)
 
 
 @app.command()
@@ -87,14 +88,13 @@ def latents(
     flip: Annotated[bool, typer.Option("--flip", help="of mirrored pictures too")] = False,
     batch: Annotated[int, typer.Option(min=1, help="pictures encoded side by side")] = 32,
 ) -> None:
-    """Write shards of pictures as shards of latents; goes on after shards that are there."""
+    """Write shards of pictures as shards of latents."""
     from mmfusion.config import load
     from mmfusion.data_pipelines.latents import write_latents
     from mmfusion.export import default_device
 
     image = load(config, overrides or []).image
-    made = write_latents(shards, output, image, flip, batch, default_device())
-    typer.echo(f"wrote {made} shards to {output}" if made else f"already there: {output}")
+    _say(write_latents(shards, output, image, flip, batch, default_device()), output)
 
 
 @app.command()
@@ -120,5 +120,11 @@ def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "PictureReader"
     return PictureReader(size, format)
 
 
-def _say(paths: list[Path]) -> None:
-    typer.echo(f"wrote {len(paths)} shards to {paths[0].parent}")
+def _say(made: "Made", output: Path) -> None:
+    from mmfusion.data_pipelines.jobs import LOST, reasons
+
+    typer.echo(f"wrote {made.new} of {made.shards + made.missing} shards to {output}")
+    if made.missing:
+        typer.echo(f"other processes are at work on {made.missing}")
+    if made.lost:
+        typer.echo(f"left out: {reasons(made.lost)}; listed in {output / LOST}")

@@ -7,6 +7,8 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 """
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,26 +16,43 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image as Picture
+from PIL import ImageOps
 
 from mmfusion.config import ImageConfig
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
+MOST_PIXELS = 100_000_000
+VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
+ORIENTATION = 0x0112  # in EXIF
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
 
 
 def open_picture(data: bytes, where: str) -> Picture.Image:
-    """Decode a picture.
+    """Decode a picture and turn it upright; of an animation, the first frame.
 
     Raises:
-        UserError: it is not a picture, is cut short, or is unreasonably large.
+        Damage: it is not a picture, is cut short, or is unreasonably large.
     """
     try:
-        picture = Picture.open(io.BytesIO(data), formats=FORMATS)
+        picture: Picture.Image = Picture.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > MOST_PIXELS:
+            size = f"{picture.width} x {picture.height}"
+            raise ValueError(f"{size} pixels are more than {MOST_PIXELS:,}")
         picture.load()
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise anything at damaged data
         reason = "no picture format that is read here" if "BytesIO" in str(error) else error
-        raise UserError(f"{where}: not a readable picture ({reason})") from None
+        raise Damage(
+            "picture", f"{where}: not a readable picture ({reason or type(error).__name__})"
+        ) from None
+    try:
+        if picture.getexif().get(ORIENTATION, 1) != 1:
+            format = picture.format
+            picture = ImageOps.exif_transpose(picture)
+            picture.format = format
+    except Exception:  # a picture with damaged notes is still a picture
+        pass
     return picture
 
 
@@ -47,7 +66,7 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     if not isinstance(picture, Picture.Image):
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
     if not min(picture.size):
-        raise UserError("the picture is empty: it has no pixels")
+        raise Damage("picture", "the picture is empty: it has no pixels")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Picture.new("RGBA", picture.size, "white")
@@ -55,8 +74,8 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         picture = Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     elif picture.mode in ("I", "F"):
-        raise UserError(
-            f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
+        raise Damage(
+            "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
         )
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
@@ -157,8 +176,7 @@ class AutoencoderCodec:
                 f"image.vae {config.vae}: has {found[0]} latent channels and downsampling "
                 f"{found[1]}; the config says {wanted[0]} and {wanted[1]}"
             )
-        self.scale = config.latent_scale or vae.config.scaling_factor
-        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+        self.scale, self.shift = _scaling(config, vae.config)
 
     def moments(self, pictures: list[Picture.Image]) -> np.ndarray:
         """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
@@ -179,6 +197,48 @@ class AutoencoderCodec:
         with torch.inference_mode():
             pixels = self.vae.decode(raw).sample.float().cpu().numpy()
         return [to_picture(picture) for picture in pixels]
+
+
+def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]:
+    return config.latent_scale or vae["scaling_factor"], vae.get("shift_factor") or 0.0
+
+
+def fingerprint(config: ImageConfig) -> dict[str, Any]:
+    """All that the latents of a picture depend on: autoencoder (SHA-256), scale, crop, precision.
+
+    Raises:
+        UserError: the autoencoder's files cannot be had.
+    """
+    weights, described = (_vae_file(str(config.vae), name) for name in VAE_FILES)
+    try:
+        scale, shift = _scaling(config, json.loads(described.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"image.vae {described}: not an autoencoder's config ({error})") from None
+    return {
+        "vae": sha256(weights),
+        "scale": scale,
+        "shift": shift,
+        "size": config.size,
+        "channels": config.channels,
+        "crop": "centre, ADM",
+        "precision": "float32, kept as float16",
+    }
+
+
+def _vae_file(vae: str, name: str) -> Path:
+    folder = Path(vae)
+    if folder.is_dir():
+        if (folder / name).is_file():
+            return folder / name
+        raise UserError(f"image.vae {vae}: has no {name}; put a diffusers AutoencoderKL there")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(vae, name))
+    except Exception as error:  # the hub's many errors all mean: could not be had
+        raise UserError(
+            f"image.vae {vae}: no such folder, and the hub gave: {first_line(error)}"
+        ) from None
 
 
 def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> ImageCodec:

@@ -5,6 +5,7 @@ or with `<image>` where a picture follows it. So the sequence itself says what i
 picture, `<answer>` asks for its caption and `<text>` goes on talking.
 """
 
+import unicodedata
 from pathlib import Path
 
 import sentencepiece
@@ -13,6 +14,12 @@ from mmfusion.errors import UserError
 from mmfusion.sequence import Text
 
 CONTROL = ("<text>", "<answer>", "<image>")
+
+
+def clean(text: str) -> str:
+    """The text without control characters; half surrogate pairs become U+FFFD."""
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return "".join(c for c in whole if c.isspace() or unicodedata.category(c) != "Cc")
 
 
 class Tokenizer:
@@ -55,7 +62,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; control symbols in it are spelled out, never obeyed."""
-        return self.model.EncodeAsIds(text)
+        return self.model.EncodeAsIds(clean(text))
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; control symbols leave no trace."""

@@ -40,25 +40,24 @@ class DataConfig(Section):
     micro_rows: int = Positive
     workers: int = Field(0, ge=0)
     capacity: CapacityConfig | None = None
+    block: int = Field(16, gt=0)
+    """Neighbours in a shard that come near each other in time; 1 shuffles fully."""
+    most_lost: float = Field(0.01, ge=0, le=1)
+    """Share of a row slot's samples that may be unusable before the run stops."""
     sources: list[SourceConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         names = [source.name for source in self.sources]
-        if len({*names, "documents", "refused"}) < len(names) + 2:  # the two the loader counts by
-            raise ValueError(f"sources need names of their own, not documents or refused: {names}")
+        if len({*names}) < len(names):
+            raise ValueError(f"sources need names of their own: {names}")
         return self
 
     def check_ranks(self, world: int) -> None:
-        """Raise UserError where the rows cannot be shared out among `world` ranks and workers."""
+        """Raise UserError where the rows cannot be shared out among `world` ranks."""
         if self.rows % (world * self.micro_rows):
             wanted = f"{world} ranks x {self.micro_rows} micro_rows"
             raise UserError(f"data.rows: {self.rows} a step are not a multiple of {wanted}")
-        if self.workers and (self.rows // world) % self.workers:
-            raise UserError(
-                f"data.workers: {self.rows // world} rows a rank and step are not a multiple of "
-                f"{self.workers} workers"
-            )
 
 
 class TrainConfig(Section):

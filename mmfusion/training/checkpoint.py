@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ class State:
 
     step: int = 0
     seconds: float = 0.0
-    slots: dict[int, dict[str, int]] | None = None
+    slots: dict[int, list[int]] | None = None
+    layout: dict[str, Any] | None = None
+    """What the numbers of a slot mean, in the data's own words."""
 
 
 def write(
@@ -62,7 +64,7 @@ def write(
     distributed.all_gather_object(everyone, state.slots)
     if rank == 0:
         merged = {number: slot for slots in everyone for number, slot in (slots or {}).items()}
-        facts = asdict(State(state.step, state.seconds, merged))
+        facts = asdict(replace(state, slots=merged))
         (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         save(config, part / "config.yaml")
         manifest.seal(part)
@@ -127,8 +129,10 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if "layout" not in facts:
+            raise UserError(f"checkpoint {path}: is of an older version; start the run anew")
         slots = {int(number): slot for number, slot in facts["slots"].items()}
-        self.state = State(facts["step"], facts["seconds"], slots)
+        self.state = State(facts["step"], facts["seconds"], slots, facts["layout"])
         self._where: dict[str, list[tuple[int, Path]]] = defaultdict(list)
         try:
             for file in sorted(path.glob("rank-*.safetensors")):

@@ -22,7 +22,7 @@ from mmfusion.packing import Batch
 from mmfusion.training import checkpoint
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
-from mmfusion.training.metrics import Metrics
+from mmfusion.training.metrics import Lost, Metrics
 from mmfusion.training.partition import pieces
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.sheet import sample_sheet
@@ -34,8 +34,10 @@ class Rows(Protocol):
     """What training needs of its data: a step's micro-batches, and a state to go on from."""
 
     def __iter__(self) -> Iterator[list[Batch]]: ...
-    def state(self) -> dict[int, dict[str, int]]: ...
-    def resume(self, state: dict[int, dict[str, int]]) -> None: ...
+    def lost(self) -> list[dict[str, Any]]: ...
+    def layout(self) -> dict[str, Any]: ...
+    def state(self) -> dict[int, list[int]]: ...
+    def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None: ...
 
 
 class Trainer:
@@ -71,7 +73,7 @@ class Trainer:
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
             self.state = saved.state
-            self.rows.resume(saved.state.slots or {})
+            self.rows.resume(saved.state.layout or {}, saved.state.slots or {})
         attention = config.train.attention
         self.flex = attention == "flex" or (attention == "auto" and self.device.type == "cuda")
         if self.flex and config.row_length % 128:
@@ -101,7 +103,8 @@ class Trainer:
         if self.rank == 0:
             save(self.config, self.output / "config.yaml")
         metrics = Metrics(self.config, state.step, self.rank == 0)
-        window = torch.zeros(4, device=self.device, dtype=torch.float64)
+        lost = Lost(self.output, state.step, self.rank)
+        window = torch.zeros(5, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
         over = share >= 1 or (until is not None and state.step >= until)
@@ -110,7 +113,8 @@ class Trainer:
         for batches in steps:
             set_lr(self.engine, learning_rate(train, state.step, share))
             sums, elapsed = self._step(batches, time.monotonic() - started)
-            window += sums
+            window[:4] += sums
+            window[4] += lost.write(state.step + 1, self.rows.lost())
             state.step, state.seconds = state.step + 1, elapsed
             share = progress(train, state.step, elapsed)
             metrics.advance(share)
@@ -158,7 +162,7 @@ class Trainer:
         return make(batch.doc, batch.order, batch.stream)
 
     def _figures(self, window: Tensor, steps: int, seconds: float) -> dict[str, float]:
-        image, text, noisy, targets = window.tolist()
+        image, text, noisy, targets, lost = window.tolist()
         image, text = image / max(noisy, 1), text / max(targets, 1)
         norm = self.engine.get_global_grad_norm()
         figures = {
@@ -169,13 +173,13 @@ class Trainer:
             "seconds": self.state.seconds,
             "seconds_per_step": seconds / steps,
             "noisy_tokens_per_second": noisy / seconds,
-            "documents_too_long": sum(s.get("refused", 0) for s in self.rows.state().values()),
+            "samples_lost": lost,
         }
         # DeepSpeed does not tell the norm at stage 0.
         return figures if norm is None else {**figures, "grad_norm": float(norm)}
 
     def _save(self, metrics: Metrics, complete: bool) -> None:
-        self.state.slots = self.rows.state()
+        self.state.slots, self.state.layout = self.rows.state(), self.rows.layout()
         path = checkpoint.write(
             self.output / "checkpoints",
             self.config,

@@ -20,23 +20,10 @@ class Metrics:
 
         folder = Path(config.train.output)
         self._path = folder / "metrics.jsonl"
-        self._forget(first_step)
+        _forget(self._path, first_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         # The bar counts shares of the run, not steps: a time limit can end it earlier.
         self._bar = tqdm(total=100.0, desc="training", bar_format=BAR, unit="%")
-
-    def _forget(self, first_step: int) -> None:
-        """Drop lines past the checkpoint that the run goes on from."""
-        if not self._path.is_file():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off when the run was killed
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def advance(self, share: float) -> None:
         """Move the bar to a share of the run."""
@@ -63,6 +50,38 @@ class Metrics:
         if self.active:
             self._bar.close()
             self._board.close()
+
+
+class Lost:
+    """What a rank's data could not be used: `lost/rank-00000.jsonl`, one line a sample."""
+
+    def __init__(self, folder: Path, first_step: int, rank: int) -> None:
+        self._path = folder / "lost" / f"rank-{rank:05d}.jsonl"
+        if rank == 0:  # for all: there may have been more ranks
+            for path in self._path.parent.glob("rank-*.jsonl"):
+                _forget(path, first_step)
+
+    def write(self, step: int, lost: list[dict[str, Any]]) -> int:
+        """Add lines; returns how many."""
+        if lost:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step, **entry}) + "\n" for entry in lost)
+        return len(lost)
+
+
+def _forget(path: Path, first_step: int) -> None:
+    """Drop lines past the checkpoint that the run goes on from."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= first_step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off when the run was killed
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left, {postfix}"

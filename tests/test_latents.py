@@ -1,0 +1,153 @@
+"""Shards of pictures to shards of latents, and what training makes of them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from material import encoded, interleaved_lines, make_vae, pixels
+from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.interleaved import write_interleaved
+from mmfusion.data_pipelines.latents import write_latents
+from mmfusion.data_pipelines.samples import Sample
+from mmfusion.data_pipelines.shards import Shards, write_shards
+from PIL import Image as Picture
+from PIL import ImageOps
+
+from mmfusion.codecs.image import AutoencoderCodec, patches
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config, ImageConfig
+from mmfusion.errors import UserError
+from mmfusion.sequence import Image, Text
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_vae(tmp_path_factory.mktemp("vae"))
+
+
+def latent_config(vae: Path, **changes: Any) -> ImageConfig:
+    base = {"codec": "vae", "vae": str(vae), "size": 16, "patch": 2, "latent_channels": 4}
+    return ImageConfig.model_validate({**base, "downsampling": 2, "latent_scale": 0.5, **changes})
+
+
+def maker(image: ImageConfig, tokenizer: Tokenizer | None = None) -> DocumentMaker:
+    source = {"name": "a", "shards": "a", "task": "class_to_image"}
+    config = Config.model_validate(
+        {
+            "row_length": 512,
+            "image": image.model_dump(),
+            "classes": ["a", "b"],
+            "decoder": {"width": 32, "depth": 1, "heads": 2},
+            "diffusion": {"dropout": 0.0},
+            "data": {"rows": 1, "micro_rows": 1, "sources": [source]},
+            "train": {"output": "unused", "steps": 1, "lr": 1e-3},
+        }
+    )
+    return DocumentMaker(config, tokenizer)
+
+
+def source(task: str, flip: bool = False) -> Any:
+    from mmfusion.config import SourceConfig
+
+    return SourceConfig(name="a", shards="a", task=task, flip=flip)  # type: ignore[arg-type]
+
+
+def test_latents_are_those_of_the_pictures_and_become_documents(tmp_path: Path, vae: Path):
+    samples = [(f"s{i}", {"json": {"label": i % 2}, "png": encoded(i)}) for i in range(5)]
+    write_shards(tmp_path / "in", "a", samples, per_shard=3)
+    config = latent_config(vae)
+    made = write_latents(f"{tmp_path}/in/*.tar", tmp_path / "out", config, flip=True, batch=2)
+    assert (made.new, made.items) == (2, 5)
+    codec = AutoencoderCodec(config)
+    latents = Shards(f"{tmp_path}/out/*.tar")
+    for i, sample in enumerate(latents):
+        assert set(sample) == {"json", "moments.npy"}
+        assert sample.json() == {"label": i % 2}
+        moments = sample.array("moments.npy")
+        assert (moments.dtype, moments.shape) == (np.float16, (2, 2, 4, 8, 8))
+        picture = Picture.fromarray(pixels(i)[:, 2:18])  # the centre square
+        expected = codec.moments([picture, ImageOps.mirror(picture)])
+        np.testing.assert_allclose(moments, expected, atol=2e-3)
+    rng = np.random.default_rng(0)
+    flipped = set()
+    for _ in range(20):
+        _, image = maker(config).make(source("class_to_image", flip=True), latents[0], rng)
+        assert isinstance(image, Image)
+        assert image.latents.shape == (16, 16)
+        stored = latents[0].array("moments.npy").astype(np.float32)
+        off = [np.abs(image.latents - patches(m[0], 2)) / patches(m[1], 2) for m in stored]
+        flipped.add(int(np.argmin([o.mean() for o in off])))
+        assert min(o.max() for o in off) < 6  # within the posterior
+    assert flipped == {0, 1}
+
+
+def test_interleaved_latents_round_trip(tmp_path: Path, vae: Path, tokenizer: Tokenizer):
+    write_interleaved(interleaved_lines(tmp_path), tmp_path / "in", seed=None)
+    config = latent_config(vae)
+    write_latents(f"{tmp_path}/in/*.tar", tmp_path / "out", config)
+    first, second = Shards(f"{tmp_path}/out/*.tar")
+    assert set(first) == {"json", "0.moments.npy", "1.moments.npy"}
+    assert first.array("1.moments.npy").shape == (1, 2, 4, 8, 8)
+    rng = np.random.default_rng(0)
+    document = maker(config, tokenizer).make(source("interleaved"), first, rng)
+    kinds = [(type(s), s.noise is not None if isinstance(s, Image) else s.loss) for s in document]
+    assert kinds == [(Image, False), (Text, False), (Text, True), (Image, True)]
+    assert document[2].ids[-1] == tokenizer.image_id  # the answer says that a picture follows
+    flipping = source("interleaved", flip=True)
+    with pytest.raises(UserError, match=r"no mirrored picture, but `flip` is true"):
+        _ = [maker(config, tokenizer).make(flipping, second, rng) for _ in range(20)]
+
+
+def test_latents_go_on_after_finished_shards(tmp_path: Path, vae: Path):
+    samples = [(f"s{i}", {"json": {}, "png": encoded(i)}) for i in range(4)]
+    write_shards(tmp_path / "in", "a", samples, per_shard=2)
+    pattern, output, config = f"{tmp_path}/in/*.tar", tmp_path / "out", latent_config(vae)
+    assert write_latents(pattern, output, config).new == 2
+    whole = (output / "a-00001.tar").read_bytes()
+    (output / "a-00001.tar").unlink()
+    stamp = (output / "a-00000.tar").stat().st_mtime_ns
+    assert write_latents(pattern, output, config).new == 1
+    assert (output / "a-00001.tar").read_bytes() == whole
+    assert (output / "a-00000.tar").stat().st_mtime_ns == stamp
+    assert write_latents(pattern, output, config).new == 0
+    for other, flip in ((latent_config(vae, latent_scale=0.25), False), (config, True)):
+        with pytest.raises(UserError, match="made with other settings"):
+            write_latents(pattern, output, other, flip)
+    assert write_latents(pattern, output, latent_config(vae, patch=1)).new == 0
+
+
+def test_latents_say_what_is_wrong(tmp_path: Path, vae: Path):
+    samples = [("s0", {"png": encoded(0)}), ("s1", {"png": b"no picture"}), ("s2", {"txt": b"a"})]
+    pattern = str(write_shards(tmp_path / "in", "a", samples)[0])
+    with pytest.raises(UserError, match=r"image\.codec: is `pixel`"):
+        write_latents(pattern, tmp_path / "out", ImageConfig(size=8))
+    with pytest.raises(UserError, match=r"image\.vae .*/in: not a diffusers AutoencoderKL"):
+        write_latents(pattern, tmp_path / "out", latent_config(tmp_path / "in"))
+    with pytest.raises(UserError, match="has 4 latent channels and downsampling 2"):
+        write_latents(pattern, tmp_path / "out", latent_config(vae, latent_channels=8))
+    with pytest.raises(UserError, match="no shards match"):
+        write_latents(f"{tmp_path}/none/*.tar", tmp_path / "out", latent_config(vae))
+    with pytest.raises(UserError, match="holds the pictures themselves"):
+        write_latents(pattern, tmp_path / "in", latent_config(vae))
+    made = write_latents(pattern, tmp_path / "out", latent_config(vae))
+    assert made.lost == {"picture": 2}
+    assert len(Shards(f"{tmp_path}/out/*.tar")) == 1
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        np.zeros((1, 2, 4, 4, 4), np.float16),
+        np.zeros((0, 2, 4, 8, 8), np.float16),
+        np.zeros((1, 2, 4, 8, 8), np.int32),
+        np.zeros((), np.float32),
+    ],
+)
+def test_latents_that_do_not_fit_the_config_are_refused(moments: np.ndarray, vae: Path):
+    file = io.BytesIO()
+    np.save(file, moments)
+    sample = Sample({"json": b'{"label": 0}', "moments.npy": file.getvalue()}, "here")
+    with pytest.raises(UserError, match=r"here\.moments\.npy: .*image section needs"):
+        maker(latent_config(vae)).make(source("class_to_image"), sample, np.random.default_rng(0))

@@ -1,0 +1,303 @@
+"""Tar shards: written whole, read by position, and no more lost than what is damaged."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from material import encoded, save
+from mmfusion.data_pipelines.index import open_index
+from mmfusion.data_pipelines.samples import Sample
+from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
+
+from mmfusion.codecs.image import open_picture
+from mmfusion.errors import Damage, UserError
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    samples = ((f"s{i}", {"json": {"label": i}, "png": encoded(i)}) for i in range(3))
+    return write_shards(tmp_path / "shards", "a", samples)[0]
+
+
+# Shards
+
+
+def test_shards_read_back_what_was_written_and_have_the_same_bytes_each_time(tmp_path: Path):
+    samples = [(f"s{i}", {"json": {"label": i}, "png": encoded(i)}) for i in range(5)]
+    paths = write_shards(tmp_path / "one", "a", samples, per_shard=2)
+    again = write_shards(tmp_path / "two", "a", samples, per_shard=2)
+    assert [path.name for path in paths] == ["a-00000.tar", "a-00001.tar", "a-00002.tar"]
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+    shards = Shards(f"{tmp_path}/one/*.tar")
+    assert [(s.json()["label"], s["png"]) for s in shards] == [(i, encoded(i)) for i in range(5)]
+    assert shards.place(4) == (str(paths[2]), "s4")
+    assert set(shards.sample(0, only=("json",))) == {"json"}
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path):
+    def samples():
+        yield "s0", {"txt": b"fine"}
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        write_shards(tmp_path, "a", samples())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_truncated_shard_gives_what_is_before_the_cut(shard: Path, indexed: bool):
+    """Cut at every block: each sample before it is there, and something is said of the rest."""
+    data = shard.read_bytes()
+    whole = [(sample.where, dict(sample)) for sample in Shards(str(shard))]
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    ends = [m.offset_data + -(-m.size // 512) * 512 for m in members]
+    for cut in range(100, ends[-1] + 1, 512):
+        shard.write_bytes(data[:cut])
+        if not indexed:
+            Path(f"{shard}.index").unlink(missing_ok=True)
+        fit = sum(m.offset_data + m.size <= cut for m in members)
+        if not fit:
+            with pytest.raises(UserError, match=r"a-00000\.tar: not a tar file with samples"):
+                Shards(str(shard))
+            continue
+        shards = Shards(str(shard))
+        found = [(sample.where, dict(sample)) for sample in shards]
+        assert sum(len(members) for _, members in found) == fit
+        for (where, got), (place, full) in zip(found, whole, strict=False):
+            assert where == place
+            assert got.items() <= full.items()
+        assert [lost.reason for _, lost in shards.lost] == ["shard"]
+        assert "cut short" in shards.lost[0][1].what
+    shard.write_bytes(data[: ends[-1] + 512])  # in the end mark: nothing is lost
+    assert not Shards(str(shard)).lost
+
+
+@pytest.mark.parametrize("broken", range(6))
+def test_a_damaged_header_costs_its_member_alone(shard: Path, broken: int):
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    data = bytearray(shard.read_bytes())
+    data[members[broken].offset + 5] ^= 0x10
+    shard.write_bytes(data)
+    Path(f"{shard}.index").unlink()
+    shards = Shards(str(shard))
+    found = sorted(f"{s.where.rpartition(':')[2]}.{ext}" for s in shards for ext in s)
+    assert found == sorted(m.name for n, m in enumerate(members) if n != broken)
+    ((_, lost),) = shards.lost
+    assert (lost.reason, "are no members" in lost.what) == ("shard", True)
+
+
+@pytest.mark.parametrize("member", ["json", "png"])
+def test_a_flipped_byte_is_found_and_the_sample_named(shard: Path, member: str):
+    (entry,) = (m for m in open_index(str(shard)).sample(1)[1] if m.ext == member)
+    data = bytearray(shard.read_bytes())
+    data[entry.offset + entry.size // 2] ^= 1
+    shard.write_bytes(data)
+    shards = Shards(str(shard))
+    assert shards[0].json() == {"label": 0}
+    with pytest.raises(
+        Damage, match=rf"a-00000\.tar:s1\.{member}: differs from the shard's"
+    ) as caught:
+        shards[1]
+    assert caught.value.reason == "member"
+
+
+def test_a_damaged_index_is_made_anew(shard: Path):
+    path = Path(f"{shard}.index")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-40] ^= 1
+    line = whole.partition(b"\n")[0]
+    for broken in (b"", whole[:50], b"[]\n", b"{}\n", b'{"bytes": 1}\n', line, whole[:-1], flipped):
+        path.write_bytes(broken)
+        shards = Shards(str(shard))
+        assert [s.json()["label"] for s in shards] == [0, 1, 2]
+        assert path.read_bytes() == whole
+
+
+def members(path: Path, *named: tuple[str, bytes | tarfile.TarInfo]) -> Path:
+    """A tar with members of any names and kinds."""
+    with tarfile.open(path, "w") as tar:
+        for name, what in named:
+            info = tarfile.TarInfo(name)
+            if isinstance(what, bytes):
+                info.size = len(what)
+                tar.addfile(info, io.BytesIO(what))
+            else:
+                what.name = name
+                tar.addfile(what)
+    return path
+
+
+def link(kind: bytes, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_members_that_are_no_part_of_a_sample_or_unsafe(tmp_path: Path):
+    path = members(
+        tmp_path / "a.tar",
+        ("s0.txt", b"zero"),
+        ("README", b"no extension"),
+        (".hidden.txt", b"hidden"),
+        ("folder", link(tarfile.DIRTYPE, "")),
+        ("__meta__.json", b"{}"),
+        ("/etc/s1.txt", b"absolute"),
+        ("../../s2.txt", b"up"),
+        ("a/../s3.txt", b"up"),
+        ("s4.txt", link(tarfile.SYMTYPE, "/etc/passwd")),
+        ("s5.txt", link(tarfile.LNKTYPE, "s0.txt")),
+        ("s6.txt", link(tarfile.FIFOTYPE, "")),
+        ("s7.txt", link(tarfile.CHRTYPE, "")),
+        ("s0.txt", b"again"),
+        ("S0.TXT", b"another case is another key"),
+        ("deep/er/s8.JPEG", b"x"),
+        ("s9.pyd", b"import os"),
+        ("caf\udce9.txt", b"a name that is not UTF-8"),
+    )
+    shards = Shards(str(path))
+    found = {sample.where.partition(":")[2]: dict(sample) for sample in shards}
+    assert found == {
+        "s0": {"txt": b"zero"},
+        "S0": {"txt": b"another case is another key"},
+        "deep/er/s8": {"jpeg": b"x"},
+        "s9": {"pyd": b"import os"},
+        "caf\\udce9": {"txt": b"a name that is not UTF-8"},
+    }
+    lost = [(entry.name, entry.what) for _, entry in shards.lost]
+    assert [name for name, _ in lost] == [
+        "/etc/s1.txt", "../../s2.txt", "a/../s3.txt", "s4.txt", "s5.txt", "s6.txt",
+        "s7.txt", "s0.txt",
+    ]  # fmt: skip
+    assert {entry.reason for _, entry in shards.lost} == {"member"}
+    assert lost[-1][1] == "the name is there twice"
+
+
+def test_members_of_a_sample_need_not_lie_together(tmp_path: Path):
+    big = bytes(200_000)
+    path = members(
+        tmp_path / "a.tar", ("a.txt", b"a"), ("b.bin", big), ("b.txt", b"b"), ("a.cls", b"1")
+    )
+    first, second = Shards(str(path))
+    assert dict(first) == {"txt": b"a", "cls": b"1"}
+    assert dict(second) == {"bin": big, "txt": b"b"}
+
+
+def test_webdataset_reads_our_shards_and_passes_over_their_header(tmp_path: Path):
+    samples = [(f"s{i}", {"json": {"label": i}, "png": encoded(i)}) for i in range(3)]
+    path = write_shard(tmp_path / "a.tar", samples, {"made": "by a test"})
+    assert Shards(str(path)).header == {"made": "by a test"}
+    theirs = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert [(s["__key__"], s["png"]) for s in theirs] == [(f"s{i}", encoded(i)) for i in range(3)]
+
+
+def test_shards_made_differently_do_not_mix(tmp_path: Path):
+    for n in range(2):
+        write_shard(tmp_path / f"a{n}.tar", [("s", {"txt": b"a"})], {"made": n})
+    with pytest.raises(UserError, match="were made with different settings"):
+        Shards(f"{tmp_path}/*.tar")
+
+
+def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Remote ones are read by fsspec; their indexes are kept in a cache."""
+    import fsspec
+
+    samples = [(f"s{i}", {"json": {"label": i}, "png": encoded(i)}) for i in range(6)]
+    write_shards(tmp_path, "a", samples, per_shard=2)
+    here = Shards(f"{tmp_path}/a-{{00000..00002}}.tar")
+    assert len(here) == 6
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.glob("a-*.tar"):
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    memory.pipe("/bucket/a-00001.tar.index", Path(f"{tmp_path}/a-00001.tar.index").read_bytes())
+    for pattern in ("memory://bucket/a-*.tar", "memory://bucket/a-{00000..00002}.tar"):
+        away = Shards(pattern)
+        assert [dict(sample) for sample in away] == [dict(sample) for sample in here]
+        block = away.block(1, 0, 2)
+        assert dict(away.read(1, 1, block=block)) == dict(here[3])
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    with pytest.raises(UserError, match="no shards match memory://none"):
+        Shards("memory://none/*.tar")
+    with pytest.raises(UserError, match="cannot be reached"):
+        Shards("nosuch://bucket/a.tar")
+
+
+def test_commands_are_not_run(tmp_path: Path):
+    trace = tmp_path / "ran"
+    for pattern in (f"pipe:touch {trace}", f" pipe:touch {trace} #.tar"):
+        with pytest.raises(UserError, match="commands are not run"):
+            Shards(pattern)
+    assert not trace.exists()
+
+
+def test_missing_shards_and_what_is_no_shard_are_named(tmp_path: Path, shard: Path):
+    with pytest.raises(UserError, match=r"no shards match .*none-\*\.tar; run this"):
+        Shards(f"{tmp_path}/none-*.tar", "run this")
+    save(tmp_path / "b.tar", b"not a tar file")
+    with pytest.raises(UserError, match=r"b\.tar: not a tar file with samples"):
+        Shards(f"{tmp_path}/b.tar")
+    shards = Shards(str(shard))
+    shard.unlink()
+    with pytest.raises(UserError, match=r"a-00000\.tar: cannot be read"):
+        shards[0]
+
+
+def test_a_webdataset_of_txt_and_cls_members_is_read_as_it_is():
+    sample = Sample({"txt": "ein Hund \u2028".encode(), "cls": b"7"}, "here")
+    assert sample.json() == {"captions": ["ein Hund \u2028"], "label": 7}
+    both = Sample({"json": b'{"captions": ["a"], "label": 1}', "txt": b"b", "cls": b"2"}, "here")
+    assert both.json() == {"captions": ["a"], "label": 1}
+    with pytest.raises(UserError, match=r"here\.cls"):
+        Sample({"cls": b"seven"}, "here").json()
+
+
+# Members that are not what they seem
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_broken_json_is_refused(data: bytes):
+    with pytest.raises(UserError, match=r"here\.json"):
+        Sample({"json": data}, "here").json()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", encoded(0)[:200], encoded(0, "jpeg")[:300], encoded(0, "eps")],
+    ids=["empty", "text", "cut png", "cut jpeg", "postscript"],
+)
+def test_what_is_no_whole_picture_is_refused(data: bytes):
+    with pytest.raises(UserError, match=r"here: not a readable picture"):
+        open_picture(data, "here")
+
+
+def test_a_pickled_array_is_refused_and_not_run(tmp_path: Path):
+    trace = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (trace,))
+
+    file = io.BytesIO()
+    np.save(file, np.array([Evil()], dtype=object), allow_pickle=True)
+    for data in (file.getvalue(), pickle.dumps(Evil())):
+        with pytest.raises(UserError, match=r"here\.moments\.npy: not a plain array"):
+            Sample({"moments.npy": data}, "here").array("moments.npy")
+    assert not trace.exists()
+
+
+def test_arrays_that_are_cut_short_or_something_else_are_refused():
+    file, several = io.BytesIO(), io.BytesIO()
+    np.save(file, np.zeros((2, 3), np.float16))
+    np.savez(several, np.zeros(3))
+    huge = file.getvalue().replace(b"(2, 3), }      ", b"(99999999, 99)}")
+    for data in (b"", file.getvalue()[:20], file.getvalue()[:-1], several.getvalue(), huge):
+        with pytest.raises(UserError, match=r"here\.a\.npy: not a plain array"):
+            Sample({"a.npy": data}, "here").array("a.npy")
+    assert Sample({"a.npy": file.getvalue()}, "here").array("a.npy").shape == (2, 3)
