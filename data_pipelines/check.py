@@ -69,6 +69,8 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
     if _is_digits(config):
         return [f"mmfusion data digits -o {folder}"]
     command, given = GIVEN[sources[0].task]
+    if command == "imagenet" and any(s.task != "class_to_image" for s in sources):
+        given += " --captions RECAPTIONS"
     if config.image.codec == "pixel":
         return [f"mmfusion data {command} {given} -o {folder}"]
     pictures = folder.with_name(folder.name.removesuffix(LATENTS))

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,10 +157,16 @@ class MixedRows:
         while True:
             yield self.batches
 
-    def state(self) -> dict[int, dict[str, int]]:
-        return {self.rank: {"documents": 1}}
+    def lost(self) -> list[dict[str, Any]]:
+        return []
 
-    def resume(self, state: dict[int, dict[str, int]]) -> None:
+    def layout(self) -> dict[str, Any]:
+        return {"columns": ["documents"]}
+
+    def state(self) -> dict[int, list[int]]:
+        return {self.rank: [1]}
+
+    def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None:
         raise AssertionError("nothing to go on from")
 
 

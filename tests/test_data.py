@@ -48,7 +48,10 @@ def test_mm_xl_without_its_data_lists_every_missing_piece(
             "image.vae: no folder data/vae/mar-kl16",
             "mmfusion import mar-vae kl16.ckpt data/vae/mar-kl16",
         ),
-        ("sources imagenet: no shards", 'latents "data/imagenet/*.tar" --config mm_xl --flip -o'),
+        (
+            "sources imagenet, recaption: no shards",
+            'latents "data/imagenet/*.tar" --config mm_xl --flip -o',
+        ),
         ("sources draw, caption: no shards", "captions CAPTIONS.jsonl -o data/captions\n"),
         ("sources interleaved: no shards", "interleaved DOCUMENTS.jsonl -o data/interleaved\n"),
         ("classes_file: no file data/imagenet/classes.json", "-o data/imagenet\n"),

@@ -1,6 +1,8 @@
 """Shards of pictures to shards of latents, and what training makes of them."""
 
+import hashlib
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from material import encoded, interleaved_lines, make_vae, pixels
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.interleaved import write_interleaved
 from mmfusion.data_pipelines.latents import write_latents
+from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from PIL import Image as Picture
@@ -134,6 +137,39 @@ def test_latents_say_what_is_wrong(tmp_path: Path, vae: Path):
     made = write_latents(pattern, tmp_path / "out", latent_config(vae))
     assert made.lost == {"picture": 2}
     assert len(Shards(f"{tmp_path}/out/*.tar")) == 1
+
+
+def test_training_refuses_latents_of_another_autoencoder(tmp_path: Path, vae: Path):
+    """The shards say whose they are: SHA-256 of the weights, scale, size, crop, precision."""
+    samples = [(f"s{i}", {"json": {"label": i % 2}, "png": encoded(i)}) for i in range(4)]
+    write_shards(tmp_path / "in", "a", samples)
+    config = latent_config(vae)
+    write_latents(f"{tmp_path}/in/*.tar", tmp_path / "out", config, flip=True)
+    header = Shards(f"{tmp_path}/out/*.tar").header["latents"]
+    weights = (vae / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert header == {
+        "vae": hashlib.sha256(weights).hexdigest(), "scale": 0.5, "shift": 0.0, "size": 16,
+        "channels": 3, "crop": "centre, ADM", "precision": "float32, kept as float16", "flip": True,
+    }  # fmt: skip
+
+    def rows(image: ImageConfig) -> Loader:
+        run = maker(image).config.model_dump()
+        run["data"]["sources"][0]["shards"] = f"{tmp_path}/out/*.tar"
+        return Loader(Config.model_validate(run))
+
+    next(iter(rows(config)))
+    copied = shutil.copytree(vae, tmp_path / "copy")  # the same autoencoder elsewhere
+    next(iter(rows(latent_config(copied))))
+    other = make_vae(tmp_path / "other", seed=1)
+    for image, said in (
+        (latent_config(other), "data source a: its latents were made with vae '.*', the config's"),
+        (latent_config(vae, latent_scale=0.25), r"made with scale 0\.5, .* has 0\.25"),
+        (latent_config(vae, size=32), r"made with size 16, .* has 32"),
+    ):
+        with pytest.raises(UserError, match=said):
+            rows(image)
+    with pytest.raises(UserError, match=r"image\.vae .*nowhere/at/all: no such folder"):
+        rows(latent_config(tmp_path / "nowhere/at/all"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,254 @@
+"""Our loader beside webdataset's own pipeline, on the same shards.
+
+    python -m benchmarks.loader                        # on pictures made for it
+    python -m benchmarks.loader --shards "data/*.tar"  # on one's own
+
+Compared are samples a second (decode on and off, in this process and with workers), the time to
+the first sample when a run resumes in the middle of an epoch, and the memory of an open data set of
+1,000 shards. Both sides give the same: members as bytes, or pictures as the square pixels that
+`prepare` makes, shuffled, with our checksums checked and theirs not there. Rounds alternate; a
+figure is the median of its rounds, a ratio the median of the rounds' ratios.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.order import Order
+from mmfusion.data_pipelines.shards import Shards, write_shards
+from PIL import Image as Picture
+from PIL import ImageFilter
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mmfusion.codecs.image import prepare
+from mmfusion.config import Config
+
+SLOTS, BLOCK, SIZE = 64, 16, 256  # a rank of 4 on mm_xl has 64 row slots
+
+
+def make_pictures(folder: Path, count: int) -> str:
+    """Shards of smooth coloured noise, 500 x 375 pixels, about 60 kB each: like photos."""
+
+    def samples() -> Iterator[tuple[str, dict[str, Any]]]:
+        rng = np.random.default_rng(0)
+        for n in range(count):
+            noise = Picture.fromarray(rng.integers(0, 256, (375, 500, 3), np.uint8))
+            file = io.BytesIO()
+            noise.filter(ImageFilter.GaussianBlur(1)).save(file, "jpeg", quality=90)
+            yield f"{n:06d}", {"json": {"label": n}, "jpg": file.getvalue()}
+
+    write_shards(folder, "a", samples(), per_shard=250)
+    return f"{folder}/a-*.tar"
+
+
+# Both sides
+
+
+class Ours(IterableDataset):
+    """Samples as training takes them: row slots in turn, blocks, checksums."""
+
+    def __init__(self, pattern: str, decode: bool) -> None:
+        self.shards, self.decode = Shards(pattern), decode
+        self.order = Order(self.shards.sizes, SLOTS, BLOCK, 0, "a")
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        slots = range(SLOTS)[worker.id :: worker.num_workers] if worker else range(SLOTS)
+        at: dict[int, tuple] = {}
+        blocks: dict[int, Any] = {}
+        for draw in range(len(self.shards) // SLOTS):
+            for slot in slots:
+                _, shard, number = self.order.place(slot, draw)
+                place = self.order.block(slot, draw)
+                if at.get(slot) != place:
+                    at[slot], blocks[slot] = place, self.shards.block(*place)
+                sample = self.shards.read(shard, number, block=blocks[slot])
+                yield prepare(sample.picture(), SIZE, 3) if self.decode else dict(sample)
+
+
+def square(sample: tuple[Picture.Image]) -> np.ndarray:
+    """What webdataset decoded, as the square that our side makes."""
+    return prepare(sample[0], SIZE, 3)
+
+
+def theirs(pattern: str, decode: bool) -> IterableDataset:
+    """The pipeline of webdataset as its README has it."""
+    files = [str(path) for path in sorted(Path("/").glob(os.path.abspath(pattern)[1:]))]
+    data = webdataset.WebDataset(files, shardshuffle=len(files), seed=0).shuffle(1000)
+    if not decode:
+        return data
+    return data.decode("pil").to_tuple("jpg;jpeg;png").map(square)
+
+
+def first(rows: list) -> Any:
+    """A batch of one."""
+    return rows[0]
+
+
+def rate(make: Callable[[], Iterable], workers: int, count: int) -> float:
+    """Samples a second over `count` samples, start-up included."""
+    start = time.perf_counter()
+    loader = DataLoader(make(), batch_size=1, num_workers=workers, collate_fn=first)  # type: ignore[arg-type]
+    got = sum(1 for _ in islice(loader, count))
+    return got / (time.perf_counter() - start)
+
+
+def throughput(pattern: str, rounds: int, count: int) -> list[dict[str, Any]]:
+    """Samples a second, side by side."""
+    results = []
+    for decode in (True, False):
+        for workers in (0, 2):
+            sides = {
+                "ours": partial(Ours, pattern, decode),
+                "webdataset": partial(theirs, pattern, decode),
+            }
+            found: dict[str, list[float]] = {name: [] for name in sides}
+            for make in sides.values():  # files into the page cache, modules loaded
+                rate(make, workers, min(count, 200))
+            for turn in range(rounds):
+                names = list(sides) if turn % 2 == 0 else list(sides)[::-1]
+                for name in names:
+                    found[name].append(rate(sides[name], workers, count))
+            ratios = [a / b for a, b in zip(*found.values(), strict=True)]
+            results.append(
+                {
+                    "decode": decode,
+                    "workers": workers,
+                    **{name: round(median(values)) for name, values in found.items()},
+                    "ratio": round(median(ratios), 2),
+                    "ratios": [round(r, 2) for r in ratios],
+                }
+            )
+            print(json.dumps(results[-1]), flush=True)
+    return results
+
+
+# Resume and memory, at 1,000 shards
+
+
+def many_shards(folder: Path, shards: int, samples: int) -> str:
+    """One shard of small samples under many names: hard links, each with an index."""
+    tiny = (
+        (f"{n:06d}", {"cls": str(n % 1000).encode(), "txt": b"a caption"}) for n in range(samples)
+    )
+    (shard,) = write_shards(folder / "one", "a", tiny, per_shard=samples)
+    for n in range(shards):
+        path = folder / "many" / f"a-{n:05d}.tar"
+        path.parent.mkdir(exist_ok=True)
+        os.link(shard, path)
+        shutil.copyfile(f"{shard}.index", f"{path}.index")
+    return f"{folder}/many/a-*.tar"
+
+
+def resident() -> float:
+    """MiB of memory of this process alone: what it shares with files and others left out."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    private = [line.split()[1] for line in text.splitlines() if line.startswith("Private")]
+    return sum(map(int, private)) / 1024
+
+
+def measured(work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds and private MiB that some work takes, in a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before, start = resident(), time.perf_counter()
+        kept = work()
+        found = {"seconds": time.perf_counter() - start, "MiB": resident() - before}
+        os.write(writer, json.dumps(found).encode())
+        del kept
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        return {name: round(value, 3) for name, value in json.load(file).items()}
+
+
+def rows(pattern: str) -> Loader:
+    """The loader that training has, for class -> picture on 8x8 pixels."""
+    source = {"name": "a", "task": "class_to_image", "shards": pattern}
+    return Loader(
+        Config.model_validate(
+            {
+                "row_length": 128,
+                "image": {"size": 8, "channels": 1, "patch": 2},
+                "classes": [str(n) for n in range(1000)],
+                "decoder": {"width": 32, "depth": 1, "heads": 2},
+                "data": {"rows": SLOTS, "micro_rows": SLOTS, "sources": [source]},
+                "train": {"output": "unused", "steps": 1, "lr": 1e-3},
+            }
+        )
+    )
+
+
+def resume_ours(pattern: str) -> Any:
+    """Open the shards, go on in the middle of an epoch, and pack the first step's rows."""
+    loader = rows(pattern)
+    middle = len(loader.sources[0].shards) // SLOTS // 2
+    state = [middle, *[0] * (len(loader.layout()["columns"]) - 2), middle]
+    loader.resume(loader.layout(), {slot: list(state) for slot in range(SLOTS)})
+    next(iter(loader))
+    return loader
+
+
+def walk_ours(pattern: str) -> Any:
+    """50,000 samples, from all over the shards."""
+    data = Ours(pattern, decode=False)
+    for _ in islice(data, 50_000):
+        pass
+    return data
+
+
+def resume_theirs(pattern: str) -> Any:
+    """It saves no place: a run that goes on reads half the epoch again."""
+    files = sorted(Path("/").glob(pattern[1:]))
+    half = sum(len(Shards(str(path))) for path in files[:1]) * len(files) // 2
+    data = webdataset.WebDataset([str(path) for path in files], shardshuffle=len(files), seed=0)
+    for _ in islice(data, half):
+        pass
+    return data
+
+
+def main() -> None:
+    """Run it all and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", help="glob of shards with pictures; default: made for it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=1000, help="of each round")
+    parser.add_argument("--many", type=int, default=1000, help="shards for resume and memory")
+    parser.add_argument("--each", type=int, default=1000, help="samples in each of these")
+    parser.add_argument("--json", help="where the figures go as JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pattern = given.shards or make_pictures(folder / "pictures", given.samples)
+        results: dict[str, Any] = {"throughput": throughput(pattern, given.rounds, given.samples)}
+        many = many_shards(folder, given.many, given.each)
+        for name, work in (
+            ("resume, ours", resume_ours),
+            ("50,000 samples, ours", walk_ours),
+            ("resume, webdataset", resume_theirs),
+        ):
+            results[name] = measured(partial(work, many))
+            print(name, json.dumps(results[name]), flush=True)
+    if given.json:
+        Path(given.json).write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
