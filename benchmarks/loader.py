@@ -142,9 +142,10 @@ def throughput(pattern: str, rounds: int, count: int) -> list[dict[str, Any]]:
 
 def many_shards(folder: Path, shards: int, samples: int) -> str:
     """One shard of small samples under many names: hard links, each with an index."""
-    tiny = (
-        (f"{n:06d}", {"cls": str(n % 1000).encode(), "txt": b"a caption"}) for n in range(samples)
-    )
+    file = io.BytesIO()
+    Picture.new("L", (8, 8)).save(file, "png")
+    png = file.getvalue()
+    tiny = ((f"{n:06d}", {"cls": str(n % 1000).encode(), "png": png}) for n in range(samples))
     (shard,) = write_shards(folder / "one", "a", tiny, per_shard=samples)
     for n in range(shards):
         path = folder / "many" / f"a-{n:05d}.tar"
