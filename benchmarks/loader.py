@@ -156,9 +156,9 @@ def many_shards(folder: Path, shards: int, samples: int) -> str:
 
 
 def resident() -> float:
-    """MiB of memory of this process alone: what it shares with files and others left out."""
+    """MiB of memory of this process; the pages of mapped files, which all share, left out."""
     text = Path("/proc/self/smaps_rollup").read_text()
-    private = [line.split()[1] for line in text.splitlines() if line.startswith("Private")]
+    private = [line.split()[1] for line in text.splitlines() if line.startswith("Anonymous")]
     return sum(map(int, private)) / 1024
 
 

@@ -29,15 +29,20 @@ app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
 
 
+LOCAL_RANK = "--local_rank=", "--local-rank="
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2, and a line that says what to mend, for a user's mistake."""
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
     # runs: beside a test suite on 2 cores training became several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for argument in [a for a in given if a.startswith(LOCAL_RANK)]:  # launchers append it
+        os.environ.setdefault("LOCAL_RANK", argument.partition("=")[2])
+        given.remove(argument)
     try:
-        # DeepSpeed's launcher appends it; the environment says the same.
-        app([argument for argument in given if not argument.startswith("--local_rank=")])
+        app(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

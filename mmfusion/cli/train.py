@@ -1,7 +1,6 @@
 """`mmfusion train`."""
 
 import logging
-import os
 from typing import Annotated
 
 import typer
@@ -21,14 +20,12 @@ def train(
     until: Annotated[
         int | None, typer.Option(help="stop at this step; the next start goes on from there")
     ] = None,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Train a model; a second start goes on from the newest checkpoint."""
     from mmfusion.config import load
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     settings = load(config, overrides or [])
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # an older launcher's way to say it
     if dry_run:
         from mmfusion.training.plan import plan
 
