@@ -7,6 +7,7 @@ left alone. Items that cannot be used are left out, counted by reason and listed
 """
 
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -126,17 +127,18 @@ def write_parts(
     first = rank * len(paths) // world
     bar = tqdm(total=len(paths), desc=what, unit="shard", disable=rank > 0, bar_format=BAR)
     with bar, ThreadPoolExecutor(THREADS) as pool:
-        for path in paths[first:] + paths[:first]:
-            with claim(path, static=paths.index(path) % world == rank) as mine:
-                bar.n = sum(p.exists() for p in paths)
-                bar.refresh()
+        for number in [*range(first, len(paths)), *range(first)]:
+            path = paths[number]
+            with claim(path, static=number % world == rank) as mine:
                 if not mine:
+                    bar.update(path.exists())
                     continue
                 lost: list[dict[str, Any]] = []
                 items = _each(parts[path](), pool, bar, made, lost, most_lost, what)
                 samples = finish(items) if finish else (s for found in items for s in found)  # type: ignore[attr-defined]
                 write_shard(path, _listing(samples, path, lost), header)
                 made.new += 1
+                bar.n = round(bar.n)
     made.shards = sum(path.exists() for path in paths)
     made.missing = len(paths) - made.shards
     made.lost = Counter(entry["reason"] for path in paths for entry in lost_items(path))
@@ -157,7 +159,7 @@ def _each(
 ) -> Iterator[T]:
     """The items of a part in order, made by threads a little ahead; what is damaged, to `lost`."""
     ahead: deque[tuple[int, Future[T]]] = deque()
-    numbers = iter(range(len(part)))
+    numbers, finished = iter(range(len(part))), bar.n
     while True:
         for number in numbers:
             ahead.append((number, pool.submit(part.__getitem__, number)))
@@ -181,7 +183,8 @@ def _each(
                     f"{what}: {total} of {made.items} items cannot be used ({reasons(made.lost)}); "
                     f"the last: {error}"
                 ) from None
-        bar.update(1 / len(part))
+        bar.n = finished + (number + 1) / len(part)
+        bar.update(0)
 
 
 def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) -> Iterator[Sample]:
@@ -236,6 +239,8 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
             yield mine and not path.exists()
         finally:
             if mine:
+                for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                    left.unlink(missing_ok=True)  # of a process that was killed
                 name.unlink(missing_ok=True)
     finally:
         os.close(file)

@@ -1,0 +1,160 @@
+"""Shards made side by side: who makes which, what is left out, and what must not mix."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmfusion.data_pipelines.jobs import claim, cut, lost_items, write_parts
+from mmfusion.data_pipelines.shards import Shards
+
+from mmfusion.errors import Damage, UserError
+
+KEPT = [n for n in range(40) if n % 7 != 3]
+fork = multiprocessing.get_context("fork")
+
+
+def item(number: int) -> list[tuple[str, dict[str, Any]]]:
+    """One sample, two for multiples of ten, none for what is damaged."""
+    if number % 7 == 3:
+        raise Damage("caption", f"line {number}: no text")
+    copies = 2 if number % 10 == 0 else 1
+    return [(f"{number:04d}-{copy}", {"json": {"label": number}}) for copy in range(copies)]
+
+
+def make(folder: Path, count: int = 40, work: Any = item, **options: Any) -> Any:
+    parts = cut(folder, "a", count, work, per_shard=5)
+    return write_parts(parts, "a", "numbers", options.pop("settings", {}), most_lost=0.5, **options)
+
+
+def labels(folder: Path) -> list[int]:
+    return [sample.json()["label"] for sample in Shards(f"{folder}/a-*.tar")]
+
+
+def test_items_become_shuffled_samples_and_what_is_damaged_is_listed(tmp_path: Path):
+    made = make(tmp_path)
+    assert (made.shards, made.new, made.missing, made.items) == (8, 8, 0, 40)
+    assert made.lost == {"caption": 6}
+    found = labels(tmp_path)
+    assert sorted(found) == sorted([*KEPT, 0, 20, 30])
+    assert found != sorted(found)
+    listed = [entry for path in sorted(tmp_path.glob("a-*.tar")) for entry in lost_items(path)]
+    assert sorted(entry["item"] for entry in listed) == [3, 10, 17, 24, 31, 38]
+    assert {(e["reason"], e["what"]) for e in listed} >= {("caption", "line 38: no text")}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_run_makes_what_is_missing_and_only_that(tmp_path: Path):
+    make(tmp_path)
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("a-*.tar")}
+    (tmp_path / "a-00003.tar").unlink()
+    made = make(tmp_path)
+    assert (made.shards, made.new, made.items) == (8, 1, 5)
+    assert made.lost == {"caption": 6}  # of all shards
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("a-*.tar")} == whole
+
+
+def slow(number: int) -> list[tuple[str, dict[str, Any]]]:
+    time.sleep(0.02)
+    return item(number)
+
+
+def worker(folder: Path, rank: int, world: int) -> None:
+    os.environ.update(RANK=str(rank % world), WORLD_SIZE=str(world))
+    made = make(folder, work=slow)
+    (folder / f"rank{rank}.json").write_text(json.dumps([made.new, made.missing, made.shards]))
+
+
+@pytest.mark.parametrize("world", [1, 3])  # three that know of each other, and three that do not
+def test_processes_share_out_the_shards(tmp_path: Path, world: int):
+    make(tmp_path / "alone")
+    folder = tmp_path / "together"
+    folder.mkdir()
+    ranks = range(3)
+    processes = [fork.Process(target=worker, args=(folder, r, world)) for r in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    told = [json.loads((folder / f"rank{r}.json").read_text()) for r in ranks]
+    assert sum(new for new, _, _ in told) == 8
+    assert sum(new > 0 for new, _, _ in told) > 1
+    assert all(missing + shards == 8 for _, missing, shards in told)
+    assert any(missing == 0 for _, missing, _ in told)
+    for path in (tmp_path / "alone").glob("a-*.tar*"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_killed_process_leaves_its_shard_to_others(tmp_path: Path):
+    process = fork.Process(target=worker, args=(tmp_path, 0, 1))
+    process.start()
+    while not list(tmp_path.glob(".a-*.part")):
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list(tmp_path.glob(".a-*.part"))
+    made = make(tmp_path)
+    assert (made.shards, made.missing) == (8, 0)
+    assert not list(tmp_path.glob(".a-*.part"))
+    assert Counter(labels(tmp_path)) == Counter([*KEPT, 0, 20, 30])
+
+
+def holds(path: Path, ready: Any, go: Any) -> None:
+    with claim(path) as mine:
+        assert mine
+        ready.set()
+        go.wait()
+
+
+def test_a_claim_is_held_by_one(tmp_path: Path):
+    path, ready, go = tmp_path / "a.tar", fork.Event(), fork.Event()
+    process = fork.Process(target=holds, args=(path, ready, go))
+    process.start()
+    ready.wait()
+    with claim(path) as mine:
+        assert not mine
+    go.set()
+    process.join()
+    assert process.exitcode == 0
+    with claim(path) as mine:
+        assert mine
+    path.touch()
+    with claim(path) as mine:
+        assert not mine  # it is there
+
+
+def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
+    def mostly_bad(number: int) -> list[tuple[str, dict[str, Any]]]:
+        if number >= 20:
+            raise Damage("picture", f"picture {number}: broken")
+        return item(number)
+
+    parts = cut(tmp_path, "a", 40, mostly_bad, seed=None, per_shard=5)
+    said = r"numbers: 12 of 29 items cannot be used \(9 picture, 3 caption\); the last: picture"
+    with pytest.raises(UserError, match=said):
+        write_parts(parts, "a", "numbers", {}, most_lost=0.05)
+    assert sorted(labels(tmp_path)) == sorted([*KEPT[:17], 0])
+
+
+def test_other_settings_do_not_mix(tmp_path: Path):
+    make(tmp_path, settings={"size": 256, "names": ["ä"]})
+    make(tmp_path, settings={"size": 256, "names": ["ä"]})
+    with pytest.raises(
+        UserError, match=r"a-\*\.tar were made with other settings \(size: 256, now 8"
+    ):
+        make(tmp_path, settings={"size": 8, "names": ["ä"]})
+    (tmp_path / "a.settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.settings\.json: cannot be read"):
+        make(tmp_path, settings={"size": 256})
+    (tmp_path / "a.settings.json").unlink()
+    with pytest.raises(UserError, match=r"already has shards a-\*\.tar of which nothing says how"):
+        make(tmp_path, settings={"size": 256})
+    with pytest.raises(UserError, match="there is nothing to read"):
+        make(tmp_path / "b", count=0)
