@@ -1,8 +1,8 @@
 """Long documents as several shorter ones: nothing is lost or doubled, no picture is cut.
 
 Documents are split between parts. A text that is too long by itself is cut first: after a sentence
-where one ends early enough, else after a word, else anywhere. Of all ways to split, the one is
-taken that leaves out least, then the one with the fewest pieces.
+where one ends early enough, else after a word, else anywhere. The chunks keep all spaces. Of all
+ways to split, the one is taken that leaves out least, then the one with the fewest pieces.
 """
 
 import re
@@ -19,8 +19,8 @@ from .content import Part, PicturePart, TextPart
 BYTES = 3  # a token, where there is no tokenizer: English has about 4, Chinese 3 a character
 ENDS = 2  # tokens that an answer has besides its text: its control token and its end
 LONGEST_TOKEN = 16  # characters, mostly: the end of a chunk is looked for so far
-SENTENCE = re.compile(r"[.!?…][\"')\]»”’]*\s+|[。！？]\s*|\n\s*")
-WORD = re.compile(r"\s+")
+SENTENCE = re.compile(r"[.!?…][\"')\]»”’]*\s+|[。！？]\s*|(?<=\S)\s*\n\s*")
+WORD = re.compile(r"(?<=\S)\s+")  # not where a text begins with spaces: they would be a chunk
 
 
 @dataclass(frozen=True)
