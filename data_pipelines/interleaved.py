@@ -143,7 +143,7 @@ class _Partly:
         if counts["missed"]:
             log.warning("%d of %d pictures cannot be read", counts["missed"], pictures)
         if counts["stretches"]:
-            log.warning("%d stretches of documents teach nothing", counts["stretches"])
+            log.warning("stretches of documents that teach nothing: %d", counts["stretches"])
         if counts["noted"]:
             log.warning("their documents go on without them; `left_out` in a sample lists them")
 

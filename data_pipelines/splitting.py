@@ -18,7 +18,7 @@ from .content import Part, PicturePart, TextPart
 
 BYTES = 3  # a token, where there is no tokenizer: English has about 4, Chinese 3 a character
 ENDS = 2  # tokens that an answer has besides its text: its control token and its end
-LONGEST_TOKEN = 16  # characters, mostly: the end of a chunk is looked for so far
+NEARBY = 8  # characters a token, among which the end of a chunk is looked for; English has 4 to 5
 SENTENCE = re.compile(r"[.!?…][\"')\]»”’]*\s+|[。！？]\s*|(?<=\S)\s*\n\s*")
 WORD = re.compile(r"(?<=\S)\s+")  # not where a text begins with spaces: they would be a chunk
 
@@ -122,7 +122,7 @@ def _cut(part: Part, most: int, count: Callable[[str], int]) -> Iterator[Part]:
 
 def _end(text: str, most: int, count: Callable[[str], int]) -> int:
     """Where the longest beginning of at most `most` tokens ends, at the best border there is."""
-    near = text[: most * LONGEST_TOKEN]
+    near = text[: most * NEARBY]
     ends: Sequence[int]
     for ends in (
         [found.end() for found in SENTENCE.finditer(near)],

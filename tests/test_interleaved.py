@@ -471,7 +471,7 @@ def test_stretches_that_teach_nothing_are_left_out_and_told(
     assert contents(tmp_path) == [[given[1], {"image": "0.png", "target": True}]]
     (said,) = Shards(f"{tmp_path}/out/*.tar")[0].json()["left_out"]
     assert said.startswith("a stretch that teaches nothing (0 pictures, text 'word word ")
-    assert "1 stretches of documents teach nothing" in caplog.text
+    assert "stretches of documents that teach nothing: 1" in caplog.text
 
 
 # Training
