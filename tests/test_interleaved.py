@@ -328,7 +328,7 @@ def test_pictures_are_looked_for_in_their_folder_alone(tmp_path: Path, pictures:
     assert contents(tmp_path) == [[{"answer": "a"}, {"image": "0.png", "target": True}]]
     # The user's own list may name any file.
     own = {"content": [{"image": str(tmp_path / "secret.png")}, {"answer": "a"}]}
-    write_interleaved(jsonl(tmp_path / "own.jsonl", own), tmp_path / "own")
+    write_interleaved(jsonl(tmp_path / "own.jsonl", own), tmp_path / "own", images=pictures)
 
 
 def test_pictures_none_of_which_is_there_stop_the_job(
@@ -366,6 +366,17 @@ def test_a_gzip_is_read_like_what_is_in_it(
     found = Records(str(packed), ())
     assert found[9] == lines[-1 - 1]
     assert found[0] == lines[0]  # backwards, too
+
+
+def test_one_gzip_is_open_at_a_time(tmp_path: Path):
+    """A corpus has more files than a process may open."""
+    line = gzip.compress(b'{"content": []}\n')
+    for number in range(8):
+        save(tmp_path / f"{number}.jsonl.gz", line)
+    found = Records(f"{tmp_path}/*.gz", ())
+    before = len(os.listdir("/proc/self/fd"))
+    assert [found[number] for number in range(8)] == [{"content": []}] * 8
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 def test_records_are_shuffled_as_far_as_they_are_near(

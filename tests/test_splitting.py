@@ -171,6 +171,9 @@ def test_a_picture_that_opens_a_piece_of_a_page_is_given():
     pages = [pic("a"), text(60), pic("b"), text(60)]
     pieces, _ = split(pages, limits, count, web=True)
     assert pieces == [[pic("a", False), pages[1]], [pic("b", False), pages[3]]]
+    # A target of our own format stays one, but the cut is where something stands before it.
+    parts = [text(60), pic("a"), text(60, False), pic("b")]
+    assert split(parts, limits, count) == ([parts[:2], parts[2:]], [])
     # Alone it teaches nothing.
     assert split([pic("a")], limits, count, web=True) == ([], [[pic("a", False)]])
 
