@@ -12,7 +12,6 @@ import pytest
 from material import REAL, encoded, interleaved_lines, jsonl, make_vae, pixels, run, save
 from mmfusion.data_pipelines.captions import write_captions
 from mmfusion.data_pipelines.imagenet import write_imagenet
-from mmfusion.data_pipelines.interleaved import write_interleaved
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.pictures import PictureReader
 from mmfusion.data_pipelines.shards import Shards, write_shards
@@ -118,7 +117,7 @@ def test_imagenet_says_what_is_wrong_with_its_input(class_folders: Path, tmp_pat
         write_imagenet(class_folders, tmp_path / "out")
 
 
-# Captions, interleaved documents, tokenizer
+# Captions, tokenizer
 
 
 def test_captions_become_shards_and_bad_lines_are_counted(
@@ -152,18 +151,6 @@ def test_captions_become_shards_and_bad_lines_are_counted(
     for number in range(4, 13):
         assert f"list.jsonl:{number}: " in caplog.text or number in (10, 11)
     assert "none.jpg" in caplog.text
-
-
-def test_interleaved_documents_become_shards(tmp_path: Path):
-    made = write_interleaved(interleaved_lines(tmp_path), tmp_path / "out", seed=None)
-    first, second = Shards(f"{tmp_path}/out/*.tar")
-    assert first.json()["content"] == [
-        {"image": "0.jpg"}, {"text": "then comes"}, {"answer": "this"},
-        {"image": "1.png", "target": True},
-    ]  # fmt: skip
-    assert (first["0.jpg"], first["1.png"]) == (encoded(0, "jpeg"), encoded(1))
-    assert second.json()["content"] == [{"image": "0.png"}, {"answer": "one"}]
-    assert made.lost == {"content": 5}
 
 
 def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):

@@ -67,16 +67,55 @@ def captions(
 
 @app.command()
 def interleaved(
-    lines: Annotated[Path, typer.Argument(help='JSONL of {"content": [{"text": ...}, ...]}')],
+    documents: Annotated[
+        str, typer.Argument(help="JSONL, JSONL.gz or parquet; a glob in quotes for several files")
+    ],
     output: Output = Path("data/interleaved"),
+    images: Annotated[
+        Path | None, typer.Option(help="folder of the pictures; default: that of the documents")
+    ] = None,
+    image_table: Annotated[
+        Path | None, typer.Option(help="JSONL, CSV or parquet with the columns url and path")
+    ] = None,
+    learn: Annotated[
+        Literal["text", "pictures", "both"], typer.Option(help="of MMC4 and OBELICS")
+    ] = "both",
+    min_similarity: Annotated[
+        float | None, typer.Option(help="of MMC4's pictures to their sentences")
+    ] = None,
+    max_pictures: Annotated[int, typer.Option(min=1, help="of a sample")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=16, help="of a sample's texts")] = 1024,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="model that counts tokens; default: 3 bytes are one")
+    ] = None,
     size: Size = None,
     format: Format = "jpeg",
+    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     name: Name = "train",
+    per_shard: Annotated[int, typer.Option(min=1, help="documents of a shard")] = 2000,
+    most_lost: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the documents that may be unusable")
+    ] = 0.1,
 ) -> None:
-    """Write documents of pictures and texts as shards."""
+    """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
+    from mmfusion.data_pipelines.content import Reading
     from mmfusion.data_pipelines.interleaved import write_interleaved
+    from mmfusion.data_pipelines.splitting import Limits
 
-    _say(write_interleaved(lines, output, name, _reader(size, format)), output)
+    made = write_interleaved(
+        documents,
+        output,
+        name,
+        _reader(size, format),
+        seed,
+        Reading(learn, min_similarity),
+        Limits(max_pictures, max_tokens, tokenizer),
+        images,
+        image_table,
+        per_shard,
+        most_lost,
+    )
+    _say(made, output)
 
 
 @app.command()

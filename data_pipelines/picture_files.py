@@ -1,0 +1,102 @@
+"""Where a document's pictures are: in a folder, in the record, or in a table of URLs and files."""
+
+import csv
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from mmfusion.errors import Damage, UserError, first_line
+
+from .content import PicturePart
+from .jobs import facts
+from .pictures import PictureReader
+from .records import BROKEN_GZIP, BROKEN_PARQUET
+
+
+@dataclass
+class PictureFiles:
+    """Finds and reads pictures.
+
+    Attributes:
+        reader: how they become members.
+        folder: that paths are relative to; None is the folder of the record's file.
+        table: URL -> file.
+    """
+
+    reader: PictureReader
+    folder: Path | None = None
+    table: dict[str, Path] = field(default_factory=dict)
+
+    def read(self, part: PicturePart, beside: Path, anywhere: bool) -> tuple[str, bytes]:
+        """The member's extension and bytes.
+
+        Args:
+            part: which picture.
+            beside: the folder of the record's file.
+            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder.
+
+        Raises:
+            Damage: it is not there, or not a whole picture.
+        """
+        if part.data is not None:
+            return self.reader.member(part.data, "a picture in the record")
+        path = self.table.get(part.url or "")
+        if path is None and part.path is not None:
+            folder = self.folder or beside
+            path = folder / part.path
+            if not anywhere and not Path(abspath(path)).is_relative_to(abspath(folder)):
+                raise Damage("picture", f"picture {part.path}: is not in the folder {folder}")
+        if path is None:
+            raise Damage("picture", f"picture {part.url}: not fetched; --image-table has no file")
+        if not path.is_file():  # a pipe or device would be read for ever
+            raise Damage("picture", f"picture {path}: no such file")
+        return self.reader.read(path)
+
+
+def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
+    """The files of URLs, from the columns `url` and `path` of a JSONL, CSV or parquet file.
+
+    Paths are relative to `folder`, or else to the table's own. A row without a path, as of a
+    picture that could not be fetched, is passed over. The table is held in memory.
+
+    Raises:
+        UserError: it cannot be read, or lacks the columns.
+    """
+    table: dict[str, Path] = {}
+    try:
+        for row in _rows(path):
+            url, file = row.get("url"), row.get("path")
+            if not isinstance(url, str) or not isinstance(file, str | None):
+                raise UserError(f"{path}: a row is {ascii(row)[:200]}; expected `url` and `path`")
+            if file:
+                table[url] = (folder or path.parent) / file
+    except (*BROKEN_GZIP, *BROKEN_PARQUET, csv.Error, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    if not table:
+        raise UserError(f"{path}: names no files; expected the columns `url` and `path`")
+    return table
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    names = path.name.removesuffix(".gz")
+    if names.endswith(".parquet"):
+        with parquet.ParquetFile(path) as file:
+            missing = {"url", "path"} - set(file.schema_arrow.names)
+            if missing:
+                raise UserError(f"{path}: has no column `{min(missing)}`")
+            for batch in file.iter_batches(columns=["url", "path"]):
+                yield from batch.to_pylist()
+        return
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as lines:
+        if names.endswith(".csv"):
+            yield from csv.DictReader(lines)
+            return
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield facts(line.encode(), f"{path}:{number}")

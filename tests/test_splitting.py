@@ -1,0 +1,184 @@
+"""Documents are split within limits, and the pieces are the document."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from mmfusion.data_pipelines.content import Document, Part, PicturePart, TextPart
+from mmfusion.data_pipelines.splitting import ENDS, Limits, split
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.errors import UserError
+
+WORDS = "a number. digit! drawn in white, 数字。 \n\n x" + "y" * 40
+
+
+def random_text(rng: random.Random) -> str:
+    """Of any length, with sentences, lines, no spaces at all, or little else."""
+    match rng.randrange(4):
+        case 0:
+            return "".join(rng.choice("ab .\n。é🙂") for _ in range(rng.randrange(1, 400)))
+        case 1:
+            return "x" * rng.randrange(1, 300)
+        case _:
+            return " ".join(rng.choice(WORDS.split(" ")) for _ in range(rng.randrange(1, 120)))
+
+
+def random_parts(rng: random.Random) -> list[Part]:
+    learned = rng.choice([(0.0, 0.5), (1.0, 1.0), (0.5, 0.0), (0.2, 0.2)])
+    parts: list[Part] = []
+    for number in range(rng.randrange(1, 30)):
+        if rng.random() < 0.5:
+            parts.append(TextPart(random_text(rng), rng.random() < learned[0]))
+        else:
+            parts.append(PicturePart(f"{number}", learned=rng.random() < learned[1]))
+    return parts
+
+
+def joined(parts: Sequence[Part]) -> list:
+    """What a document says: texts of one kind that follow each other as one, and its pictures."""
+    out: list = []
+    for part in parts:
+        if isinstance(part, PicturePart):
+            out.append(part.path)
+        elif out and isinstance(out[-1], tuple) and out[-1][1] == part.learned:
+            out[-1] = out[-1][0] + part.text, part.learned
+        else:
+            out.append((part.text, part.learned))
+    return out
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("web", [False, True])
+def test_the_pieces_are_the_document(tokenizer: Tokenizer, counted: bool, web: bool):
+    rng = random.Random(0)
+    several = dropped = 0
+    for _ in range(50 if counted else 200):
+        parts = random_parts(rng)
+        limits = Limits(
+            rng.randrange(1, 5), rng.randrange(16, 90), tokenizer.path if counted else None
+        )
+        count = limits.counter()
+        pieces, without = split(parts, limits, count, web)
+        several, dropped = several + (len(pieces) > 1), dropped + len(without)
+        for piece in pieces + without:
+            assert sum(isinstance(part, PicturePart) for part in piece) <= limits.pictures
+            said = sum(count(part.text) for part in piece if isinstance(part, TextPart))
+            assert said <= limits.tokens
+            if web:
+                assert not (isinstance(piece[0], PicturePart) and piece[0].learned)
+        assert all(any(part.learned for part in piece) for piece in pieces)
+        assert not any(part.learned for piece in without for part in piece)
+        order = _in_order(parts, pieces + without)
+        assert joined([part for piece in order for part in piece]) == joined(parts)
+    assert several > 10
+    assert dropped
+
+
+def _in_order(parts: list[Part], pieces: list[list[Part]]) -> list[list[Part]]:
+    """The pieces in the order in which the document goes through them."""
+    out: list[list[Part]] = []
+    whole, rest = joined(parts), [list(piece) for piece in pieces]
+
+    def search() -> bool:
+        if not rest:
+            return True
+        for n, piece in enumerate(rest):
+            out.append(piece)
+            del rest[n]
+            if _begins(whole, joined([p for o in out for p in o])) and search():
+                return True
+            rest.insert(n, out.pop())
+        return False
+
+    assert search()
+    return out
+
+
+def _begins(whole: list, start: list) -> bool:
+    *sure, last = start
+    if whole[: len(sure)] != sure or len(whole) < len(start):
+        return False
+    found = whole[len(sure)]
+    if isinstance(last, tuple) and isinstance(found, tuple):
+        return found[1] == last[1] and found[0].startswith(last[0])
+    return found == last
+
+
+def text(length: int, learned: bool = True, letter: str = "x") -> TextPart:
+    """A text of so many tokens, by the estimate."""
+    return TextPart(letter * (3 * (length - ENDS)), learned)
+
+
+def pic(name: str, learned: bool = True) -> PicturePart:
+    return PicturePart(name, learned=learned)
+
+
+def test_a_document_within_the_limits_stays_whole():
+    parts = [text(60), pic("a"), text(40)]
+    assert split(parts, Limits(1, 100), Limits().counter()) == ([parts], [])
+
+
+def test_three_bytes_count_as_a_token_and_a_tokenizer_counts_its_own(tokenizer: Tokenizer):
+    count = Limits().counter()
+    assert [count(t) - ENDS for t in ("", "abc", "abcd", "数", "\ud800")] == [0, 1, 2, 1, 1]
+    assert Limits(tokenizer=tokenizer.path).counter()("a 3") == len(tokenizer.answer("a 3").ids)
+    with pytest.raises(UserError, match="no such file"):
+        Limits(tokenizer=tokenizer.path.with_name("none.model")).counter()
+
+
+@pytest.mark.parametrize(
+    ("said", "chunks"),
+    [
+        (
+            "One is here. Two is there. And three!",
+            ["One is here. ", "Two is there. ", "And three!"],
+        ),
+        ("one is here and two is there", ["one is here and two ", "is there"]),
+        ("oneisherewithoutanywordsatall", ["oneisherewithoutanywo", "rdsatall"]),
+        ("一二三四五六。七八九十", ["一二三四五六。", "七八九十"]),
+        ("first line\n\nsecond of them", ["first line\n\n", "second of them"]),
+        (" " * 9 + "x" * 30, [" " * 9 + "x" * 12, "x" * 18]),
+    ],
+)
+def test_long_texts_are_cut_after_sentences_or_words(said: str, chunks: list[str]):
+    pieces, _ = split([TextPart(said, True)], Limits(tokens=9), Limits().counter())
+    assert [part.text for (part,) in pieces if isinstance(part, TextPart)] == chunks  # type: ignore[misc]
+
+
+def test_what_teaches_nothing_goes_with_a_neighbour_or_is_left_out():
+    count, limits = Limits().counter(), Limits(2, 100)
+    given, answer = text(60, False), text(60)
+    # Alone `given` would teach nothing; with the picture after it, it does.
+    pieces, without = split([answer, given, pic("a")], limits, count)
+    assert (pieces, without) == ([[answer], [given, pic("a")]], [])
+    # The short given text would fit the first piece, but the answer needs it no less.
+    short = text(20, False)
+    pieces, without = split([given, short, answer], limits, count)
+    assert (pieces, without) == ([[short, answer]], [[given]])
+    assert split([given, pic("a", False)], limits, count) == ([], [[given, pic("a", False)]])
+
+
+def test_a_picture_that_opens_a_piece_of_a_page_is_given():
+    count, limits = Limits().counter(), Limits(2, 100)
+    pages = [pic("a"), text(20, False), pic("b"), text(20, False), pic("c")]
+    pieces, without = split(pages, limits, count, web=True)
+    # c would be alone with nothing before it, so the cut is before the text.
+    assert pieces == [[replace(pic("a"), learned=False), pages[1], pic("b")], pages[3:]]
+    assert not without
+    # Answers: the picture stays with the one that it is read for.
+    pages = [pic("a"), text(60), pic("b"), text(60)]
+    pieces, _ = split(pages, limits, count, web=True)
+    assert pieces == [[pic("a", False), pages[1]], [pic("b", False), pages[3]]]
+    # A target of our own format stays one, but the cut is where something stands before it.
+    parts = [text(60), pic("a"), text(60, False), pic("b")]
+    assert split(parts, limits, count) == ([parts[:2], parts[2:]], [])
+    # Alone it teaches nothing.
+    assert split([pic("a")], limits, count, web=True) == ([], [[pic("a", False)]])
+
+
+def test_neighbouring_texts_of_a_page_become_one():
+    parts: list[Part] = [TextPart("a", True), TextPart("b", True), pic("p"), TextPart("c", True)]
+    assert Document(parts, glue=" ").joined() == [TextPart("a b", True), *parts[2:]]
+    assert Document(parts).joined() == parts
