@@ -104,13 +104,24 @@ def tokenizer(
         list[str] | None, typer.Option(help="glob of shards with captions or content (repeatable)")
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="text file (repeatable)")] = None,
+    take: Annotated[
+        str | None,
+        typer.Option(help="an existing tokenizer instead: a file, a folder or a hub id"),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(min=1, help="most pieces")] = 32_000,
 ) -> None:
-    """Train a tokenizer from the texts of shards and text files."""
+    """Train a tokenizer from the texts of shards and text files, or take an existing one."""
+    if take and (shards or text):
+        raise UserError("tokenizer: --take trains nothing; leave out --shards and --text")
+    if take:
+        from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
+
+        typer.echo(f"wrote {take_tokenizer(take, output)}")
+        return
+    if not shards and not text:
+        raise UserError("tokenizer: give --shards or --text to train it from, or --take one")
     from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
-    if not shards and not text:
-        raise UserError("tokenizer: give --shards or --text to train it from")
     typer.echo(f"wrote {train_tokenizer(corpus(shards or [], text or []), output, vocabulary)}")
 
 
