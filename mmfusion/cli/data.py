@@ -34,6 +34,20 @@ def digits(output: Output = Path("runs/digits/data")) -> None:
 
 
 @app.command()
+def emoji(
+    output: Output = Path("runs/emoji/data"),
+    font: Annotated[
+        Path | None, typer.Option(help="bitmap colour font; default: Debian's NotoColorEmoji.ttf")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
+) -> None:
+    """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
+    from mmfusion.data_pipelines.emoji import FONT, write_emoji
+
+    _say(write_emoji(output, font or FONT, size), output)
+
+
+@app.command()
 def imagenet(
     folder: Annotated[Path, typer.Argument(help="one folder of pictures a class")],
     output: Output = Path("data/imagenet"),
