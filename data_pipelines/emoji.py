@@ -1,7 +1,7 @@
 """Every emoji of a colour font as a picture, captioned by the Unicode names of its characters.
 
-A data set in colour that needs no hub: about 3,700 pictures with Debian's Noto font. A tenth is held
-out; whatever looks the same is on one side. Names are those that Python's own table has.
+A data set in colour that needs no hub: about 3,500 pictures with Debian's Noto font. A tenth is
+held out; whatever looks the same is on one side. Names are those of Python's own Unicode table.
 """
 
 import hashlib
