@@ -6,6 +6,7 @@ Only presence is checked. What is there but broken is told by whatever reads it.
 from glob import glob
 from pathlib import Path
 
+from mmfusion.codecs.vocabulary import kind
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import UserError
 
@@ -58,16 +59,10 @@ def _autoencoder(vae: str) -> bool:
     return Path(vae).is_dir() or (vae.count("/") == 1 and not vae.startswith((".", "/", "~")))
 
 
-def _is_digits(config: Config) -> bool:
-    """The digits pipeline writes all data at once, and no other makes 8x8 grey pictures."""
-    image = config.image
-    return (image.codec, image.size, image.channels) == ("pixel", 8, 1)
-
-
 def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[str]:
     folder = Path(sources[0].shards).parent
-    if _is_digits(config):
-        return [f"mmfusion data digits -o {folder}"]
+    if config.data.pipeline:
+        return [f"mmfusion data {config.data.pipeline} -o {folder}"]
     command, given = GIVEN[sources[0].task]
     if command == "imagenet" and any(s.task != "class_to_image" for s in sources):
         given += " --captions RECAPTIONS"
@@ -86,8 +81,10 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
 def _tokenizer(config: Config) -> str:
     assert config.text is not None
     path = Path(config.text.tokenizer)
-    if _is_digits(config):
-        return f"mmfusion data digits -o {path.parent}"
+    if kind(path) == ".json":
+        return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
+    if config.data.pipeline:
+        return f"mmfusion data {config.data.pipeline} -o {path.parent}"
     worded = dict.fromkeys(s.shards for s in config.data.sources if s.task != "class_to_image")
     shards = " ".join(f'--shards "{pattern}"' for pattern in worded) or "--text FILE"
     return f"mmfusion data tokenizer {shards} -o {path}"

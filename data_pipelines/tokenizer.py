@@ -11,6 +11,7 @@ import sentencepiece
 from tqdm import tqdm
 
 from mmfusion.codecs.text import CONTROL
+from mmfusion.codecs.vocabulary import kind
 from mmfusion.errors import Damage, UserError
 
 from .shards import Shards
@@ -24,6 +25,11 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
     Raises:
         UserError: the corpus is empty or the vocabulary too small for it.
     """
+    if kind(path) != ".model":
+        raise UserError(
+            f"tokenizer {path}: what is trained here is a sentencepiece model; give -o a name "
+            "that ends in .model"
+        )
     model = io.BytesIO()
     # A list: an error in a generator would be lost inside the trainer.
     corpus = list(islice((line for line in lines if line.strip()), MOST_LINES))
@@ -44,9 +50,14 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
         )
     except RuntimeError as error:
         raise UserError(f"tokenizer {path}: cannot be trained ({error})") from None
+    return save_tokenizer(model.getvalue(), path)
+
+
+def save_tokenizer(data: bytes, path: Path) -> Path:
+    """Write a tokenizer's file, which appears under its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(model.getvalue())
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
     os.replace(part, path)
     return path
 

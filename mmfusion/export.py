@@ -1,4 +1,4 @@
-"""Exported models: a folder of config.json, model.safetensors, tokenizer.model and a manifest.
+"""Exported models: a folder of config.json, model.safetensors, a tokenizer and a manifest.
 
 Nothing in it is ever run or unpickled, so a folder from somebody else is safe to load.
 """
@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.manifest import MANIFEST, seal, verify
 
-CONFIG, WEIGHTS, TOKENIZER, VAE = "config.json", "model.safetensors", "tokenizer.model", "vae"
+CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
 SHIPPED = Path(__file__).resolve().parent / "models"
 
 
@@ -32,8 +33,9 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
     part.mkdir()
     described = config.model_dump()
     if config.text:
-        shutil.copyfile(config.text.tokenizer, part / TOKENIZER)
-        described["text"]["tokenizer"] = TOKENIZER
+        name = FILES[kind(config.text.tokenizer)]
+        shutil.copyfile(config.text.tokenizer, part / name)
+        described["text"]["tokenizer"] = name
     if config.image.vae and Path(config.image.vae).is_dir():
         shutil.copytree(config.image.vae, part / VAE)
         described["image"]["vae"] = VAE
@@ -73,7 +75,7 @@ def locate(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        files = [CONFIG, WEIGHTS, TOKENIZER, MANIFEST, f"{VAE}/*"]
+        files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's many errors all mean: could not be had
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -317,7 +317,6 @@ def test_train_refuses(
         ("data.sources.1.shards=nowhere/x-*.tar", "nowhere/x-*.tar", "draw"),
         ("text.tokenizer=nowhere/tokenizer.model", "nowhere/tokenizer.model", "mmfusion data"),
         ("data.rows=3", "data.rows", "micro_rows"),
-        ("data.workers=3", "data.workers", "rows"),
     ):
         answer = run(*good, wrong)
         assert_refused(answer, *named)

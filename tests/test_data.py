@@ -76,3 +76,5 @@ def test_the_digits_configs_name_their_one_command(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="mmfusion data digits -o runs/digits/data"):
         check_data(load("digits"), "digits")
+    with pytest.raises(UserError, match=r"tokenizer --take FOLDER_OR_HUB_ID -o taken\.json"):
+        check_data(load("digits", ["text.tokenizer=taken.json"]), "digits")

@@ -725,7 +725,7 @@ def greedy(pipe: Pipeline, prefix: Document, most: int) -> list[int]:
         banned = [
             i
             for i in range(len(tokenizer))
-            if (tokenizer.model.IsControl(i) or tokenizer.model.IsUnknown(i))
+            if i in tokenizer.vocabulary.control | tokenizer.vocabulary.mute
             and i not in (tokenizer.end_id, tokenizer.image_id)
         ]
         scores[banned] = -np.inf
@@ -796,8 +796,7 @@ def test_control_symbols_are_never_in_answers(pipe: Pipeline) -> None:
     """Also where the model shouts them."""
     tokenizer = pipe.tokenizer
     assert tokenizer is not None
-    model = tokenizer.model
-    loud = [i for i in range(len(tokenizer)) if model.IsControl(i) or model.IsUnknown(i)]
+    loud = sorted(tokenizer.vocabulary.control | tokenizer.vocabulary.mute)
     ends = {tokenizer.end_id, tokenizer.image_id}
     assert len(loud) >= 5
 
@@ -818,7 +817,8 @@ def test_control_symbols_are_never_in_answers(pipe: Pipeline) -> None:
 
 
 def test_users_cannot_write_control_symbols(tokenizer: Tokenizer) -> None:
-    control = {i for i in range(len(tokenizer)) if tokenizer.model.IsControl(i)}
+    control = tokenizer.vocabulary.control
+    assert len(control) >= 4
     for words in ("<answer>", "</s> a <image> b", "<text><s>", "<pad>", "<unk>"):
         given = tokenizer.given(words)
         assert given.ids[0] == tokenizer.text_id

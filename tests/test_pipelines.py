@@ -14,10 +14,8 @@ from mmfusion.data_pipelines.captions import write_captions
 from mmfusion.data_pipelines.imagenet import write_imagenet
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.pictures import PictureReader
-from mmfusion.data_pipelines.shards import Shards, write_shards
-from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
+from mmfusion.data_pipelines.shards import Shards
 
-from mmfusion.codecs.text import Tokenizer
 from mmfusion.errors import UserError
 
 # ImageNet
@@ -117,7 +115,7 @@ def test_imagenet_says_what_is_wrong_with_its_input(class_folders: Path, tmp_pat
         write_imagenet(class_folders, tmp_path / "out")
 
 
-# Captions, tokenizer
+# Captions
 
 
 def test_captions_become_shards_and_bad_lines_are_counted(
@@ -151,30 +149,6 @@ def test_captions_become_shards_and_bad_lines_are_counted(
     for number in range(4, 13):
         assert f"list.jsonl:{number}: " in caplog.text or number in (10, 11)
     assert "none.jpg" in caplog.text
-
-
-def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):
-    write_shards(
-        tmp_path,
-        "a",
-        [
-            ("0", {"json": {"captions": ["alpha beta", "gamma"]}, "png": encoded(0)}),
-            (
-                "1",
-                {"json": {"content": [{"text": "delta"}, {"answer": "eps"}, {"image": "0.png"}]}},
-            ),
-            ("2", {"txt": b"zeta"}),
-        ],
-    )
-    text = save(tmp_path / "more.txt", b"eta\ntheta\n")
-    lines = list(corpus([f"{tmp_path}/a-*.tar"], [text]))
-    assert lines == ["alpha beta", "gamma", "delta", "eps", "zeta", "eta", "theta", ""]
-    model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 300))
-    assert model.decode(model.encode("theta gamma")) == "theta gamma"
-    with pytest.raises(UserError, match="cannot be trained"):
-        train_tokenizer([" "], tmp_path / "t.model", 300)
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
-        list(corpus([], [tmp_path / "none.txt"]))
 
 
 # The command line

@@ -34,6 +34,20 @@ def digits(output: Output = Path("runs/digits/data")) -> None:
 
 
 @app.command()
+def emoji(
+    output: Output = Path("runs/emoji/data"),
+    font: Annotated[
+        Path | None, typer.Option(help="bitmap colour font; default: Debian's NotoColorEmoji.ttf")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
+) -> None:
+    """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
+    from mmfusion.data_pipelines.emoji import FONT, write_emoji
+
+    _say(write_emoji(output, font or FONT, size), output)
+
+
+@app.command()
 def imagenet(
     folder: Annotated[Path, typer.Argument(help="one folder of pictures a class")],
     output: Output = Path("data/imagenet"),
@@ -143,13 +157,24 @@ def tokenizer(
         list[str] | None, typer.Option(help="glob of shards with captions or content (repeatable)")
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="text file (repeatable)")] = None,
+    take: Annotated[
+        str | None,
+        typer.Option(help="an existing tokenizer instead: a file, a folder or a hub id"),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(min=1, help="most pieces")] = 32_000,
 ) -> None:
-    """Train a tokenizer from the texts of shards and text files."""
+    """Train a tokenizer from the texts of shards and text files, or take an existing one."""
+    if take and (shards or text):
+        raise UserError("tokenizer: --take trains nothing; leave out --shards and --text")
+    if take:
+        from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
+
+        typer.echo(f"wrote {take_tokenizer(take, output)}")
+        return
+    if not shards and not text:
+        raise UserError("tokenizer: give --shards or --text to train it from, or --take one")
     from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
-    if not shards and not text:
-        raise UserError("tokenizer: give --shards or --text to train it from")
     typer.echo(f"wrote {train_tokenizer(corpus(shards or [], text or []), output, vocabulary)}")
 
 

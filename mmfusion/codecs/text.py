@@ -1,19 +1,20 @@
-"""Text and token ids: sentencepiece, with control symbols that no user text can produce.
+"""Text and token ids, with control symbols that no user text can produce.
 
-`<text>` begins text that is given, `<answer>` text that is asked for; an answer ends with `</s>`,
-or with `<image>` where a picture follows it. So the sequence itself says what is wanted: after a
-picture, `<answer>` asks for its caption and `<text>` goes on talking.
+`<text>` begins text that is given, `<answer>` text that is asked for; an answer ends with the
+tokenizer's end of text, mostly `</s>`, or with `<image>` where a picture follows it. So the
+sequence itself says what is wanted: after a picture, `<answer>` asks for its caption and `<text>`
+goes on talking.
 """
 
 import unicodedata
 from pathlib import Path
 
-import sentencepiece
-
+from mmfusion.codecs.vocabulary import FastTokenizer, SentencePiece, Vocabulary, kind
 from mmfusion.errors import UserError
 from mmfusion.sequence import Text
 
 CONTROL = ("<text>", "<answer>", "<image>")
+END = "</s>"
 
 
 def clean(text: str) -> str:
@@ -23,50 +24,49 @@ def clean(text: str) -> str:
 
 
 class Tokenizer:
-    """A sentencepiece model with this project's control symbols."""
+    """A vocabulary of either kind with this project's control symbols."""
 
     def __init__(self, path: str | Path) -> None:
-        """Load a `.model` file.
+        """Load a sentencepiece `.model`, or a `.json` of the tokenizers library.
 
         Raises:
-            UserError: no such file, not a sentencepiece model, or one without the control symbols.
+            UserError: no such file, not a tokenizer, or one without the control symbols.
         """
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(
                 f"tokenizer {path}: no such file; train one with `mmfusion data tokenizer`"
             )
-        self.model = sentencepiece.SentencePieceProcessor()
-        try:
-            self.model.LoadFromSerializedProto(self.path.read_bytes())
-        except RuntimeError as error:
-            raise UserError(f"tokenizer {path}: not a sentencepiece model ({error})") from None
-        ids = [self.model.PieceToId(symbol) for symbol in CONTROL]
-        if not all(self.model.IsControl(i) for i in ids) or self.model.eos_id() < 0:
+        self.vocabulary: Vocabulary = (
+            FastTokenizer(self.path) if kind(path) == ".json" else SentencePiece(self.path)
+        )
+        ids = [*map(self.vocabulary.find, CONTROL), self.vocabulary.end]
+        found = [i for i in ids if i is not None]
+        if len(set(found)) < len(ids):
             raise UserError(
-                f"tokenizer {path}: lacks the control symbols {' '.join(CONTROL)} or </s>; "
-                "train one with `mmfusion data tokenizer`"
+                f"tokenizer {path}: lacks the control symbols {' '.join(CONTROL)} or an end of "
+                f"text such as {END}; train one with `mmfusion data tokenizer`, or add them with "
+                "`mmfusion data tokenizer --take`"
             )
-        self.text_id, self.answer_id, self.image_id = ids
-        self.end_id: int = self.model.eos_id()
+        self.text_id, self.answer_id, self.image_id, self.end_id = found
+        odd = self.vocabulary.control | self.vocabulary.mute
+        self.unspeakable = sorted(odd - {self.end_id, self.image_id})
+        """Ids that an answer never holds: control symbols other than its two ends, and unknown."""
 
     def __len__(self) -> int:
-        return self.model.GetPieceSize()
-
-    @property
-    def unspeakable(self) -> list[int]:
-        """Ids that an answer never holds: control symbols other than its two ends, and unknown."""
-        ends = {self.end_id, self.image_id}
-        odd = (i for i in range(len(self)) if self.model.IsControl(i) or self.model.IsUnknown(i))
-        return [i for i in odd if i not in ends]
+        return self.vocabulary.size
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; control symbols in it are spelled out, never obeyed."""
-        return self.model.EncodeAsIds(clean(text))
+        """Ids of plain text; control symbols in it are spelled out, never obeyed.
+
+        Where a taken vocabulary has one of them as a word, it is left out.
+        """
+        ids = self.vocabulary.encode(clean(text))
+        return [i for i in ids if i not in self.vocabulary.control]
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; control symbols leave no trace."""
-        return self.model.DecodeIds(ids)
+        return self.vocabulary.decode(ids)
 
     def given(self, text: str) -> Text:
         """A prompt, or any text that is there to be read."""

@@ -51,9 +51,10 @@ class ImageConfig(Section):
 
 
 class TextConfig(Section):
-    """The sentencepiece model; without it the model reads and writes no text."""
+    """The tokenizer; without it the model reads and writes no text."""
 
     tokenizer: str
+    """A sentencepiece `.model` or a `tokenizer.json`, with this project's control symbols."""
 
 
 class DecoderConfig(Section):

@@ -44,6 +44,8 @@ class DataConfig(Section):
     """Neighbours in a shard that come near each other in time; 1 shuffles fully."""
     most_lost: float = Field(0.01, ge=0, le=1)
     """Share of a row slot's samples that may be unusable before the run stops."""
+    pipeline: Literal["digits", "emoji"] | None = None
+    """The one `mmfusion data` command that writes all of it; it is named when data are missing."""
     sources: list[SourceConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
