@@ -128,3 +128,35 @@ def _say(made: "Made", output: Path) -> None:
         typer.echo(f"other processes are at work on {made.missing}")
     if made.lost:
         typer.echo(f"left out: {reasons(made.lost)}; listed in {output / LOST}")
+
+
+# What is in shards, and whether it is whole.
+
+
+@app.command()
+def verify(
+    shards: Annotated[list[str], typer.Argument(help="globs, braces or URLs of shards, in quotes")],
+    quick: Annotated[bool, typer.Option("--quick", help="only tar headers and checksums")] = False,
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="the shards were changed on purpose: index them anew")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
+) -> None:
+    """Read every member of every shard; exits with 1 when something is damaged."""
+    from mmfusion.data_pipelines.verification import verify
+
+    report = verify(shards, quick, reindex, json)
+    typer.echo(
+        f"looked at {report.shards} shards: {report.samples:,} samples, {report.members:,} "
+        f"members, {report.bytes:,} bytes"
+    )
+    typer.echo("indexes: " + ", ".join(f"{n} {what}" for what, n in report.indexes.items()))
+    for reason, count in report.damaged.most_common():
+        typer.echo(f"damaged, {reason}: {count}")
+        for told in report.first[reason]:
+            typer.echo(f"  {told}")
+        if count > len(report.first[reason]):
+            typer.echo(f"  and {count - len(report.first[reason])} more")
+    typer.echo("damaged" if report.damaged else "all is well")
+    if report.damaged:
+        raise typer.Exit(1)
