@@ -98,12 +98,11 @@ def verify(
         headers: dict[int, tuple[str, dict]] = {}
         for path in paths:
             index = _shard(path, quick, reindex, pool, report, partial(say, path), bar.update)
-            first, header = path, {}
-            if index:
+            if index is not None:
                 first, header = headers.setdefault(group[path], (path, index.header))
-            if index and index.header != header:
-                what = f"{path} and {first} were made with different settings"
-                say(path, Damage("shard", f"{what}; keep one kind in a folder"))
+                if index.header != header:
+                    what = f"{path} and {first} were made with different settings"
+                    say(path, Damage("shard", f"{what}; keep one kind in a folder"))
             report.shards += 1
     return report
 
