@@ -189,7 +189,7 @@ def _numbers(
 
 def legend() -> Picture.Image:
     """What the colours mean, and how the mask is read; as wide as two rows."""
-    image = Picture.new("RGB", (2 * WIDTH, 250), PAPER)
+    image = Picture.new("RGB", (2 * WIDTH, 210), PAPER)
     draw = ImageDraw.Draw(image)
 
     def words(at: tuple[int, int], text: str, colour: str = INK, room: int = 420) -> int:

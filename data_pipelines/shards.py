@@ -196,7 +196,8 @@ class Shards:
                 raise Damage(
                     "member",
                     f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    f"changed or is damaged (delete {path}{SUFFIX} if it was changed on purpose)",
+                    f"changed or is damaged (delete {storage.companion(path, SUFFIX)} if it was "
+                    "changed on purpose)",
                 )
             data[member.ext] = found
         return Sample(data, f"{path}:{key}")
