@@ -5,27 +5,26 @@ and whether the members are what docs/data.md says, by the same code that the lo
 with. What is held in memory is one shard's index and a few samples.
 """
 
-import json
 import logging
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from mmfusion.codecs.image import check_range
 from mmfusion.errors import Damage, UserError
 
 from . import storage
+from .damage_report import Report, listed
+from .findings import findings
 from .index import SUFFIX, Contents, Index, open_index, save, scan
 from .jobs import BAR, THREADS
-from .samples import Sample, is_moments, is_picture, moments_name
+from .samples import Sample
 from .shards import Block, Shards
 
 A = TypeVar("A")
@@ -34,34 +33,6 @@ B = TypeVar("B")
 log = logging.getLogger("mmfusion")
 CHUNK = 16  # samples that a thread takes at a time
 MOST_BLOCK = 1 << 26  # bytes of neighbours that are read at once
-FIRST = 5  # findings of each reason that a report keeps
-
-Say = Callable[[str, Damage], None]
-
-
-@dataclass
-class Report:
-    """What was looked at and found.
-
-    Attributes:
-        indexes: `there`, `made` where they were missing, `made anew` where they did not fit.
-        damaged: findings by reason; `first` tells the first few of each.
-    """
-
-    shards: int = 0
-    samples: int = 0
-    members: int = 0
-    bytes: int = 0
-    indexes: Counter = field(default_factory=Counter)
-    damaged: Counter = field(default_factory=Counter)
-    first: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, damage: Damage) -> None:
-        """Count a finding."""
-        self.damaged[damage.reason] += 1
-        told = self.first.setdefault(damage.reason, [])
-        if len(told) < FIRST:
-            told.append(str(damage))
 
 
 def verify(
@@ -89,11 +60,11 @@ def verify(
     group = {path: n for n, found in enumerate(groups) for path in found}
     paths = list(group)[rank::world]
     bar = tqdm(total=len(paths), desc="verify", unit="shard", bar_format=BAR, disable=rank > 0)
-    with bar, ThreadPoolExecutor(THREADS) as pool, _listed(listing, report) as listed:
+    with bar, ThreadPoolExecutor(THREADS) as pool, listed(listing, report) as write:
 
         def say(path: str, damage: Damage) -> None:
             report.add(damage)
-            listed({"shard": path, "reason": damage.reason, "what": str(damage)})
+            write({"shard": path, "reason": damage.reason, "what": str(damage)})
 
         headers: dict[int, tuple[str, dict]] = {}
         for path in paths:
@@ -230,50 +201,6 @@ def _sample(
         yield from findings(sample, whole and not any(n.startswith(f"{key}.") for n in torn))
 
 
-def findings(sample: Sample, whole: bool = True) -> Iterator[Damage]:
-    """What of a sample could not be used by any task; unless `whole`, members are known to lack."""
-    facts: dict[str, Any] = {}
-    members: list[Callable[[], Any]] = [partial(_picture, sample, e) for e in _pictures(sample)]
-    members += [partial(sample.moments, ext) for ext in sample if is_moments(ext)]
-    try:
-        facts = sample.json()
-    except Damage as damage:
-        yield damage
-    if "label" in facts:
-        members.append(partial(sample.label, facts))
-    if "captions" in facts:
-        members.append(partial(sample.captions, facts))
-    if "content" in facts:
-        members.append(partial(_content, sample, facts, whole))
-    for look in members:
-        try:
-            look()
-        except Damage as damage:
-            yield damage
-    pictured = any("." not in ext for ext in _pictures(sample)) or moments_name() in sample
-    needed = "content" not in facts and ("label" in facts or "captions" in facts)
-    if whole and needed and not pictured:
-        yield Damage("picture", f"{sample.where}: no picture in this sample")
-
-
-def _pictures(sample: Sample) -> list[str]:
-    return [ext for ext in sample if is_picture(ext)]
-
-
-def _picture(sample: Sample, ext: str) -> None:
-    try:
-        check_range(sample.picture(ext))
-    except Damage as damage:
-        raise damage.at(f"{sample.where}.{ext}") from None
-
-
-def _content(sample: Sample, facts: dict[str, Any], whole: bool) -> None:
-    for part in sample.content(facts):
-        there = part.value in sample or moments_name(part.value) in sample
-        if whole and part.kind == "image" and not there:
-            raise Damage("picture", f"{sample.where}: no picture {part.value} in this sample")
-
-
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """What threads make of the items, in order, no more than a few of them ahead."""
     waiting: deque[Future[B]] = deque()
@@ -283,31 +210,3 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A])
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-@contextmanager
-def _listed(path: Path | None, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What writes findings to a JSON file; it appears as a whole, with the report at its end."""
-    if path is None:
-        yield lambda entry: None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    count = 0
-
-    def write(entry: dict[str, Any]) -> None:
-        nonlocal count
-        file.write((",\n" if count else "\n") + json.dumps(entry))
-        count += 1
-
-    try:
-        file: TextIO
-        with part.open("w", encoding="utf-8") as file:
-            file.write('{"findings": [')
-            yield write
-            told = {name: getattr(report, name) for name in ("shards", "samples", "members")}
-            told |= {"bytes": report.bytes, "indexes": report.indexes, "damaged": report.damaged}
-            file.write("\n],\n" + json.dumps(told)[1:] + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, encoded, run, save
+from mmfusion.data_pipelines.damage_report import FIRST, Report
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.shards import write_shard, write_shards
-from mmfusion.data_pipelines.verification import FIRST, verify
+from mmfusion.data_pipelines.verification import verify
+from ranks import launch
 
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -202,6 +205,24 @@ def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [report.shards for report in reports] == [2, 1, 1]
     assert sum(report.samples for report in reports) == len(GOOD)
     assert sorted(p.name for p in tmp_path.glob("*.json")) == ["r.0.json", "r.1.json", "r.2.json"]
+
+
+def test_processes_of_a_launcher_report_together(tmp_path: Path):
+    write_shards(tmp_path, "a", GOOD, per_shard=2)
+    command = [sys.executable, "-m", "mmfusion", "data", "verify", f"{tmp_path}/*.tar"]
+    said = launch(command, ranks=2)
+    assert said.count("looked at 4 shards: 7 samples, 15 members") == 1
+
+
+def test_reports_add_up():
+    one, two = Report(1, 2, 3, 4), Report(1, 1, 1, 1)
+    for report, reason in ((one, "json"), (two, "json"), (two, "label")):
+        for n in range(FIRST):
+            report.add(Damage(reason, f"{reason} {n}"))
+    both = one.plus(two)
+    assert (both.shards, both.samples, both.members, both.bytes) == (2, 3, 4, 5)
+    assert both.damaged == {"json": 2 * FIRST, "label": FIRST}
+    assert both.first == {r: [f"{r} {n}" for n in range(FIRST)] for r in ("json", "label")}
 
 
 def test_remote_shards(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """`mmfusion data ...`: raw data to shards."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -143,21 +144,13 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
 ) -> None:
     """Read every member of every shard; exits with 1 when something is damaged."""
+    from mmfusion.data_pipelines.damage_report import together
     from mmfusion.data_pipelines.verification import verify
 
-    report = verify(shards, quick, reindex, json)
-    typer.echo(
-        f"looked at {report.shards} shards: {report.samples:,} samples, {report.members:,} "
-        f"members, {report.bytes:,} bytes"
-    )
-    typer.echo("indexes: " + ", ".join(f"{n} {what}" for what, n in report.indexes.items()))
-    for reason, count in report.damaged.most_common():
-        typer.echo(f"damaged, {reason}: {count}")
-        for told in report.first[reason]:
-            typer.echo(f"  {told}")
-        if count > len(report.first[reason]):
-            typer.echo(f"  and {count - len(report.first[reason])} more")
-    typer.echo("damaged" if report.damaged else "all is well")
+    report = together(verify(shards, quick, reindex, json))
+    if int(os.environ.get("RANK", 0)) == 0 or "MASTER_ADDR" not in os.environ:
+        for line in report.lines():
+            typer.echo(line)
     if report.damaged:
         raise typer.Exit(1)
 
