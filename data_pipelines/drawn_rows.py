@@ -115,7 +115,8 @@ def told(document: Document, tokenizer: Tokenizer | None) -> str:
         match segment:
             case Text(ids, loss):
                 text = tokenizer.decode(ids) if tokenizer else f"{len(ids)} tokens"
-                parts.append(f'{"says" if loss else "reads"} "{text}"')
+                quoted = f'"{text}"' if text else "nothing"
+                parts.append(f"{'says' if loss else 'reads'} {quoted}")
             case Label(label):
                 parts.append("no class" if label is None else f"class {label}")
             case Image(latents, _, split, noise):

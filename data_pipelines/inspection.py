@@ -110,9 +110,8 @@ def _documents(
     row, taken = packed(documents, empty, DRAWN)
     if not taken:
         return lengths, None
-    heading = (
-        f"{source.name}: {source.task}, {len(taken)} documents in {row.used} of {row.length} tokens"
-    )
+    name = source.name if source.name == source.task else f"{source.name}: {source.task}"
+    heading = f"{name}, {len(taken)} documents in {row.used} of {row.length} tokens"
     lines = [f"doc {n}: {told(document, tokenizer)}" for n, document in enumerate(taken)]
     return lengths, draw_row(row, heading, lines)
 
