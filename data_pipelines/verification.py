@@ -66,9 +66,12 @@ def verify(
             report.add(damage)
             write({"shard": path, "reason": damage.reason, "what": str(damage)})
 
+        def advance(share: float) -> None:
+            bar.update(min(share, bar.total - bar.n))  # shares of a shard add up to a little more
+
         headers: dict[int, tuple[str, dict]] = {}
         for path in paths:
-            index = _shard(path, quick, reindex, pool, report, partial(say, path), bar.update)
+            index = _shard(path, quick, reindex, pool, report, partial(say, path), advance)
             if index is not None:
                 first, header = headers.setdefault(group[path], (path, index.header))
                 if index.header != header:
