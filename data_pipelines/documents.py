@@ -8,28 +8,21 @@
 | interleaved | what the sample's `content` lists: pictures, texts, answers, target pictures |
 """
 
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from PIL import ImageOps
 
 from mmfusion.codecs.image import PixelCodec, patches
-from mmfusion.codecs.text import Tokenizer, clean
+from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import Damage, UserError
 from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
 from mmfusion.split import draw_split
 
-from .samples import Sample
-
-MOST_CHARACTERS = 1_000_000  # of a text are looked at
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: not at any length."""
-    text = ascii(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+from .samples import Sample, moments_name
 
 
 class DocumentMaker:
@@ -52,12 +45,15 @@ class DocumentMaker:
         document: Document
         match source.task:
             case "class_to_image":
-                document = [self._label(facts, sample), self._image(sample, rng, flip, target=True)]
+                document = [
+                    Label(sample.label(facts, len(self.config.classes))),
+                    self._image(sample, rng, flip, target=True),
+                ]
             case "text_to_image":
-                prompt = self._text(self._caption(facts, sample, rng))
+                prompt = self._text(_drawn(sample.captions(facts), rng))
                 document = [prompt, self._image(sample, rng, flip, target=True)]
             case "image_to_text":
-                answer = self._text(self._caption(facts, sample, rng), answer=True)
+                answer = self._text(_drawn(sample.captions(facts), rng), answer=True)
                 document = [self._image(sample, rng, flip), answer]
             case "interleaved":
                 document = self._content(facts, sample, rng, flip)
@@ -65,26 +61,6 @@ class DocumentMaker:
         if wanted and rng.random() < self.config.diffusion.dropout:
             return null_form(document)
         return document
-
-    def _label(self, facts: dict[str, Any], sample: Sample) -> Label:
-        label, classes = facts.get("label"), len(self.config.classes)
-        if type(label) is not int or not 0 <= label < classes:
-            raise Damage(
-                "label",
-                f"{sample.where}.json: `label` is {shown(label)}; expected 0 to {classes - 1} "
-                "(the config's `classes`)",
-            )
-        return Label(label)
-
-    def _caption(self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator) -> str:
-        captions = facts.get("captions")
-        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            raise Damage("caption", f"{sample.where}.json: `captions` must be a list of strings")
-        captions = [" ".join(clean(caption[:MOST_CHARACTERS]).split()) for caption in captions]
-        captions = [caption for caption in captions if caption]
-        if not captions:
-            raise Damage("caption", f"{sample.where}.json: `captions` holds no text")
-        return captions[rng.integers(len(captions))]
 
     def _text(self, text: str, answer: bool = False, image_follows: bool = False) -> Text:
         if self.tokenizer is None:
@@ -119,22 +95,15 @@ class DocumentMaker:
                 return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
             except Damage as error:
                 raise error.at(sample.where) from None
-        member = f"{name.rpartition('.')[0]}.moments.npy" if name else "moments.npy"
+        member = moments_name(name)
         if member not in sample:
             raise Damage(
                 "latents",
                 f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`",
             )
-        moments = sample.array(member)
         image = self.config.image
         side = image.size // image.downsampling
-        needed = (2, image.latent_channels, side, side)
-        if moments.shape[1:] != needed or not len(moments) or moments.dtype.kind != "f":
-            raise Damage(
-                "latents",
-                f"{sample.where}.{member}: {moments.dtype} latents of shape {moments.shape}; the "
-                f"config's image section needs (1 or 2, {', '.join(map(str, needed))}) floats",
-            )
+        moments = sample.moments(member, (image.latent_channels, side, side))
         if flip and len(moments) < 2:
             raise Damage(
                 "latents",
@@ -142,35 +111,24 @@ class DocumentMaker:
                 "latents with `mmfusion data latents --flip`",
             )
         mean, deviation = moments[int(flip)].astype(np.float32)
-        if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
-            raise Damage("latents", f"{sample.where}.{member}: holds numbers that are not finite")
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
     def _content(
         self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator, flip: bool
     ) -> Document:
-        content = facts.get("content")
-        if not isinstance(content, list) or not content:
-            raise Damage(
-                "content", f"{sample.where}.json: an interleaved sample needs a `content` list"
-            )
         document: list[Segment] = []
-        for place, part in enumerate(content):
-            following = content[place + 1] if place + 1 < len(content) else {}
-            match part:
-                case {"text": str(text)} if len(text) <= MOST_CHARACTERS:
-                    document.append(self._text(text))
-                case {"answer": str(text)} if len(text) <= MOST_CHARACTERS:
-                    drawn = isinstance(following, dict) and bool(following.get("target"))
-                    document.append(self._text(text, answer=True, image_follows=drawn))
-                case {"image": str(name)}:
-                    target = bool(part.get("target"))
-                    document.append(self._image(sample, rng, flip, target, name))
-                case _:
-                    raise Damage(
-                        "content",
-                        f"{sample.where}.json: content {place} is {shown(part)}; expected "
-                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
-                    )
+        parts = sample.content(facts)
+        for part, following in zip_longest(parts, parts[1:]):
+            if part.kind == "image":
+                document.append(self._image(sample, rng, flip, part.target, part.value))
+            elif part.kind == "answer":
+                drawn = following is not None and following.target
+                document.append(self._text(part.value, answer=True, image_follows=drawn))
+            else:
+                document.append(self._text(part.value))
         return document
+
+
+def _drawn(captions: list[str], rng: np.random.Generator) -> str:
+    return captions[rng.integers(len(captions))]

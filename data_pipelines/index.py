@@ -134,6 +134,14 @@ class Index:
         """
         self._map()
 
+    def tally(self) -> dict[str, tuple[int, int]]:
+        """How many members there are of each extension, and their bytes."""
+        a = self._map()
+        counts = np.bincount(a["extension"], minlength=len(self.extensions))
+        sizes = np.zeros(len(self.extensions), np.int64)
+        np.add.at(sizes, a["extension"], a["size"])
+        return {e: (int(counts[n]), int(sizes[n])) for n, e in enumerate(self.extensions)}
+
     def span(self, first: int, end: int) -> tuple[int, int]:
         """From where to where the members of some samples lie in the shard."""
         a = self._map()
@@ -235,8 +243,8 @@ def save(contents: Contents, path: Path) -> None:
     _write(path, json.dumps(facts).encode() + b"\n" + body)
 
 
-def scan(shard: str) -> Contents:
-    """Read a shard from end to end.
+def scan(shard: str, digests: bool = True) -> Contents:
+    """Read a shard from end to end; without `digests`, only the tar's own headers.
 
     Raises:
         Damage: it cannot be read, or nothing of it is a tar file.
@@ -245,7 +253,7 @@ def scan(shard: str) -> Contents:
     try:
         with storage.open_file(shard) as file:
             for member in _members(file, contents):
-                _take(member, file, contents)
+                _take(member, file, contents, digests)
     except (OSError, tarfile.TarError) as error:
         raise Damage("shard", f"shard {shard}: cannot be read ({error})") from None
     if contents.lost and not contents.samples:
@@ -308,7 +316,7 @@ def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
     return None
 
 
-def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents) -> None:
+def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents, digests: bool) -> None:
     """Put a member where it belongs: into a sample, the header, or what is lost."""
     name = printable(member.name)
     file.seek(member.offset_data)
@@ -332,7 +340,7 @@ def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents) -> None:
     if ext in sample:
         contents.lost.append(_lost(member, "member", "the name is there twice"))
         return
-    digest, left = hashlib.sha256(), member.size
+    digest, left = hashlib.sha256(), member.size * digests
     while left > 0 and (data := file.read(min(left, 1 << 20))):
         digest.update(data)
         left -= len(data)

@@ -24,7 +24,7 @@ from mmfusion.config import ImageConfig
 from mmfusion.errors import Damage, UserError
 
 from .jobs import Made, Part, write_parts
-from .samples import PICTURES, Sample
+from .samples import PICTURES, Sample, is_picture, moments_name
 from .shards import Shards
 
 LATENTS = "latents"
@@ -102,7 +102,7 @@ def check_latents(header: dict[str, Any], config: ImageConfig, where: str) -> No
 
 def _pictured(sample: Sample, config: ImageConfig) -> Pictured:
     own = [ext for ext in PICTURES if ext in sample][:1]  # the one that training would read
-    names = own + [ext for ext in sample if "." in ext and _is_picture(ext)]
+    names = own + [ext for ext in sample if "." in ext and is_picture(ext)]
     if not names:
         raise Damage("picture", f"{sample.where}: no picture in this sample")
     pictures = {}
@@ -124,15 +124,10 @@ def _encoded(
         pictures = [picture for sample in some for picture in sample.pictures.values()]
         moments = iter(_moments(pictures, codec, flip, batch))
         for one in some:
-            members = {ext: data for ext, data in one.sample.items() if not _is_picture(ext)}
+            members = {ext: data for ext, data in one.sample.items() if not is_picture(ext)}
             for name in one.pictures:
-                head = name.rpartition(".")[0]
-                members[f"{head}.moments.npy" if head else "moments.npy"] = _npy(next(moments))
+                members[moments_name(name)] = _npy(next(moments))
             yield one.key, members
-
-
-def _is_picture(ext: str) -> bool:
-    return ext.rpartition(".")[2] in PICTURES
 
 
 def _moments(

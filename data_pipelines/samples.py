@@ -8,15 +8,48 @@ pictures are decoded, arrays are read without pickle, and only raster formats ar
 
 import io
 import json
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import open_picture
+from mmfusion.codecs.text import clean
 from mmfusion.errors import Damage, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+MOMENTS = "moments.npy"
+MOST_CHARACTERS = 1_000_000  # of a text are looked at
+
+
+class ContentPart(NamedTuple):
+    """One part of an interleaved document: a text, an answer, or the name of a picture."""
+
+    kind: Literal["text", "answer", "image"]
+    value: str
+    target: bool = False
+
+
+def is_picture(ext: str) -> bool:
+    """Whether a member is a picture: `png`, `0.png`."""
+    return ext.rpartition(".")[2] in PICTURES
+
+
+def is_moments(ext: str) -> bool:
+    """Whether a member is latents: `moments.npy`, `0.moments.npy`."""
+    return ext == MOMENTS or ext.endswith(f".{MOMENTS}")
+
+
+def moments_name(picture: str | None = None) -> str:
+    """The member with the latents of a picture: `0.moments.npy` of `0.png`."""
+    head = (picture or "").rpartition(".")[0]
+    return f"{head}.{MOMENTS}" if head else MOMENTS
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: not at any length."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class Sample(dict[str, bytes]):
@@ -72,3 +105,86 @@ class Sample(dict[str, bytes]):
             raise Damage(
                 "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
             ) from None
+
+    def moments(self, name: str, cells: tuple[int, int, int] | None = None) -> np.ndarray:
+        """Latents under an extension: means and deviations (F, 2, c, h, w), F being 1 or 2.
+
+        Args:
+            name: such as `0.moments.npy`.
+            cells: the (c, h, w) that a config needs; None takes any.
+
+        Raises:
+            Damage: they are something else, or hold numbers that are not finite.
+        """
+        array = self.array(name)
+        fits = array.ndim == 5 and len(array) in (1, 2) and array.shape[1] == 2
+        if array.dtype.kind != "f" or not fits or array.shape[2:] != (cells or array.shape[2:]):
+            needed = ", ".join(map(str, cells or ("channels", "height", "width")))
+            who = "the config's image section needs" if cells else "expected"
+            raise Damage(
+                "latents",
+                f"{self.where}.{name}: {array.dtype} latents of shape {array.shape}; {who} "
+                f"(1 or 2, 2, {needed}) floats",
+            )
+        if not np.isfinite(array).all():
+            raise Damage("latents", f"{self.where}.{name}: holds numbers that are not finite")
+        return array
+
+    def label(self, facts: dict[str, Any], classes: int | None = None) -> int:
+        """The number of a class: of `classes` many, or of any number of them.
+
+        Raises:
+            Damage: it is missing, or something else.
+        """
+        label = facts.get("label")
+        if type(label) is not int or label < 0 or (classes is not None and label >= classes):
+            wanted = "a number from 0"
+            if classes is not None:
+                wanted = f"0 to {classes - 1} (the config's `classes`)"
+            raise Damage(
+                "label", f"{self.where}.json: `label` is {shown(label)}; expected {wanted}"
+            )
+        return label
+
+    def captions(self, facts: dict[str, Any]) -> list[str]:
+        """The captions that hold text, on one line each.
+
+        Raises:
+            Damage: there are none.
+        """
+        captions = facts.get("captions")
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise Damage("caption", f"{self.where}.json: `captions` must be a list of strings")
+        captions = [" ".join(clean(caption[:MOST_CHARACTERS]).split()) for caption in captions]
+        captions = [caption for caption in captions if caption]
+        if not captions:
+            raise Damage("caption", f"{self.where}.json: `captions` holds no text")
+        return captions
+
+    def content(self, facts: dict[str, Any]) -> list[ContentPart]:
+        """The parts of an interleaved document.
+
+        Raises:
+            Damage: it is no such list, or a part is something else.
+        """
+        content = facts.get("content")
+        if not isinstance(content, list) or not content:
+            raise Damage(
+                "content", f"{self.where}.json: an interleaved sample needs a `content` list"
+            )
+        parts = []
+        for place, part in enumerate(content):
+            match part:
+                case {"text": str(text)} if len(text) <= MOST_CHARACTERS:
+                    parts.append(ContentPart("text", text))
+                case {"answer": str(text)} if len(text) <= MOST_CHARACTERS:
+                    parts.append(ContentPart("answer", text))
+                case {"image": str(name)}:
+                    parts.append(ContentPart("image", name, bool(part.get("target"))))
+                case _:
+                    raise Damage(
+                        "content",
+                        f"{self.where}.json: content {place} is {shown(part)}; expected "
+                        '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
+                    )
+        return parts

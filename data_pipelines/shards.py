@@ -88,22 +88,22 @@ def _bytes(member: Any) -> bytes:
 class Shards:
     """All samples of some shards, in a fixed order, by number."""
 
-    def __init__(self, pattern: str, remedy: str = "") -> None:
-        """Open the shards that a pattern names: globs, braces or URLs.
+    def __init__(self, pattern: str | list[str], remedy: str = "") -> None:
+        """Open the shards that a pattern names (globs, braces or URLs), or those of a list.
 
         A shard of which nothing can be read is passed over; `lost` says so.
 
         Raises:
             UserError: no shard matches, or they hold nothing.
         """
-        self.pattern = pattern
+        self.pattern = pattern if isinstance(pattern, str) else pattern[0]
         self.lost: list[tuple[str, Lost]] = []
         """What cannot be used, with the shard's path."""
         self.paths: list[str] = []
         self.header: dict[str, Any] = {}
         """Of the shards, where they have one; that of the first."""
         sizes = []
-        found = storage.expand(pattern)
+        found = storage.expand(pattern) if isinstance(pattern, str) else pattern
         if not found:
             raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
         for path in found:
@@ -117,8 +117,8 @@ class Shards:
                 self.header = index.header
             elif index.header != self.header:
                 raise UserError(
-                    f"{pattern}: {path} and {self.paths[0]} were made with different settings; "
-                    "keep one kind in a folder"
+                    f"{self.pattern}: {path} and {self.paths[0]} were made with different "
+                    "settings; keep one kind in a folder"
                 )
             self.paths.append(path)
             sizes.append(len(index))
@@ -126,7 +126,7 @@ class Shards:
         """Samples of each shard."""
         if not self.sizes.sum():
             why = f" ({self.lost[0][1].what})" if self.lost else ""
-            raise UserError(f"the shards of {pattern} hold no samples{why}")
+            raise UserError(f"the shards of {self.pattern} hold no samples{why}")
         self._ends = np.cumsum(self.sizes)
         self._open: OrderedDict[int, Index] = OrderedDict()
 
@@ -156,6 +156,20 @@ class Shards:
         shard, inner = self.locate(number)
         return self.paths[shard], self._index(shard).sample(inner)[0]
 
+    def extensions(self, number: int) -> list[str]:
+        """Which members a sample has; nothing of the shard is read."""
+        shard, inner = self.locate(number)
+        return [member.ext for member in self._index(shard).sample(inner)[1]]
+
+    def tally(self) -> dict[str, tuple[int, int]]:
+        """How many members there are of each extension, and their bytes; no shard is read."""
+        total: dict[str, tuple[int, int]] = {}
+        for shard in range(len(self.paths)):
+            for ext, (count, size) in self._index(shard).tally().items():
+                before = total.get(ext, (0, 0))
+                total[ext] = before[0] + count, before[1] + size
+        return total
+
     def sample(self, number: int, only: tuple[str, ...] = ()) -> Sample:
         """Sample `number`, or only its members of some extensions, each checked.
 
@@ -182,7 +196,8 @@ class Shards:
                 raise Damage(
                     "member",
                     f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    f"changed or is damaged (delete {path}{SUFFIX} if it was changed on purpose)",
+                    f"changed or is damaged (delete {storage.companion(path, SUFFIX)} if it was "
+                    "changed on purpose)",
                 )
             data[member.ext] = found
         return Sample(data, f"{path}:{key}")

@@ -1,5 +1,6 @@
 """`mmfusion data ...`: raw data to shards."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -192,3 +193,67 @@ def _say(made: "Made", output: Path) -> None:
         typer.echo(f"other processes are at work on {made.missing}")
     if made.lost:
         typer.echo(f"left out: {reasons(made.lost)}; listed in {output / LOST}")
+
+
+# What is in shards, and whether it is whole.
+
+
+@app.command()
+def verify(
+    shards: Annotated[list[str], typer.Argument(help="globs, braces or URLs of shards, in quotes")],
+    quick: Annotated[bool, typer.Option("--quick", help="only tar headers and checksums")] = False,
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="the shards were changed on purpose: index them anew")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
+) -> None:
+    """Read every member of every shard; exits with 1 when something is damaged."""
+    from mmfusion.data_pipelines.damage_report import together
+    from mmfusion.data_pipelines.verification import verify
+
+    report = together(verify(shards, quick, reindex, json))
+    if int(os.environ.get("RANK", 0)) == 0 or "MASTER_ADDR" not in os.environ:
+        for line in report.lines():
+            typer.echo(line)
+    if report.damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    shards: Annotated[
+        list[str] | None, typer.Argument(help="globs, braces or URLs in quotes; and key.path=value")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="x.png: a contact sheet; also x.json")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="count tokens and draw packed rows, to x.rows.png, for it")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="read the shards as this task alone")] = None,
+    count: Annotated[int, typer.Option(min=1, help="samples on the sheet")] = 24,
+    most: Annotated[int, typer.Option(min=1, help="samples of which the facts are read")] = 100_000,
+    pictures: Annotated[int, typer.Option(min=0, help="samples whose pictures are read")] = 256,
+    seed: Annotated[int, typer.Option(help="of what is chosen")] = 0,
+) -> None:
+    """Show what is in shards: figures, a sheet of samples, and documents as packed rows."""
+    from mmfusion.config import Config, load
+    from mmfusion.data_pipelines.inspection import TASKS, inspect, lines
+
+    if task is not None and (task not in TASKS or config is None):
+        raise UserError(f"--task goes with --config and is one of {', '.join(TASKS)}; got {task}")
+    if output is not None and output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the sheet is a PNG; give a name that ends in .png")
+    # With a config, what begins with one of its keys changes it, as in all other commands.
+    keys = tuple(Config.model_fields) if config else ()
+    given = shards or []
+    overrides = [g for g in given if "=" in g and g.split("=")[0].split(".")[0] in keys]
+    patterns = [g for g in given if g not in overrides]
+    run = load(config, overrides) if config else None
+    result = inspect(patterns, output, run, task, count, most, pictures, seed)  # type: ignore[arg-type]
+    for line in lines(result):
+        typer.echo(line)
+    if output:
+        rows = [output.with_suffix(".rows.png")] if config else []
+        made = [output, output.with_suffix(".json"), *(row for row in rows if row.exists())]
+        typer.echo("wrote " + ", ".join(map(str, made)))

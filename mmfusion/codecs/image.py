@@ -65,18 +65,13 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     """
     if not isinstance(picture, Picture.Image):
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
-    if not min(picture.size):
-        raise Damage("picture", "the picture is empty: it has no pixels")
+    check_range(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Picture.new("RGBA", picture.size, "white")
         picture = Picture.alpha_composite(white, picture)
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         picture = Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise Damage(
-            "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
-        )
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
@@ -94,6 +89,20 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
         left, top = (picture.width - size) // 2, (picture.height - size) // 2
         picture = picture.crop((left, top, left + size, top + size))
     return np.asarray(picture).reshape(size, size, channels)
+
+
+def check_range(picture: Picture.Image) -> None:
+    """Make sure that `prepare` can make a square of it.
+
+    Raises:
+        Damage: it has no pixels, or its numbers have no known range.
+    """
+    if not min(picture.size):
+        raise Damage("picture", "the picture is empty: it has no pixels")
+    if picture.mode in ("I", "F"):
+        raise Damage(
+            "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
+        )
 
 
 def patches(cells: np.ndarray, patch: int) -> np.ndarray:

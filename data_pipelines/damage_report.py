@@ -1,0 +1,115 @@
+"""What `mmfusion data verify` found: counted for the terminal, listed in a file."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import reduce
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import distributed
+
+from mmfusion.errors import Damage
+
+FIRST = 5  # findings of each reason that a report keeps
+
+
+@dataclass
+class Report:
+    """What was looked at and found.
+
+    Attributes:
+        indexes: `there`, `made` where they were missing, `made anew` where they did not fit.
+        damaged: findings by reason; `first` tells the first few of each.
+    """
+
+    shards: int = 0
+    samples: int = 0
+    members: int = 0
+    bytes: int = 0
+    indexes: Counter = field(default_factory=Counter)
+    damaged: Counter = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, damage: Damage) -> None:
+        """Count a finding."""
+        self.damaged[damage.reason] += 1
+        told = self.first.setdefault(damage.reason, [])
+        if len(told) < FIRST:
+            told.append(str(damage))
+
+    def plus(self, other: "Report") -> "Report":
+        """The report of both."""
+        first = {reason: list(told) for reason, told in self.first.items()}
+        for reason, told in other.first.items():
+            first[reason] = (first.get(reason, []) + told)[:FIRST]
+        return Report(
+            self.shards + other.shards,
+            self.samples + other.samples,
+            self.members + other.members,
+            self.bytes + other.bytes,
+            self.indexes + other.indexes,
+            self.damaged + other.damaged,
+            first,
+        )
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        said = [
+            f"looked at {self.shards} shards: {self.samples:,} samples, {self.members:,} members, "
+            f"{self.bytes:,} bytes"
+        ]
+        if self.indexes:
+            said.append("indexes: " + ", ".join(f"{n} {what}" for what, n in self.indexes.items()))
+        for reason, count in self.damaged.most_common():
+            told = self.first[reason]
+            said += [f"damaged, {reason}: {count}", *(f"  {each}" for each in told)]
+            if count > len(told):
+                said.append(f"  and {count - len(told)} more")
+        return [*said, "damaged" if self.damaged else "all is well"]
+
+
+def together(report: Report) -> Report:
+    """The reports of all processes that a launcher such as `torchrun` started, as one.
+
+    They wait for each other: a launcher stops the others when one ends with an exit code.
+    """
+    if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return report
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    reports = [Report()] * distributed.get_world_size()
+    distributed.all_gather_object(reports, report)
+    distributed.destroy_process_group()
+    return reduce(Report.plus, reports)
+
+
+@contextmanager
+def listed(path: Path | None, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What writes findings to a JSON file; it appears as a whole, with the report at its end."""
+    if path is None:
+        yield lambda entry: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    count = 0
+
+    def write(entry: dict[str, Any]) -> None:
+        nonlocal count
+        file.write((",\n" if count else "\n") + json.dumps(entry))
+        count += 1
+
+    try:
+        file: TextIO
+        with part.open("w", encoding="utf-8") as file:
+            file.write('{"findings": [')
+            yield write
+            told = {name: getattr(report, name) for name in ("shards", "samples", "members")}
+            told |= {"bytes": report.bytes, "indexes": report.indexes, "damaged": report.damaged}
+            file.write("\n],\n" + json.dumps(told)[1:] + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""Looks into shards: figures, a contact sheet, and documents as the decoder gets them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from mmfusion.codecs.image import AutoencoderCodec, patches
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config, SourceConfig
+from mmfusion.config.run import TaskName
+from mmfusion.errors import Damage, UserError
+from mmfusion.rng import generator
+from mmfusion.sequence import Row
+
+from .documents import DocumentMaker
+from .drawn_rows import Drawn, draw_row, packed, page, told
+from .latents import check_latents
+from .shards import Shards
+from .sheet import Decode, Shown, draw_sheet, show
+from .statistics import document_lengths, some_documents, statistics
+
+DOCUMENTS = 200  # of a source, for the estimate of their length
+DRAWN = 4  # documents of a row that is drawn
+TASKS = {  # what samples must have to serve as a task
+    "class_to_image": "label",
+    "text_to_image": "captions",
+    "image_to_text": "captions",
+    "interleaved": "content",
+}
+
+
+def inspect(
+    patterns: list[str],
+    output: Path | None = None,
+    config: Config | None = None,
+    task: TaskName | None = None,
+    count: int = 24,
+    most: int = 100_000,
+    pictures: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Figures of each pattern by itself, as JSON data; with `output`, sheets beside them.
+
+    Args:
+        patterns: globs, braces or URLs; without any, those of the config's sources.
+        output: `x.png` for the contact sheet; `x.json` has the figures and, with a config,
+            `x.rows.png` documents as packed rows.
+        config: says how samples become documents.
+        task: read the patterns as this task; default: all for which the samples have the facts.
+        count: samples on the sheet, over all patterns.
+        most: samples of a pattern of which the facts are read.
+        pictures: samples of a pattern of which the pictures are decoded.
+        seed: of what is chosen.
+
+    Raises:
+        UserError: no shards, or something that the config names is missing.
+    """
+    sources = [] if config is None or patterns else config.data.sources
+    if not patterns and not sources:
+        raise UserError("inspect: give shards, or --config to look at those of its sources")
+    patterns = list(dict.fromkeys(patterns or [source.shards for source in sources]))
+    shards = {pattern: Shards(pattern) for pattern in patterns}
+    tokenizer = Tokenizer(config.text.tokenizer) if config and config.text else None
+    found = [statistics(s, most, pictures, seed, tokenizer) for s in shards.values()]
+    result: dict[str, Any] = {"seed": seed, "patterns": found}
+    drawn: list[Drawn] = []
+    if config:
+        chosen = list(sources) or [
+            source for facts in found for source in _sources(facts, task, config)
+        ]
+        result["documents"] = []
+        for source in chosen:
+            lengths, row = _documents(config, source, shards[source.shards], tokenizer, seed)
+            result["documents"].append(lengths)
+            drawn += [row] if row else []
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sections = [
+            _section(s, config, max(1, count // len(shards)), seed) for s in shards.values()
+        ]
+        draw_sheet(sections)[0].save(output, "png")
+        if drawn:
+            page(drawn).save(output.with_suffix(".rows.png"), "png")
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def _sources(facts: dict[str, Any], task: TaskName | None, config: Config) -> list[SourceConfig]:
+    """The tasks that a pattern's samples can serve, as sources."""
+    fitting = [name for name in get_args(TaskName) if facts["kinds"].get(TASKS[name])]
+    if not config.text:
+        fitting = [name for name in fitting if name == "class_to_image"]
+    tasks = [task] if task else fitting
+    return [SourceConfig(name=name, shards=facts["pattern"], task=name) for name in tasks]
+
+
+def _documents(
+    config: Config, source: SourceConfig, shards: Shards, tokenizer: Tokenizer | None, seed: int
+) -> tuple[dict[str, Any], Drawn | None]:
+    """How long a source's documents are, and a row of some of them."""
+    check_latents(shards.header, config.image, f"data source {source.name}")
+    maker = DocumentMaker(config, tokenizer)
+    documents, lost = some_documents(source, shards, maker, DOCUMENTS, seed)
+    lengths = document_lengths(config, source, documents, lost)
+    empty = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+    row, taken = packed(documents, empty, DRAWN)
+    if not taken:
+        return lengths, None
+    name = source.name if source.name == source.task else f"{source.name}: {source.task}"
+    heading = f"{name}, {len(taken)} documents in {row.used} of {row.length} tokens"
+    lines = [f"doc {n}: {told(document, tokenizer)}" for n, document in enumerate(taken)]
+    return lengths, draw_row(row, heading, lines)
+
+
+def _section(
+    shards: Shards, config: Config | None, count: int, seed: int
+) -> tuple[str, list[Shown]]:
+    """Some samples of some shards, as the sheet shows them, and a heading."""
+    numbers = generator("inspect", "sheet", seed).choice(
+        len(shards), min(count, len(shards)), replace=False
+    )
+    decode = _decoder(config, shards.header)
+    classes = config.classes if config else []
+    shown = [_shown(shards, int(number), classes, decode) for number in numbers]
+    how = ""
+    if any("moments.npy" in ext for ext in shards.extensions(int(numbers[0]))):
+        how = ", latents decoded" if decode else ", latents in false colour"
+    return f"{shards.pattern}: {len(numbers)} of {len(shards):,} samples{how}", shown
+
+
+def _shown(shards: Shards, number: int, classes: list[str], decode: Decode | None) -> Shown:
+    try:
+        sample = shards[number]
+    except Damage as error:
+        return Shown(shards.place(number)[1], f"damaged, {error.reason}", [(str(error), False)])
+    return show(sample, list(classes), decode)
+
+
+def _decoder(config: Config | None, header: dict[str, Any]) -> Callable | None:
+    """What makes pictures of latents (c, h, w), where the config's autoencoder is at hand."""
+    if config is None or config.image.codec != "vae" or not Path(str(config.image.vae)).is_dir():
+        return None
+    check_latents(header, config.image, "inspect")
+    codec, patch = AutoencoderCodec(config.image), config.image.patch
+    return lambda latents: codec.decode(patches(np.asarray(latents), patch)[None])[0]
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The figures as lines for a terminal."""
+    said = [line for facts in result["patterns"] for line in _pattern_lines(facts)]
+    for source in result.get("documents", []):
+        tokens, kinds = source["tokens"], source["mean_of_each_kind"]
+        head = f"documents of {source['source']} ({source['task']})"
+        if tokens:
+            parts = ", ".join(f"{n:g} {k}" for k, n in kinds.items() if n and k != "tokens")
+            said.append(f"{head}: {_spread(tokens)} tokens; on average {parts}")
+            said.append(f"  {source['per_row']:g} of them fill a row")
+        if source["too_long"]:
+            said.append(f"  {source['too_long']} of {source['documents']} are longer than a row")
+        if source["damage"]:
+            lost = ", ".join(f"{n} {reason}" for reason, n in source["damage"].items())
+            said += [f"{head}: cannot be used: {lost}", f"  the first: {source['first_damage']}"]
+    return said
+
+
+def _pattern_lines(facts: dict[str, Any]) -> list[str]:
+    said = [
+        facts["pattern"],
+        f"  {facts['shards']:,} shards, {facts['samples']:,} samples, {_bytes(facts['bytes'])}",
+        "  members: "
+        + ", ".join(
+            f"{m['count']:,} {ext} ({_bytes(m['bytes'])})" for ext, m in facts["members"].items()
+        ),
+        f"  of {facts['read']:,} samples: "
+        + (", ".join(f"{n:,} with {kind}" for kind, n in facts["kinds"].items()) or "no facts"),
+    ]
+    captions, labels, pictures = facts["captions"], facts["labels"], facts["pictures"]
+    if captions["per_sample"]:
+        said.append(f"  captions of a sample: {_spread(captions['per_sample'])}")
+        said.append(f"  captions' characters: {_spread(captions['characters'])}")
+    if captions["tokens"]:
+        said.append(f"  captions' tokens: {_spread(captions['tokens'])}")
+    if facts["content_parts"]:
+        said.append(f"  parts of an interleaved sample: {_spread(facts['content_parts'])}")
+    if labels["classes"]:
+        named = ", ".join(f"{label} ({n:,})" for label, n in labels["most"])
+        rare = ", ".join(f"{label} ({n:,})" for label, n in labels["least"])
+        said.append(f"  {labels['classes']:,} classes; most common: {named}")
+        said += [f"    least common: {rare}"] if rare else []
+    if pictures["decoded"]:
+        sizes = ", ".join(f"{size} ({n})" for size, n in pictures["sizes"].items())
+        modes = ", ".join(f"{mode} ({n})" for mode, n in pictures["modes"].items())
+        said.append(f"  {pictures['decoded']} pictures of {pictures['samples']} random samples")
+        said.append(f"    {pictures['different_sizes']} sizes: {sizes}")
+        said.append(f"    width: {_spread(pictures['width'])}")
+        said.append(f"    height: {_spread(pictures['height'])}")
+        said.append(f"    modes: {modes}")
+    if facts["header"]:
+        said.append(f"  header: {json.dumps(facts['header'], ensure_ascii=False)}")
+    lost = ", ".join(f"{n} {reason}" for reason, n in facts["damage"].items())
+    said.append(f"  damaged, of what was read: {lost or 'nothing'}")
+    return said
+
+
+def _spread(figures: dict[str, float]) -> str:
+    return (
+        f"mean {figures['mean']:,g}, median {figures['median']:,}, 99% up to {figures['p99']:,}, "
+        f"most {figures['most']:,}"
+    )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,215 @@
+"""Reads every member of every shard, and says what of them training could not use.
+
+Three things are looked at: the tar's own headers, each member's SHA-256 against the shard's index,
+and whether the members are what docs/data.md says, by the same code that the loader reads them
+with. What is held in memory is one shard's index and a few samples.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from mmfusion.errors import Damage, UserError
+
+from . import storage
+from .damage_report import Report, listed
+from .findings import findings
+from .index import SUFFIX, Contents, Index, open_index, save, scan
+from .jobs import BAR, THREADS
+from .samples import Sample
+from .shards import Block, Shards
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+log = logging.getLogger("mmfusion")
+CHUNK = 16  # samples that a thread takes at a time
+MOST_BLOCK = 1 << 26  # bytes of neighbours that are read at once
+
+
+def verify(
+    patterns: list[str], quick: bool = False, reindex: bool = False, listing: Path | None = None
+) -> Report:
+    """Look at all shards of some patterns; of several processes, each at its share of them.
+
+    Args:
+        patterns: globs, braces or URLs.
+        quick: look at tar headers and checksums alone.
+        reindex: make all indexes anew first.
+        listing: JSON file for all that is found.
+
+    Raises:
+        UserError: a pattern names no shard, or an index cannot be written.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    groups = [storage.expand(pattern) for pattern in patterns]
+    for pattern, found in zip(patterns, groups, strict=True):
+        if not found:
+            raise UserError(f"no shards match {pattern}")
+    if listing and world > 1:
+        listing = listing.with_suffix(f".{rank}{listing.suffix}")
+    report = Report()
+    group = {path: n for n, found in enumerate(groups) for path in found}
+    paths = list(group)[rank::world]
+    bar = tqdm(total=len(paths), desc="verify", unit="shard", bar_format=BAR, disable=rank > 0)
+    with bar, ThreadPoolExecutor(THREADS) as pool, listed(listing, report) as write:
+
+        def say(path: str, damage: Damage) -> None:
+            report.add(damage)
+            write({"shard": path, "reason": damage.reason, "what": str(damage)})
+
+        def advance(share: float) -> None:
+            bar.update(min(share, bar.total - bar.n))  # shares of a shard add up to a little more
+
+        headers: dict[int, tuple[str, dict]] = {}
+        for path in paths:
+            index = _shard(path, quick, reindex, pool, report, partial(say, path), advance)
+            if index is not None:
+                first, header = headers.setdefault(group[path], (path, index.header))
+                if index.header != header:
+                    what = f"{path} and {first} were made with different settings"
+                    say(path, Damage("shard", f"{what}; keep one kind in a folder"))
+            report.shards += 1
+    return report
+
+
+def _shard(
+    path: str,
+    quick: bool,
+    reindex: bool,
+    pool: ThreadPoolExecutor,
+    report: Report,
+    say: Callable[[Damage], None],
+    advance: Callable[[float], Any],
+) -> Index | None:
+    """Look at one shard; its index, if it has one."""
+    try:
+        walked = scan(path, digests=False)
+        index = _indexed(path, reindex, report)
+        shards = Shards([path]) if len(index) else None
+    except Damage as error:
+        say(error)
+        advance(1)
+        return None
+    report.bytes += index.bytes
+    report.samples += len(index)
+    for lost in walked.lost:
+        say(Damage(lost.reason, f"{path}{':' if lost.name else ''}{lost.name}: {lost.what}"))
+    torn = {lost.name for lost in walked.lost}
+    for damage in _compare(path, index, walked, report):
+        say(damage)
+    del walked
+    if not shards:
+        advance(1)
+        return index
+    starts = range(0, len(index), CHUNK)
+    look = partial(_chunk, shards, index, torn, quick)
+    for found in _ahead(pool, look, starts):
+        for damage in found:
+            say(damage)
+        advance(1 / len(starts))
+    return index
+
+
+def _indexed(path: str, reindex: bool, report: Report) -> Index:
+    """The index of a shard; one that is missing or does not fit is made."""
+    beside = storage.companion(path, SUFFIX)
+    state = "made"
+    if reindex:
+        save(scan(path), beside)
+    elif beside.is_file():
+        state = "made anew"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = Index(path, beside)
+            found.check()
+            state = "there" if found.bytes == storage.size(path) else state
+    index = open_index(path, whole=True)
+    report.indexes[state] += 1
+    if state == "made anew":
+        log.warning(
+            "%s: did not fit its shard and has been made anew; what changed before that is not "
+            "found by checksums",
+            beside,
+        )
+    return index
+
+
+def _compare(path: str, index: Index, walked: Contents, report: Report) -> Iterator[Damage]:
+    """What the tar holds and the index does not know: nobody would read it."""
+    for number in range(len(index)):
+        key, members = index.sample(number)
+        report.members += len(members)
+        found = walked.samples.pop(key, {})
+        for ext in found.keys() - {member.ext for member in members}:
+            yield _unknown(path, f"{key}.{ext}")
+    for key, found in walked.samples.items():
+        for ext in found:
+            yield _unknown(path, f"{key}.{ext}")
+    if index.header != walked.header:
+        yield _unknown(path, "its header")
+
+
+def _unknown(path: str, what: str) -> Damage:
+    told = f"{path}:{what}: not in the shard's index; if the shard was changed on purpose, verify"
+    return Damage("member", f"{told} it with --reindex")
+
+
+def _chunk(shards: Shards, index: Index, torn: set[str], quick: bool, first: int) -> list[Damage]:
+    """What is damaged in `CHUNK` samples."""
+    end = min(first + CHUNK, len(index))
+    start, stop = index.span(first, end)
+    block = None
+    try:
+        if stop - start <= MOST_BLOCK:
+            block = shards.block(0, first, end)
+        return [
+            damage
+            for number in range(first, end)
+            for damage in _sample(shards, number, block, torn, quick)
+        ]
+    except Damage as damage:  # the shard has gone, or its storage does not answer
+        return [damage]
+
+
+def _sample(
+    shards: Shards, number: int, block: Block | None, torn: set[str], quick: bool
+) -> Iterator[Damage]:
+    whole = True
+    try:
+        sample = shards.read(0, number, block=block)
+    except Damage as damage:
+        if damage.reason != "member":
+            raise
+        whole, sample = False, Sample({}, "")
+        for ext in shards.extensions(number):
+            try:
+                part = shards.read(0, number, (ext,), block)
+            except Damage as each:
+                if each.reason != "member":
+                    raise
+                yield each
+            else:
+                sample.where = part.where
+                sample.update(part)
+    if not quick:
+        key = sample.where.rpartition(":")[2]
+        yield from findings(sample, whole and not any(n.startswith(f"{key}.") for n in torn))
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """What threads make of the items, in order, no more than a few of them ahead."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > 2 * THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,357 @@
+"""`mmfusion data inspect`: exact figures, and pictures that show what is there."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_config
+from material import REAL, encoded, make_vae, pixels, run, save
+from mmfusion.data_pipelines import drawn_rows, sheet
+from mmfusion.data_pipelines.canvas import Box, fitted, font, width, wrap
+from mmfusion.data_pipelines.inspection import inspect
+from mmfusion.data_pipelines.latents import write_latents
+from mmfusion.data_pipelines.samples import Sample
+from mmfusion.data_pipelines.shards import Shards, write_shards
+from mmfusion.data_pipelines.statistics import spread, statistics
+from PIL import Image as Picture
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config
+from mmfusion.config.files import load
+from mmfusion.errors import UserError
+from mmfusion.mask import dense_mask
+from mmfusion.overrides import write_yaml
+from mmfusion.sequence import Label, Row, Text
+
+
+def crop(picture: Picture.Image, box: Box) -> np.ndarray:
+    return np.asarray(picture.crop(box))
+
+
+# Figures
+
+
+def test_figures_are_exact(tmp_path: Path, tokenizer: Tokenizer):
+    words = [["a", "a handwritten three"], ["the digit 3"], ["the number two"]]
+    samples: list[tuple[str, dict[str, Any]]] = [
+        (f"s{n}", {"json": {"label": n % 2, "captions": c}, "png": encoded(n)})
+        for n, c in enumerate(words)
+    ]
+    samples += [
+        ("bad", {"json": {"label": "x", "captions": ["seven"]}, "jpg": b"no"}),
+        ("mixed", {"json": {"content": [{"text": "a"}, {"image": "0.png"}]}, "0.png": encoded(9)}),
+    ]
+    paths = write_shards(tmp_path, "a", samples, per_shard=2)
+    found = statistics(Shards(f"{tmp_path}/*.tar"), 100, 100, 0, tokenizer)
+    assert (found["shards"], found["samples"], found["read"]) == (3, 5, 5)
+    assert found["bytes"] == sum(path.stat().st_size for path in paths)
+    assert found["members"]["png"] == {"count": 3, "bytes": sum(len(encoded(n)) for n in range(3))}
+    assert {e: m["count"] for e, m in found["members"].items()} == {
+        "json": 5, "png": 3, "jpg": 1, "0.png": 1,
+    }  # fmt: skip
+    assert found["kinds"] == {"pictures": 5, "label": 3, "captions": 4, "content": 1}
+    lengths = [len(text) for group in words for text in group] + [5]
+    captions = found["captions"]
+    assert captions["per_sample"] == {"mean": 1.25, "median": 1, "p99": 2, "most": 2}
+    assert captions["characters"]["mean"] == round(float(np.mean(lengths)), 2)
+    assert captions["characters"]["most"] == captions["characters"]["p99"] == 19
+    tokens = [len(tokenizer.encode(text)) for group in [*words, ["seven"]] for text in group]
+    assert captions["tokens"]["mean"] == round(float(np.mean(tokens)), 2)
+    assert found["labels"] == {"classes": 2, "most": [[0, 2], [1, 1]], "least": []}
+    assert found["content_parts"]["mean"] == 2
+    pictures = found["pictures"]
+    assert (pictures["samples"], pictures["decoded"]) == (5, 4)
+    assert (pictures["sizes"], pictures["modes"]) == ({"20 x 16": 4}, {"RGB": 4})
+    assert found["damage"] == {"label": 1, "picture": 1}
+
+
+def test_spread_is_that_of_the_sorted_values():
+    values = list(np.random.default_rng(0).integers(0, 300, 1000))
+    found, ordered = spread(Counter(map(int, values))), sorted(values)
+    assert found["mean"] == round(float(np.mean(values)), 2)
+    assert (found["median"], found["p99"], found["most"]) == (
+        ordered[499], ordered[989], ordered[-1],
+    )  # fmt: skip
+    assert spread(Counter()) == {}
+
+
+def test_a_subset_says_its_size_and_damaged_shards_are_counted(tmp_path: Path):
+    samples = [(f"s{n}", {"json": {"label": n}, "png": encoded(n)}) for n in range(20)]
+    write_shards(tmp_path, "a", samples)
+    save(tmp_path / "b.tar", b"not a tar file")
+    shards = Shards(f"{tmp_path}/*.tar")
+    found = [statistics(shards, 7, 3, seed) for seed in (0, 0, 1)]
+    assert (found[0]["read"], found[0]["pictures"]["samples"]) == (7, 3)
+    assert found[0]["labels"]["classes"] == 7
+    assert found[0] == found[1] != found[2]
+    assert found[0]["damage"] == {"shard": 1}
+
+
+# The sheet
+
+
+def test_a_sheet_has_its_pictures_where_it_says(tmp_path: Path):
+    samples = [
+        Sample(
+            {"png": encoded(n), "json": b'{"label": 1, "captions": ["a \\u2028 dog"]}'}, f"x:{n}"
+        )
+        for n in range(8)
+    ]
+    shown = [sheet.show(sample, ["cat", "dog"]) for sample in samples]
+    assert (shown[0].title, shown[0].caption, shown[0].key) == ("1: dog", "a dog", "0")
+    image, boxes = sheet.draw_sheet([("some", shown)])
+    assert image.width == sheet.WIDTH == sheet.COLUMNS * (sheet.SIDE + sheet.GAP) + sheet.GAP
+    assert len(boxes) == 8
+    for n, (box,) in enumerate(boxes):
+        # 20 x 16 pixels: twelve times as large is what fits into 240.
+        large = pixels(n).repeat(12, 0).repeat(12, 1)
+        assert np.array_equal(crop(image, box), large)
+        assert box.left == sheet.GAP + n % 6 * (sheet.SIDE + sheet.GAP)
+    assert boxes[6][0].top > boxes[0][0].bottom
+
+
+def test_an_interleaved_sample_is_a_strip_with_what_is_learned_framed():
+    content = [{"image": "0.png"}, {"answer": "b"}, {"image": "1.png", "target": True}]
+    members = {"json": json.dumps({"content": content}).encode()}
+    sample = Sample({**members, "0.png": encoded(0), "1.png": encoded(1)}, "x:k")
+    image, ((first, second),) = sheet.draw_sheet([("some", [sheet.show(sample, [])])])
+    factor = sheet.STRIP_SIDE // 20
+    for n, box in enumerate((first, second)):
+        assert np.array_equal(crop(image, box), pixels(n).repeat(factor, 0).repeat(factor, 1))
+    red = np.array(drawn_rows.rgb([sheet.LEARNED])[0])
+
+    def framed(box: Box) -> bool:
+        left = sheet.GAP + round((box.left - sheet.GAP) // (sheet.STRIP_SIDE + sheet.GAP)) * (
+            sheet.STRIP_SIDE + sheet.GAP
+        )
+        return bool((np.asarray(image)[(box.top + box.bottom) // 2, left - 3] == red).all())
+
+    assert [framed(first), framed(second)] == [False, True]
+
+
+def test_what_is_damaged_is_said_in_the_sheet():
+    cases: list[tuple[dict[str, bytes], str]] = [
+        ({"json": b"{", "png": encoded(0)}, "damaged, json"),
+        ({"json": b'{"label": "a"}', "png": encoded(0)}, "damaged, label"),
+    ]
+    for members, title in cases:
+        assert sheet.show(Sample(members, "x:k"), []).title == title
+    shown = sheet.show(Sample({"png": b"no"}, "x:k"), [])
+    assert "damaged, picture: .png: not a readable picture" in str(shown.parts[0][0])
+    assert sheet.draw_sheet([("some", [shown])])[1] == [[]]
+
+
+def test_long_and_foreign_texts_are_cut_to_their_room():
+    text = "word " * 500 + "x" * 5000
+    lines = wrap(text, 14, 200, 4)
+    assert len(lines) == 4
+    assert lines[-1].endswith("…")
+    assert all(width(line, 14) <= 200 for line in lines)
+    assert "".join(wrap("y" * 100, 14, 200, 9)) == "y" * 100
+    assert wrap("犬が走る", 14, 200, 2) == ["犬が走る"]
+    assert wrap("", 14, 200, 2) == []
+    assert font(14) is font(14)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "1", "CMYK"])
+def test_pictures_of_any_mode_fit_their_box(mode: str):
+    for size in ((500, 100), (3, 4), (1, 900)):
+        picture = fitted(Picture.new(mode, size), 240)
+        assert (picture.mode, max(picture.size) <= 240) == ("RGB", True)
+
+
+def test_latents_in_false_colour_or_decoded(tmp_path: Path):
+    vae = make_vae(tmp_path / "vae")
+    samples = [(f"s{n}", {"json": {"label": 0}, "png": encoded(n)}) for n in range(2)]
+    write_shards(tmp_path / "pictures", "a", samples)
+    config = Config.model_validate(
+        {
+            "image": {"codec": "vae", "vae": str(vae), "size": 16, "patch": 2,
+                      "latent_channels": 4, "downsampling": 2},
+            "classes": ["a"], "row_length": 256,
+            "decoder": {"width": 32, "depth": 1, "heads": 2, "label_tokens": 2},
+            "diffusion": {},
+            "data": {"rows": 1, "micro_rows": 1,
+                     "sources": [{"name": "s", "shards": f"{tmp_path}/latents/*.tar",
+                                  "task": "class_to_image"}]},
+            "train": {"output": str(tmp_path / "run"), "steps": 1, "lr": 1e-3},
+        }
+    )  # fmt: skip
+    write_latents(f"{tmp_path}/pictures/*.tar", tmp_path / "latents", config.image)
+    false = sheet.false_colour(np.arange(48, dtype=np.float32).reshape(3, 4, 4))
+    assert np.array_equal(np.asarray(false)[..., 0], np.asarray(false)[..., 2])
+    assert (np.asarray(false).min(), np.asarray(false).max()) == (0, 255)
+    pattern = f"{tmp_path}/latents/*.tar"
+    inspect([pattern], tmp_path / "false.png")
+    result = inspect([], tmp_path / "true.png", config)
+    assert result["patterns"][0]["kinds"] == {"latents": 2, "label": 2}
+    (documents,) = result["documents"]
+    assert (documents["documents"], documents["damage"]) == (2, {})
+    with Picture.open(tmp_path / "false.png") as a, Picture.open(tmp_path / "true.png") as b:
+        assert a.size == b.size
+        assert a.tobytes() != b.tobytes()
+    pictures = inspect([f"{tmp_path}/pictures/*.tar"], None, config)
+    assert pictures["documents"][0]["damage"] == {"latents": 2}
+    assert "mmfusion data latents" in pictures["documents"][0]["first_damage"]
+
+
+# Rows
+
+
+@pytest.fixture(scope="module")
+def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    """A packed row of each task of the digits."""
+    from mmfusion.data_pipelines.documents import DocumentMaker
+    from mmfusion.data_pipelines.statistics import some_documents
+
+    config = run_config(digits_data, tmp_path_factory.mktemp("run"))
+    assert config.text
+    maker = DocumentMaker(config, Tokenizer(config.text.tokenizer))
+    found = {}
+    for source in config.data.sources:
+        documents, lost = some_documents(source, Shards(source.shards), maker, 8, 0)
+        assert not lost
+        row, taken = drawn_rows.packed(documents, Row(128, 4, 2), 4)
+        assert 2 <= len(taken) <= 4
+        assert row.doc.max() == len(taken) - 1
+        found[source.task] = row
+    return found
+
+
+@pytest.mark.parametrize(
+    "task", ["class_to_image", "text_to_image", "image_to_text", "interleaved"]
+)
+def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
+    row = rows[task]
+    drawn = drawn_rows.draw_row(row, "a row", ["doc 0"])
+    image, length = np.asarray(drawn.picture), drawn.length
+    assert row.used < length <= row.length
+    box = drawn.boxes["mask"]
+    side = box.right - box.left
+    assert side == box.bottom - box.top == length * (side // length)
+    at = ((np.arange(length) + 0.5) * side / length).astype(int)
+
+    def band(name: str) -> np.ndarray:
+        strip = drawn.boxes[name]
+        assert (strip.left, strip.right) == (box.left, box.right)  # on one axis with the mask
+        return image[strip.top + 1, strip.left + at]
+
+    def same(colours: np.ndarray) -> np.ndarray:
+        return (colours[:, None] == colours[None]).all(-1)
+
+    doc, order, stream = (getattr(row, n)[:length] for n in ("doc", "order", "stream"))
+    real = doc >= 0
+    grey = drawn_rows.rgb([drawn_rows.KINDS["padding"]])
+    for name in ("kind", "doc", "order", "stream"):
+        assert ((band(name) == grey).all(-1) == ~real).all()
+    for name, values in (("doc", doc), ("order", order), ("stream", stream)):
+        assert (same(band(name)[real]) == (values[real, None] == values[real][None])).all()
+    kinds = {tuple(c) for c in band("kind")[real & (row.kind[:length] == 3)].tolist()}
+    assert len(kinds) == (1 if task == "image_to_text" else 2)
+    shown = image[box.top + at][:, box.left + at]
+    seen = dense_mask(*(torch.from_numpy(v[None]) for v in (doc, order, stream)))[0].numpy()
+    assert ((shown != 255).any(-1) == seen).all()
+    assert (shown[seen] == band("kind")[np.nonzero(seen)[0]]).all()
+
+
+def test_learned_text_has_a_colour_of_its_own():
+    row = Row(12, 4, 2)
+    row.document([Label(None), Text([1, 5, 6]), Text([2, 7, 3], loss=True)])
+    kinds = [list(drawn_rows.KINDS).index(name) for name in
+             ("label", "text, given", "text, learned", "padding")]  # fmt: skip
+    colours = drawn_rows.rgb(list(drawn_rows.KINDS.values()))[kinds]
+    assert np.array_equal(drawn_rows.kind_colours(row), colours.repeat([2, 3, 3, 4], 0))
+
+
+def test_a_row_longer_than_the_picture_is_drawn_smaller_and_none_when_nothing_fits():
+    row = Row(3000, 4, 2)
+    row.document([Text(list(range(2500)))])
+    drawn = drawn_rows.draw_row(row, "long", [])
+    assert drawn.picture.width == drawn_rows.WIDTH
+    assert drawn_rows.page([drawn]).width == 2 * drawn_rows.WIDTH <= 2000
+    assert drawn_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2), 4)[1] == []
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def digits_config(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspected")
+    path = folder / "run.yaml"
+    config = run_config(digits_data, folder / "out").model_dump(exclude_none=True)
+    path.write_text(write_yaml(config), encoding="utf-8")
+    assert load(str(path)).row_length == 96
+    return path
+
+
+def test_the_command_writes_sheet_rows_and_figures(
+    digits_data: Path, digits_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "new/x.png"
+    assert run("data", "inspect", "--config", digits_config, "row_length=128", "-o", output) == 0
+    said = capsys.readouterr().out
+    assert "1,500 samples" in said
+    assert "10 classes; most common: 3 (153)" in said
+    assert "documents of next (interleaved): mean" in said
+    result = json.loads(output.with_suffix(".json").read_text())
+    assert [facts["samples"] for facts in result["patterns"]] == [1500, 6000]
+    assert [d["source"] for d in result["documents"]] == ["class", "draw", "caption", "next"]
+    caption = result["documents"][2]
+    assert caption["tokens"]["mean"] == pytest.approx(sum(
+        caption["mean_of_each_kind"][kind] for kind in ("text", "image")), abs=0.02)  # fmt: skip
+    assert caption["per_row"] == round(128 / caption["tokens"]["mean"], 2)
+    for name in ("x.png", "x.rows.png"):
+        with Picture.open(output.with_name(name)) as picture:
+            assert picture.width <= 2000
+    first = output.read_bytes()
+    again = ["data", "inspect", "--config", digits_config, "row_length=128", "-o", output]
+    assert run(*again) == 0
+    assert output.read_bytes() == first
+    assert run(*again, "--seed", 1) == 0
+    assert output.read_bytes() != first
+
+
+def test_given_shards_serve_the_tasks_that_they_can(digits_data: Path, digits_config: Path):
+    pattern = f"{digits_data}/held_out-*.tar"
+    config = load(str(digits_config))
+    every = inspect([pattern], None, config)["documents"]
+    assert [d["task"] for d in every] == ["class_to_image", "text_to_image", "image_to_text"]
+    (one,) = inspect([pattern], None, config, "interleaved")["documents"]
+    assert (one["documents"], one["damage"]) == (0, {"content": 200})
+    assert "documents" not in inspect([pattern])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ((), "give shards, or --config"),
+        (("none-*.tar",), "no shards match none-*.tar"),
+        (("a.tar", "--task", "class_to_image"), "--task goes with --config"),
+        (("a.tar", "--config", "tiny", "--task", "draw"), "is one of class_to_image, "),
+        (("a.tar", "-o", "x.jpg"), "give a name that ends in .png"),
+    ],
+)
+def test_mistakes_are_told(
+    arguments: tuple[str, ...], what: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run("data", "inspect", *arguments) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_missing_tokenizer_is_told(digits_data: Path, digits_config: Path):
+    config = load(str(digits_config), ["text.tokenizer=nowhere.model"])
+    with pytest.raises(UserError, match=r"tokenizer nowhere\.model: no such file"):
+        inspect([f"{digits_data}/held_out-*.tar"], None, config)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not here")
+def test_real_captions(tmp_path: Path):
+    path = save(tmp_path / "a.tar", (REAL / "flickr8k_1k/flickr8k_1k.tar").read_bytes())
+    (facts,) = inspect([str(path)], tmp_path / "x.png", count=12)["patterns"]
+    assert facts["kinds"] == {"pictures": 1000, "captions": 1000}
+    assert facts["captions"]["per_sample"]["mean"] == 5
