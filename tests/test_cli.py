@@ -323,8 +323,8 @@ def test_train_refuses(
     assert_refused(run("train", "--config", "huge"), "huge", "digits.yaml")
     broken = tmp_path / "shards" / "train-00000.tar"
     broken.parent.mkdir()
-    broken.write_bytes((digits_data / "train-00000.tar").read_bytes()[:100_000])
-    assert_refused(run(*good, f"data.sources.1.shards={broken}"), broken, "make it anew")
+    broken.write_bytes(b"no tar" * 1000)
+    assert_refused(run(*good, f"data.sources.1.shards={broken}"), broken, "not a tar file")
 
 
 def test_eval_refuses(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
