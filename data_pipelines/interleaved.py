@@ -24,11 +24,11 @@ from typing import Any
 from mmfusion.errors import Damage, UserError
 
 from .content import FIELDS, Document, Part, PicturePart, Reading, TextPart, parse
-from .documents import shown
 from .jobs import MOST_WARNINGS, Made, Sample, write_parts
 from .picture_files import PictureFiles, read_table
 from .pictures import PictureReader
 from .records import Records, cut_records
+from .samples import shown
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
