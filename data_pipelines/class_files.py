@@ -112,7 +112,11 @@ def kind_of(tar: str) -> str:
 
 
 def class_tars(tars: list[str]) -> ClassFiles:
-    """Pictures in tars named by their class, which lie in other tars or on the disk themselves."""
+    """Pictures in tars named by their class, which lie in other tars or on the disk themselves.
+
+    Raises:
+        UserError: a class is lost as a whole: the labels of all others would change.
+    """
     found: dict[str, list[Place]] = {}
     lost: list[Damage] = []
     for number, tar in enumerate(tars):
@@ -120,11 +124,17 @@ def class_tars(tars: list[str]) -> ClassFiles:
         if WNID.fullmatch(own):
             found.setdefault(own, []).extend(_listed(tar, number, lost))
             continue
-        for inner in _members(tar, (".tar",), lost):
+        broken: list[Damage] = []
+        for inner in _members(tar, (".tar",), broken):
             end = inner.offset + inner.size
             places = _listed(tar, number, lost, inner.offset, end, f"{tar}:{inner.file}")
             found.setdefault(stem(inner.file), []).extend(places)
-    return _in_tars(tars, {place: found[place] for place in sorted(found) if found[place]}, lost)
+        if broken:
+            raise UserError(f"{broken[0]}; copy or fetch the tar anew")
+    empty = [place for place in found if not found[place]]
+    if empty:
+        raise UserError(f"{tars[0]}: the tar of {empty[0]} holds no pictures; fetch it anew")
+    return _in_tars(tars, dict(sorted(found.items())), lost)
 
 
 def flat_tars(tars: list[str], of: dict[str, str], classes: Iterable[str]) -> ClassFiles:
@@ -194,7 +204,7 @@ def _members(
 
 
 def _damage(entry: Lost, where: str) -> Damage:
-    return Damage(entry.reason, f"{where}:{entry.name}: {entry.what}")
+    return Damage(entry.reason, f"{where}{entry.name and ':'}{entry.name}: {entry.what}")
 
 
 def _columns(found: dict[str, list], name: Callable) -> tuple[list[str], np.ndarray, pa.Array]:

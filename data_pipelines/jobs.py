@@ -252,7 +252,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     part = path.with_suffix(f".{os.getpid()}.part")
     if not path.exists():
-        if any(p.exists() for p in paths):
+        if _there(paths, name):
             raise UserError(
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
@@ -269,13 +269,20 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after:
+    if before != after and not any(folder.glob(f".{name}-*.lock")) and not _there(paths, name):
+        part.write_text(text, encoding="utf-8")  # those of a run that came to nothing
+        os.replace(part, path)
+    elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
         raise UserError(
             f"{folder}: its shards {name}-*.tar were made with other settings ("
             + ", ".join(f"{k}: {before.get(k)!r}, now {after.get(k)!r}" for k in changed[:3])
             + "); delete them, or give another --output or --name"
         )
+
+
+def _there(paths: list[Path], name: str) -> bool:
+    return any(p.exists() for p in paths) or any(paths[0].parent.glob(f"{name}-*.tar"))
 
 
 class JsonLines:

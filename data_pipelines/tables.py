@@ -356,9 +356,9 @@ def columns_of(
     }
     for what, option in (("image", "--image-column"), ("captions", "--caption-column")):
         if found[what] is None:
+            shown = ", ".join(filter(None, names))[:300] or "none"
             raise UserError(
-                f"{path}: which column holds the {what}? It has {', '.join(names)[:300]}; name it "
-                f"with {option}"
+                f"{path}: which column holds the {what}? It has {shown}; name it with {option}"
             )
     if wanted.splits and not found["split"]:
         raise UserError(f"{path}: has no column `split`, but --split is given")

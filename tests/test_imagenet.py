@@ -265,15 +265,24 @@ def test_labels_are_not_for_pictures_whose_class_is_known(class_folders: Path, t
         write_imagenet(class_folders, tmp_path / "out", labels=table)
 
 
-def test_a_tar_that_is_cut_short_loses_its_end_alone(class_folders: Path, tmp_path: Path):
+def test_a_damaged_tar_loses_pictures_but_never_a_class(class_folders: Path, tmp_path: Path):
     outer = train_tar(class_folders, tmp_path / "ILSVRC2012_img_train.tar")
-    data = outer.read_bytes()
+    data = bytearray(outer.read_bytes())
     with tarfile.open(outer) as archive:
         last = archive.getmembers()[-1]
-    outer.write_bytes(data[: last.offset_data + 600])  # into the last of three classes
+    outer.write_bytes(data[: last.offset_data + 600])
+    with pytest.raises(UserError, match=r"n01440764\.tar: it is cut short; copy or fetch the tar"):
+        write_imagenet(outer, tmp_path / "out")
+    data[last.offset_data : last.offset_data + 512] = b"x" * 512  # its first member's header
+    outer.write_bytes(data)
     made = write_imagenet(outer, tmp_path / "out")
     assert made.lost == {"shard": 1}
-    assert len(Shards(f"{tmp_path}/out/*.tar")) == 4
+    samples = [sample.json() for sample in Shards(f"{tmp_path}/out/*.tar")]
+    assert sorted(sample["label"] for sample in samples) == [0, 1, 1, 2, 2]
+    tar(tmp_path / "tars/n00000001.tar", {"a.JPEG": encoded(0, "jpeg")})
+    tar(tmp_path / "tars/n00000002.tar", {})
+    with pytest.raises(UserError, match=r"the tar of n00000002 holds no pictures"):
+        write_imagenet(f"{tmp_path}/tars/*.tar", tmp_path / "empty")
     outer.write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match=r"not a tar of pictures, of tars, or of samples"):
         write_imagenet(outer, tmp_path / "none")
@@ -345,7 +354,7 @@ def test_a_table_captions_pictures_by_path_or_name(
         {"image": "n02012849/a.JPEG", "captions": ["a bird", "a grey bird"]},
         {"image": "own.png", "caption": "another fish"},  # no other picture is called `own`
         {"image": "b.JPEG", "caption": "which?"},
-        {"image": "n01440764_1.jpg", "caption": "in a shard"},
+        {"image": "n01440761_1.jpg", "caption": "in a shard"},
     )
     with caplog.at_level(logging.WARNING):
         write_imagenet(class_folders, tmp_path / "out", captions=table)
@@ -358,9 +367,9 @@ def test_a_table_captions_pictures_by_path_or_name(
     }
     assert len(found) == 7
     write_imagenet(labelled, tmp_path / "shards", captions=table)
-    samples = list(Shards(f"{tmp_path}/shards/*.tar"))
-    captions = [s.json()["captions"] for s in samples if "captions" in s.json()]
-    assert captions == []  # n01440764_1 is the second class's first picture, n01440761_1 here
+    samples = [s.json() for s in Shards(f"{tmp_path}/shards/*.tar")]
+    assert [s.get("captions") for s in samples] == [None, None, None, None, ["in a shard"], None]
+    assert [s["label"] for s in samples] == [0, 1, 2] * 2
     other = jsonl(tmp_path / "other.jsonl", {"image": "x/none.jpg", "caption": "a"})
     with pytest.raises(UserError, match=r"other\.jsonl: has no captions for these pictures"):
         write_imagenet(class_folders, tmp_path / "more", captions=other)
