@@ -38,6 +38,8 @@ LABEL = ("label",)
 SPLIT = ("split",)
 LINES, TEXT = (".jsonl", ".ndjson"), (".csv", ".tsv", ".txt", ".token")
 TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
+AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+AT_ONCE = 1 << 14  # rows
 BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)
 
 
@@ -137,27 +139,26 @@ class Objects:
 
 
 class Columns:
-    """A table of columns, by what is in them."""
+    """A table of columns, by what is in them; texts are given as bytes, for they may be none."""
 
     def __init__(self, columns: dict[str, pa.ChunkedArray], where: Callable[[int], str]) -> None:
-        self.columns, self.where = columns, where
+        self._columns = pa.table(
+            {
+                what: column.cast(AS_BYTES.get(column.type, column.type))
+                for what, column in columns.items()
+            }
+        )
+        self.where = where
 
     def __len__(self) -> int:
-        return len(self.columns["image"])
+        return len(self._columns)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {what: _value(column[row]) for what, column in self.columns.items()}
+        return {what: self._columns[what][row].as_py() for what in self._columns.column_names}
 
     def rows(self) -> Iterator[dict[str, Any] | None]:
-        for cells in zip(*self.columns.values(), strict=True):
-            yield dict(zip(self.columns, map(_value, cells), strict=True))
-
-
-def _value(cell: Any) -> Any:
-    """What a cell holds; a text as bytes, since it may turn out to be none."""
-    if isinstance(cell, pa.StringScalar | pa.LargeStringScalar) and cell.is_valid:
-        return cell.as_buffer().to_pybytes()
-    return cell.as_py()
+        for batch in self._columns.to_batches(max_chunksize=AT_ONCE):
+            yield from batch.to_pylist()
 
 
 class Broken:
