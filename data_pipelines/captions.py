@@ -1,56 +1,138 @@
-"""Pictures with captions, listed in a JSONL, as shards.
+"""Pictures with captions as shards: from a table of paths, parquet files of pictures, or tars.
 
-A line is {"image": "path", "captions": ["...", ...]} or {"image": "path", "caption": "..."}, with a
-`label` if there is one. Paths are relative to the JSONL's folder.
+Which of these it is, is found from the files themselves. Data_pipelines/tables.py says which tables
+are read. Tars are samples as webdataset or img2dataset write them.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import Damage
+from mmfusion.errors import Damage, UserError
 
-from .jobs import JsonLines, Made, Sample, cut, write_parts
+from . import storage
+from .captioned import Pictures, picture_path, texts
+from .index import open_index, printable
+from .jobs import Made, Part, Sample, cut, write_parts
+from .parquet import metadata, parquet_parts, picture_column
 from .pictures import PictureReader
+from .reshard import reshard
+from .samples import Sample as Given
+from .shards import Members, Shards
+from .tables import Wanted, read_table
+
+Parts = dict[Path, Callable[[], Part[list[Sample]]]]
 
 
 def write_captions(
-    lines: Path,
+    source: str | Path,
     output: Path,
     name: str = "train",
     reader: PictureReader = PictureReader(),  # noqa: B008 (frozen)
     seed: int | None = 0,
+    per_shard: int = 2000,
+    wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+    caption_key: str | None = None,
 ) -> Made:
-    """Write a JSONL's pictures and captions as shards `name-*.tar`.
+    """Write captioned pictures as shards `name-*.tar`.
+
+    Args:
+        source: a table; or tars or parquet files as a glob or with braces.
+        output: where the shards go.
+        name: how the shards' names begin.
+        reader: how pictures become members.
+        seed: of the shuffle of a table's pictures; None keeps their order. Pictures out of tars
+            and parquet files stay in the order in which they lie.
+        per_shard: pictures; a tar becomes one shard whatever it holds.
+        wanted: which columns, rows and folder of pictures.
+        caption_key: under which a tar's `json` members keep their captions; None looks for
+            `captions` and `caption`.
 
     Raises:
-        UserError: the JSONL cannot be read, or too few lines of it can be used.
+        UserError: there is no such file, its form is not known, or too little of it can be used.
     """
-    entries = JsonLines(lines)
+    files = source_files(str(source))
+    if all(file.endswith(".tar") for file in files):
+        shards = Shards(str(source))
+        parts, items = _tars(shards, output, name, reader, wanted, caption_key), len(shards)
+    else:
+        paths = [Path(file) for file in files]
+        if paths[0].suffix.lower() == ".parquet" and picture_column(paths[0], wanted):
+            parts = parquet_parts(paths, output, name, reader, wanted, per_shard)
+            items = len(paths)
+        else:
+            pictures = Pictures(read_table(paths, wanted), str(source), wanted)
+            items = len(pictures)
+            make = _sample_maker(pictures, reader, wanted, paths[0].parent)
+            parts = cut(output, name, items, make, seed, per_shard)
+    settings: dict[str, Any] = {"from": printable(str(source)), "items": items, "seed": seed}
+    settings |= {"per_shard": per_shard, **asdict(reader), "caption_key": caption_key}
+    settings |= {key: str(value) if value else None for key, value in asdict(wanted).items()}
+    made = write_parts(parts, name, str(source), settings)
+    if wanted.splits and not any(len(open_index(str(p))) for p in parts if p.exists()):
+        raise UserError(f"{source}: has nothing of the split {', '.join(wanted.splits)}")
+    return made
 
+
+def source_files(source: str) -> list[str]:
+    """The files that a pattern names.
+
+    Raises:
+        UserError: there are none, or they are a folder.
+    """
+    files = [source] if Path(source).is_file() else storage.expand(source)
+    if not files:
+        raise UserError(f"{source}: no such file")
+    if any(Path(file).is_dir() for file in files):
+        raise UserError(f"{source}: is a folder; give its files, as '{source}/*.tar'")
+    return files
+
+
+def _sample_maker(
+    pictures: Pictures, reader: PictureReader, wanted: Wanted, folder: Path
+) -> Callable[[int], list[Sample]]:
     def sample(place: int) -> list[Sample]:
-        entry, where = entries[place], entries.where(place)
-        described: dict[str, Any] = {"captions": _captions(entry, where)}
-        if entry.get("label") is not None:
-            if type(entry["label"]) is not int:
-                raise Damage("label", f"{where}: `label` must be the number of a class")
-            described["label"] = entry["label"]
-        if not isinstance(entry.get("image"), str):
-            raise Damage("picture", f"{where}: `image` must be the path of a picture")
-        extension, data = reader.read(lines.parent / entry["image"])
+        found, where = pictures[place], pictures.where(place)
+        described: dict[str, Any] = {"captions": found.captions}
+        if found.label is not None:
+            described["label"] = found.label
+        extension, data = reader.read(picture_path(found.image, wanted.images, folder, where))
         return [(f"{place:08d}", {"json": described, extension: data})]
 
-    settings = {"from": str(lines), "items": len(entries), "seed": seed, **asdict(reader)}
-    return write_parts(cut(output, name, len(entries), sample, seed), name, str(lines), settings)
+    return sample
 
 
-def _captions(entry: dict[str, Any], where: str) -> list[str]:
-    captions = entry.get("captions", [entry.get("caption")])
-    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise Damage(
-            "caption", f"{where}: needs `captions`, a list of strings, or `caption`, a string"
-        )
-    captions = [caption for caption in captions if caption.strip()]
-    if not captions:
-        raise Damage("caption", f"{where}: the captions hold no text")
-    return captions
+def _tars(
+    shards: Shards,
+    output: Path,
+    name: str,
+    reader: PictureReader,
+    wanted: Wanted,
+    caption_key: str | None,
+) -> Parts:
+    beside = lru_cache(maxsize=4)(metadata)
+
+    def describe(sample: Given, key: str, number: int) -> Members | None:
+        facts = sample.json()
+        if wanted.splits and str(facts.get("split")) not in wanted.splits:
+            return None
+        caption = facts.pop("caption", None)
+        given = facts.get("captions", caption)
+        if caption_key is not None:
+            given = caption if caption_key == "caption" else facts.get(caption_key)
+        elif given is None:
+            shard = shards.paths[shards.locate(number)[0]]
+            given = None if storage.is_remote(shard) else beside(shard).get(key)
+        if given is None:
+            raise Damage(
+                "caption",
+                f"{sample.where}: has no caption under {caption_key}"
+                if caption_key
+                else f"{sample.where}: has no caption: neither a txt member nor `caption` or "
+                "`captions` in its json; --caption-key names another key",
+            )
+        return {**facts, "captions": texts(given, f"{sample.where}.json")}
+
+    return reshard(shards, output, name, reader, describe)

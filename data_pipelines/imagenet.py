@@ -1,101 +1,206 @@
-"""A folder of class folders, such as ImageNet's `n01440764/*.JPEG`, as shards.
+"""ImageNet, or any pictures by class, as shards: from folders, ILSVRC's tars, or labelled samples.
 
-Labels number the folders by name, which for ImageNet's 1,000 is the usual order. Samples are
-shuffled, the same way for the same seed, so that each shard holds a bit of every class.
+Labels number the classes' folders by name, which for ImageNet's 1,000 is the usual order. Pictures
+are shuffled, the same way for the same seed, so that each shard holds a bit of every class. Shards
+of samples that have labels already, as timm's, become one shard each.
 """
 
 import json
+import logging
 import os
-import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 
+from . import storage
+from .class_files import ClassFiles, class_tars, flat_tars, folders, kind_of
+from .devkit import DEVKIT, WNID, Labels, beside, read_labels
+from .index import printable
 from .jobs import Made, Sample, cut, facts, write_parts
 from .pictures import PictureReader
+from .recaption import Recaptions
+from .reshard import reshard
+from .samples import Sample as Given
+from .shards import Members, Shards
 
-CAPTIONS = ("{name}", "a photo of a {name}", "a picture of a {name}")
-SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp"}
+TEMPLATES = ("{name}", "a photo of a {name}", "a picture of a {name}")
 CLASSES = "classes.json"
+Index = dict[int, tuple[str, str]]
+
+log = logging.getLogger("mmfusion")
 
 
 def write_imagenet(
-    folder: Path,
+    source: str | Path,
     output: Path,
     name: str = "train",
     class_index: Path | None = None,
     reader: PictureReader = PictureReader(),  # noqa: B008 (frozen)
     seed: int = 0,
+    per_shard: int = 2000,
+    labels: Path | None = None,
+    captions: Path | None = None,
 ) -> Made:
     """Write shards `name-*.tar` and `classes.json`, the list of names for `classes_file`.
 
     Args:
-        folder: one folder a class.
+        source: a folder of class folders; or tars, as a glob or with braces.
         output: where the shards go.
         name: how the shards' names begin.
-        class_index: JSON of {number: [folder, name]}; without it the folders' names are used, and
-            captions are written only if these are words.
+        class_index: JSON of {number: [folder, name]}; without it the names are the devkit's, or
+            else the folders'. Templated captions are written only if the names are words.
         reader: how pictures become members.
-        seed: of the shuffle.
+        seed: of the shuffle; samples that are in shards stay in their order.
+        per_shard: pictures; a shard of samples becomes one shard whatever it holds.
+        labels: the devkit, or a table of file and class; by default the devkit beside the tars.
+        captions: a table with captions of the pictures, in place of the templated ones.
 
     Raises:
-        UserError: there are no pictures, the index lacks a folder, or no picture can be read.
+        UserError: there are no pictures, a class has no name, or too few pictures can be read.
     """
-    pictures = {
-        place.name: sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
-        for place in sorted(p for p in _listed(folder) if p.is_dir())
-    }
-    folders = [place for place in pictures if pictures[place]]
-    if not folders:
-        raise UserError(f"{folder}: no folders of pictures; expected one a class, as n01440764/")
-    names = class_names(folders, class_index)
-    worded = class_index is not None or not any(re.fullmatch(r"n\d{8}", n) for n in folders)
-    items = [(label, path) for label, place in enumerate(folders) for path in pictures[place]]
-
-    def sample(place: int) -> list[Sample]:
-        label, path = items[place]
-        described = {"label": label, "file": f"{path.parent.name}/{path.name}"}
-        if worded:
-            described["captions"] = [caption.format(name=names[label]) for caption in CAPTIONS]
-        extension, data = reader.read(path)
-        return [(f"{place:08d}", {"json": described, extension: data})]
-
+    index = _read_index(class_index) if class_index else {}
+    tars = [] if Path(source).is_dir() else storage.expand(str(source))
+    if not tars and not Path(source).is_dir():
+        raise UserError(f"{source}: cannot be read (no such file or folder)")
+    kind = kind_of(tars[0]) if tars else "folders"
+    if kind == "samples":
+        shards = Shards(str(source))
+        names, items = _numbered_names(index), len(shards)
+        keys = (shards.place(number)[1] for number in range(items))
+        recaptions = _recaptions(captions, keys)
+        parts = reshard(shards, output, name, reader, _describer(names, recaptions))
+    else:
+        given = _labels(labels or (beside(Path(tars[0])) if tars else None), index, kind)
+        found = _found(Path(source), tars, kind, given, index)
+        names = class_names(found.classes, dict(index.values()), given.names, class_index)
+        worded = bool(index or given.names) or not any(map(WNID.fullmatch, found.classes))
+        recaptions, items = _recaptions(captions, found.names()), len(found)
+        make = _maker(found, names if worded else [], recaptions, reader)
+        parts = cut(output, name, items, make, seed, per_shard)
     settings = {
-        "from": str(folder), "items": len(items), "names": names, "seed": seed, **asdict(reader)
+        "from": printable(str(source)), "items": items, "names": names, "seed": seed,
+        "per_shard": per_shard, "captions": str(captions) if captions else None, **asdict(reader),
     }  # fmt: skip
-    made = write_parts(cut(output, name, len(items), sample, seed), name, str(folder), settings)
-    part = output / f".{CLASSES}.part"
+    made = write_parts(parts, name, str(source), settings)
+    if not names:
+        log.warning("%s: no --names, so there is no list of classes to write", source)
+        return made
+    part = output / f".{CLASSES}.{os.getpid()}.part"
     part.write_text(json.dumps(names, ensure_ascii=False, indent=0), encoding="utf-8")
     os.replace(part, output / CLASSES)
     return made
 
 
-def class_names(folders: list[str], class_index: Path | None) -> list[str]:
+def class_names(
+    folders: list[str],
+    index: dict[str, str],
+    words: dict[str, str] | None = None,
+    source: Path | None = None,
+) -> list[str]:
     """Readable names of class folders, each only once: `crane`, `crane (n03126707)`.
 
+    They are those of `index` (from the file `source`), of `words`, or the folders' own.
+
     Raises:
-        UserError: the index is not one, or lacks a folder.
+        UserError: the index lacks a folder.
     """
-    names = dict(zip(folders, folders, strict=True))
-    if class_index:
-        try:
-            entries = facts(class_index.read_bytes(), str(class_index)).values()
-            names = {str(place): str(name).replace("_", " ") for place, name in entries}
-        except OSError as error:
-            raise UserError(f"{class_index}: cannot be read ({error.strerror})") from None
-        except (TypeError, ValueError):
-            raise UserError(f"{class_index}: expected {{number: [folder, name], ...}}") from None
-        missing = [place for place in folders if place not in names]
-        if missing:
-            raise UserError(f"{class_index}: has no name for the folder {missing[0]}")
-    times = Counter(names[place] for place in folders)
+    missing = [place for place in folders if index and place not in index]
+    if missing:
+        raise UserError(f"{source}: has no name for the folder {missing[0]}")
+    names = {place: index.get(place) or (words or {}).get(place, place) for place in folders}
+    times = Counter(names.values())
     return [n if times[n := names[place]] == 1 else f"{n} ({place})" for place in folders]
 
 
-def _listed(folder: Path) -> list[Path]:
+def _read_index(path: Path) -> Index:
     try:
-        return list(folder.iterdir())
+        entries = facts(path.read_bytes(), str(path)).items()
+        found = {int(n): (str(place), str(name).replace("_", " ")) for n, (place, name) in entries}
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (TypeError, ValueError):
+        found = {}
+    if not found or sorted(found) != list(range(len(found))):
+        raise UserError(f"{path}: expected {{number: [folder, name], ...}}, numbered from 0")
+    return dict(sorted(found.items()))
+
+
+def _numbered_names(index: Index) -> list[str]:
+    folders = [place for place, _ in index.values()]
+    return class_names(folders, dict(index.values()))
+
+
+def _labels(path: Path | None, index: Index, kind: str) -> Labels:
+    if path is None:
+        return Labels()
+    labels = read_labels(path, {number: place for number, (place, _) in index.items()})
+    if kind != "pictures" and not labels.names:
+        raise UserError(f"{path}: --labels is for flat tars; these pictures' classes are known")
+    return labels
+
+
+def _found(source: Path, tars: list[str], kind: str, given: Labels, index: Index) -> ClassFiles:
+    if kind == "folders":
+        return folders(source)
+    if kind == "tars" or all(WNID.fullmatch(Path(tar).stem) for tar in tars):
+        return class_tars(tars)
+    if not given.of:
+        raise UserError(
+            f"{tars[0]}: holds pictures, but not their classes; give --labels with the devkit "
+            f"({DEVKIT[0]}) or a table of file and class"
+        )
+    # All classes, not only those that occur: labels must be those of the training pictures.
+    known = {place for place, _ in index.values()} | set(given.names) | set(given.of.values())
+    return flat_tars(tars, given.of, known)
+
+
+def _recaptions(table: Path | None, files: Iterable[str]) -> Recaptions | None:
+    if table is None:
+        return None
+    found = Recaptions(table, files)
+    if found.missing:
+        log.warning("%s: has no captions for %d of the pictures", table, found.missing)
+    return found
+
+
+def _described(
+    label: int, number: int, names: list[str], recaptions: Recaptions | None
+) -> dict[str, Any]:
+    """Label and captions; `names` are there if they are words."""
+    if recaptions is not None:
+        captions = recaptions.of(number)
+    else:
+        captions = [t.format(name=names[label]) for t in TEMPLATES] if names else []
+    return {"label": label, "captions": captions} if captions else {"label": label}
+
+
+def _maker(
+    found: ClassFiles, names: list[str], recaptions: Recaptions | None, reader: PictureReader
+) -> Callable[[int], list[Sample]]:
+    def make(number: int) -> list[Sample]:
+        if number >= len(found.labels):
+            raise found.lost[number - len(found.labels)]
+        described = _described(int(found.labels[number]), number, names, recaptions)
+        extension, data = found.read(number, reader)
+        described["file"] = found.file(number)
+        return [(f"{number:08d}", {"json": described, extension: data})]
+
+    return make
+
+
+def _describer(
+    names: list[str], recaptions: Recaptions | None
+) -> Callable[[Given, str, int], Members]:
+    def describe(sample: Given, key: str, number: int) -> Members:
+        told = sample.json()
+        label = told.get("label")
+        if type(label) is not int or label < 0 or (names and label >= len(names)):
+            expected = f"0 to {len(names) - 1}" if names else "the number of a class"
+            raise Damage("label", f"{sample.where}: label is {label!r:.50}; expected {expected}")
+        return {**told, **_described(label, number, names, recaptions)}
+
+    return describe

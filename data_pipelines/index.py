@@ -252,7 +252,7 @@ def scan(shard: str, digests: bool = True) -> Contents:
     contents = Contents(storage.size(shard))
     try:
         with storage.open_file(shard) as file:
-            for member in _members(file, contents):
+            for member in plain_files(file, contents):
                 _take(member, file, contents, digests)
     except (OSError, tarfile.TarError) as error:
         raise Damage("shard", f"shard {shard}: cannot be read ({error})") from None
@@ -262,9 +262,12 @@ def scan(shard: str, digests: bool = True) -> Contents:
     return contents
 
 
-def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar that are whole; what is not goes to `contents.lost`."""
-    at, size = 0, contents.bytes
+def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """The plain files of a tar that are whole; what is not goes to `contents.lost`.
+
+    The tar may lie in another file: from `start` to `contents.bytes`.
+    """
+    at, size = start, contents.bytes
     while True:
         end, cut = at, False
         try:

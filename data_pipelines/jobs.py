@@ -8,9 +8,12 @@ left alone. Items that cannot be used are left out, counted by reason and listed
 
 import fcntl
 import glob
+import gzip
+import io
 import json
 import logging
 import os
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
 from .shards import Members, write_shard
@@ -254,7 +257,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     part = path.with_suffix(f".{os.getpid()}.part")
     if not path.exists():
-        if any(p.exists() for p in paths):
+        if _there(paths, name):
             raise UserError(
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
@@ -271,7 +274,10 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after:
+    if before != after and not any(folder.glob(f".{name}-*.lock")) and not _there(paths, name):
+        part.write_text(text, encoding="utf-8")  # those of a run that came to nothing
+        os.replace(part, path)
+    elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
         raise UserError(
             f"{folder}: its shards {name}-*.tar were made with other settings ("
@@ -280,8 +286,15 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
         )
 
 
+def _there(paths: list[Path], name: str) -> bool:
+    return any(p.exists() for p in paths) or any(paths[0].parent.glob(f"{name}-*.tar"))
+
+
 class JsonLines:
-    """The lines of a JSONL, by place; only where they begin is held in memory."""
+    """The lines of a JSONL, by place; only where they begin is held in memory.
+
+    What is compressed (`.gz`) has no places to begin at, and is held as a whole.
+    """
 
     def __init__(self, path: Path) -> None:
         """Find the lines.
@@ -290,19 +303,31 @@ class JsonLines:
             UserError: the file cannot be read, or holds nothing.
         """
         self.path = path
+        self._whole: bytes | None = None
         starts, numbers, at = [], [], 0
         try:
-            with path.open("rb") as file:
+            if path.suffix == ".gz":
+                self._whole = gzip.decompress(path.read_bytes())
+            with self.open() as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         starts.append(at)
                         numbers.append(number)
                     at += len(line)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
         if not starts:
             raise UserError(f"{path}: holds no lines; expected one JSON object a line")
         self._starts, self._numbers = np.array([*starts, at]), np.array(numbers)
+
+    def open(self) -> BinaryIO:
+        """The file, decompressed."""
+        return self.path.open("rb") if self._whole is None else io.BytesIO(self._whole)
+
+    def lines(self) -> Iterator[bytes]:
+        """All of them, in order."""
+        with self.open() as file:
+            yield from (line for line in file if line.strip())
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -317,7 +342,7 @@ class JsonLines:
         Raises:
             Damage: it is not one.
         """
-        with self.path.open("rb") as file:
+        with self.open() as file:
             file.seek(self._starts[place])
             line = file.readline()
         return facts(line, self.where(place))

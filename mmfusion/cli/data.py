@@ -19,6 +19,7 @@ Name = Annotated[str, typer.Option(help="how the shards' names begin")]
 Size = Annotated[
     int | None, typer.Option(min=1, help="keep only a centre square of so many pixels a side")
 ]
+PerShard = Annotated[int, typer.Option(min=1, help="samples in a shard")]
 Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
 
 
@@ -50,34 +51,59 @@ def emoji(
 
 @app.command()
 def imagenet(
-    folder: Annotated[Path, typer.Argument(help="one folder of pictures a class")],
+    source: Annotated[
+        str, typer.Argument(help="folder with a folder a class, or tars ('train/*.tar')")
+    ],
     output: Output = Path("data/imagenet"),
     names: Annotated[
         Path | None, typer.Option(help="imagenet_class_index.json: {number: [folder, name]}")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="ILSVRC's devkit, or a table of file and class")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="table with captions of the pictures, by path or name")
+    ] = None,
     size: Size = None,
     format: Format = "jpeg",
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    per_shard: PerShard = 2000,
     name: Name = "train",
 ) -> None:
-    """Write a folder of class folders as shards, and classes.json."""
+    """Write pictures by class as shards, and classes.json."""
     from mmfusion.data_pipelines.imagenet import write_imagenet
 
-    _say(write_imagenet(folder, output, name, names, _reader(size, format), seed), output)
+    reader = _reader(size, format)
+    made = write_imagenet(source, output, name, names, reader, seed, per_shard, labels, captions)
+    _say(made, output)
 
 
 @app.command()
 def captions(
-    lines: Annotated[Path, typer.Argument(help='JSONL of {"image": path, "captions": [...]}')],
+    source: Annotated[
+        str, typer.Argument(help="table (JSONL, JSON, CSV, TSV, parquet) or tars ('*.tar')")
+    ],
     output: Output = Path("data/captions"),
+    images: Annotated[Path | None, typer.Option(help="folder in which paths begin")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="only these rows (repeatable)")] = None,
+    image_column: Annotated[str | None, typer.Option(help="of paths, or of pictures")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="of captions")] = None,
+    caption_key: Annotated[
+        str | None, typer.Option(help="of captions in the json members of tars")
+    ] = None,
     size: Size = None,
     format: Format = "jpeg",
+    per_shard: PerShard = 2000,
     name: Name = "train",
 ) -> None:
     """Write captioned pictures as shards."""
     from mmfusion.data_pipelines.captions import write_captions
+    from mmfusion.data_pipelines.tables import Wanted
 
-    _say(write_captions(lines, output, name, _reader(size, format)), output)
+    wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
+    reader = _reader(size, format)
+    made = write_captions(source, output, name, reader, 0, per_shard, wanted, caption_key)
+    _say(made, output)
 
 
 @app.command()
@@ -250,7 +276,7 @@ def inspect(
     overrides = [g for g in given if "=" in g and g.split("=")[0].split(".")[0] in keys]
     patterns = [g for g in given if g not in overrides]
     run = load(config, overrides) if config else None
-    result = inspect(patterns, output, run, task, count, most, pictures, seed)  # type: ignore[arg-type]
+    result = inspect(patterns, output, run, task, count, most, pictures, seed)
     for line in lines(result):
         typer.echo(line)
     if output:

@@ -1,0 +1,67 @@
+"""Tars of samples to tars of samples: one for one, in the same order."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mmfusion.errors import Damage, UserError
+
+from .index import Lost
+from .jobs import Part, Sample
+from .pictures import PictureReader
+from .samples import PICTURES
+from .samples import Sample as Given
+from .shards import Members, Shards
+
+
+def reshard(
+    shards: Shards,
+    output: Path,
+    name: str,
+    reader: PictureReader,
+    describe: Callable[[Given, str, int], Members | None],
+) -> dict[Path, Callable[[], Part[list[Sample]]]]:
+    """A part for each shard; what an input shard has lost counts as items that cannot be used.
+
+    Args:
+        shards: to be read.
+        output: folder of those to be written.
+        name: how their names begin.
+        reader: how pictures become members.
+        describe: (sample, its key, its number in all shards) -> the facts to be kept of it;
+            None passes over it.
+
+    Raises:
+        UserError: `output` holds the shards that are read.
+    """
+    if any(os.path.realpath(os.path.dirname(p)) == os.path.realpath(output) for p in shards.paths):
+        raise UserError(f"{output}: holds the shards that are read; give another --output")
+    lost: dict[str, list[Lost]] = {}
+    for path, entry in shards.lost:
+        lost.setdefault(path if path in shards.paths else shards.paths[0], []).append(entry)
+
+    def part(shard: int) -> Part[list[Sample]]:
+        path, size = shards.paths[shard], int(shards.sizes[shard])
+        gone = lost.get(path, [])
+
+        def make(number: int) -> list[Sample]:
+            if number >= size:
+                entry = gone[number - size]
+                raise Damage(entry.reason, entry.what).at(f"{path}:{entry.name}")
+            sample = shards.read(shard, number)
+            key = sample.where[len(path) + 1 :]
+            own = next((ext for ext in PICTURES if ext in sample), None)
+            if own is None:
+                raise Damage("picture", f"{sample.where}: no picture in this sample")
+            described = describe(sample, key, shards.number(shard, number))
+            if described is None:
+                return []
+            extension, data = reader.member(sample[own], f"{sample.where}.{own}")
+            return [(key, {"json": described, extension: data})]
+
+        return Part(range(size + len(gone)), make)
+
+    def opens(shard: int) -> Callable[[], Part[list[Sample]]]:
+        return lambda: part(shard)
+
+    return {output / f"{name}-{n:05d}.tar": opens(n) for n in range(len(shards.paths))}

@@ -1,0 +1,420 @@
+"""Pictures with captions to shards: tables, parquet files and tars as people have them."""
+
+import gzip
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from material import REAL, encoded, jsonl, pixels, run, save
+from mmfusion.data_pipelines.captions import write_captions
+from mmfusion.data_pipelines.jobs import lost_items
+from mmfusion.data_pipelines.shards import Shards, write_shards
+from mmfusion.data_pipelines.tables import Wanted
+
+from mmfusion.errors import UserError
+
+JPEGS = {f"{name}.jpg": encoded(n, "jpeg") for n, name in enumerate("abcdef")}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, data in JPEGS.items():
+        save(tmp_path / "pictures" / name, data)
+    return tmp_path / "pictures"
+
+
+def made(folder: Path) -> dict[str, list[str]]:
+    """Captions of each picture in the shards of a folder, by the picture's name."""
+    names = {data: name for name, data in JPEGS.items()}
+    samples = Shards(f"{folder}/train-*.tar")
+    return {names[sample["jpg"]]: sample.json()["captions"] for sample in samples}
+
+
+# Tables
+
+
+def test_captions_become_shards_and_bad_lines_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save(tmp_path / "pictures/a.jpg", encoded(0, "jpeg"))
+    save(tmp_path / "pictures/b.bmp", encoded(1, "bmp"))
+    lines = jsonl(
+        tmp_path / "list.jsonl",
+        {"image": "pictures/a.jpg", "captions": ["a \u2028 dog", " ", "ein Hund"], "label": 3},
+        {"image": "pictures/b.bmp", "caption": "a cat"},
+        "",
+        "{not json",
+        "[1]",
+        {"image": "pictures/a.jpg"},
+        {"image": "pictures/a.jpg", "caption": "  "},
+        {"image": "pictures/a.jpg", "captions": ["a", 1]},
+        {"image": "pictures/a.jpg", "caption": "a", "label": "3"},
+        {"image": "pictures/none.jpg", "caption": "a"},
+        {"image": "pictures/\0.jpg", "caption": "a"},
+        {"caption": "a"},
+    )
+    with caplog.at_level(logging.WARNING):
+        made = write_captions(lines, tmp_path / "out", seed=None)
+    first, second = Shards(f"{tmp_path}/out/*.tar")
+    assert first.json() == {"captions": ["a \u2028 dog", "ein Hund"], "label": 3}
+    assert first["jpg"] == encoded(0, "jpeg")
+    assert second.json() == {"captions": ["a cat"]}
+    assert np.array_equal(np.asarray(second.picture()), pixels(1))  # a BMP becomes a PNG
+    assert made.lost == {"json": 2, "caption": 3, "label": 1, "picture": 3}
+    for number in range(4, 13):
+        assert f"list.jsonl:{number}: " in caplog.text or number in (10, 11)
+    assert "none.jpg" in caplog.text
+
+
+TWO = {"a.jpg": ["a dog", "a brown dog"], "b.jpg": ["a cat"]}
+HEADERS = {
+    "a.csv": 'image,caption\na.jpg,a dog\nb.jpg,"a cat"\na.jpg,a brown dog\n',
+    "kaggle.txt": "image,caption\na.jpg,a dog\nb.jpg,a cat\na.jpg,a brown dog\n",
+    "results.csv": (
+        "image_name| comment_number| comment\na.jpg| 0|a dog\na.jpg| 1|a brown dog\n"
+        "b.jpg| 0|a cat\n"
+    ),
+    "a.tsv": "\ufefffilepath\tTEXT\tother\na.jpg\ta dog\t1\nb.jpg\ta cat\t2\n"
+             "a.jpg\ta brown dog\t3\n",
+    "Flickr8k.token.txt": "a.jpg#0\ta dog\na.jpg#1\ta brown dog\nb.jpg#0\ta cat\n",
+    "results.token": "a.jpg#0\ta dog\na.jpg#1\ta brown dog\nb.jpg#0\ta cat\n",
+    "raw.csv": 'raw,filename\n"[""a dog"", ""a brown dog""]",a.jpg\na cat,b.jpg\n',
+    "list.json": json.dumps([{"file": "a.jpg", "text": ["a dog", "a brown dog"]},
+                             {"file": "b.jpg", "text": "a cat"}]),
+    "lines.json": '{"path": "a.jpg", "caption": "a dog"}\n{"path": "b.jpg", "caption": "a cat"}\n'
+                  '{"path": "a.jpg", "caption": "a brown dog"}\n',
+    "coco.json": json.dumps({
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 7, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"},
+                        {"image_id": 7, "caption": "a brown dog"}],
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_form_of_a_table_joins_the_captions_of_a_picture(
+    pictures: Path, tmp_path: Path, name: str, packed: bool
+):
+    data = HEADERS[name].encode()
+    path = save(tmp_path / f"lists/{name}{'.gz' if packed else ''}",
+                gzip.compress(data) if packed else data)  # fmt: skip
+    write_captions(path, tmp_path / "out", wanted=Wanted(pictures))
+    assert made(tmp_path / "out") == TWO
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_parquet_with_paths_in_one_or_many_files(pictures: Path, tmp_path: Path, listed: bool):
+    rows = [("a.jpg", "a dog", 1), ("b.jpg", "a cat", None), ("a.jpg", "a brown dog", 1)]
+    for number, some in enumerate((rows[:2], rows[2:])):
+        images, captions, labels = zip(*some, strict=True)
+        table = {"image_path": images, "label": pa.array(labels, pa.int32()),
+                 "caption": [[c] for c in captions] if listed else captions}  # fmt: skip
+        pa.parquet.write_table(pa.table(table), tmp_path / f"t-{number}.parquet")
+    source = f"{tmp_path}/t-*.parquet"
+    assert run("data", "captions", source, "--images", pictures, "-o", tmp_path / "out") == 0
+    assert made(tmp_path / "out") == TWO
+    labels = [s.json().get("label") for s in Shards(f"{tmp_path}/out/*.tar")]
+    assert sorted(labels, key=str) == [1, None]
+
+
+def karpathy(tmp_path: Path) -> Path:
+    images = [
+        {"filename": f"{name}.jpg", "filepath": "pictures", "split": split,
+         "sentences": [{"raw": f"{name} one", "tokens": []}, {"raw": f"{name} two"}]}
+        for name, split in zip("abcd", ("train", "restval", "val", "train"), strict=True)
+    ]  # fmt: skip
+    return save(tmp_path / "dataset_coco.json", json.dumps({"images": images}).encode())
+
+
+def test_karpathys_splits_are_taken_by_name(pictures: Path, tmp_path: Path):
+    path = karpathy(tmp_path)
+    command = ("data", "captions", path, "--split", "train", "-o")
+    assert run(*command, tmp_path / "train") == 0
+    assert made(tmp_path / "train") == {"a.jpg": ["a one", "a two"], "d.jpg": ["d one", "d two"]}
+    assert run(*command, tmp_path / "more", "--split", "restval") == 0
+    assert sorted(made(tmp_path / "more")) == ["a.jpg", "b.jpg", "d.jpg"]
+    with pytest.raises(UserError, match=r"holds the splits restval, train, val; say which"):
+        write_captions(path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"no rows of the split tset; it has restval, train, val"):
+        write_captions(path, tmp_path / "out", wanted=Wanted(splits=("train", "tset")))
+    plain = save(tmp_path / "a.csv", b"image,caption\na.jpg,a\n")
+    with pytest.raises(UserError, match=r"has no column `split`"):
+        write_captions(plain, tmp_path / "out", wanted=Wanted(splits=("train",)))
+
+
+def test_columns_are_named_where_they_are_unusual(pictures: Path, tmp_path: Path):
+    path = save(tmp_path / "odd.csv", b"where,says\npictures/a.jpg,a dog\n")
+    with pytest.raises(UserError, match=r"holds the image\? It has where, says; name it with --im"):
+        write_captions(path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds the captions\? .* --caption-column"):
+        write_captions(path, tmp_path / "out", wanted=Wanted(image="where"))
+    command = ("data", "captions", path, "--image-column", "where", "--caption-column", "says")
+    assert run(*command, "-o", tmp_path / "out") == 0
+    assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
+
+
+def test_bad_rows_are_told_by_file_and_row(pictures: Path, tmp_path: Path):
+    data = (
+        b"image| number| comment\na.jpg| 0|a dog\nb.jpg| 4   a cat\na.jpg| 1| \n"
+        b"b.jpg| 1|\xff\nc.jpg| 0|a cow\n| 0|none\nnone.jpg| 0|none\n"
+    )
+    path = save(tmp_path / "pictures/r.csv", data)
+    assert write_captions(path, tmp_path / "out", seed=None).lost == {"caption": 3, "picture": 2}
+    assert made(tmp_path / "out") == {"a.jpg": ["a dog"], "c.jpg": ["a cow"]}
+    told = sorted(
+        e["what"].partition("r.csv:")[2] for e in lost_items(tmp_path / "out/train-00000.tar")
+    )
+    assert [line[:3] for line in told] == ["3: ", "4: ", "5: ", "7: ", "8: "]
+    assert told[0] == "3: has 2 columns, not 3"
+    assert "not UTF-8" in told[2]
+
+
+def test_bad_entries_of_json_are_told(pictures: Path, tmp_path: Path):
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg"}, "odd", {"id": [2]}, {"id": 3}],
+        "annotations": [{"image_id": 1, "caption": "a \ud800 dog"}, 5, {"image_id": [1]},
+                        {"image_id": 3, "caption": "x"}, {"image_id": 1, "caption": 7}],
+    }  # fmt: skip
+    path = save(tmp_path / "coco.json", json.dumps(coco).encode())
+    lost = write_captions(path, tmp_path / "out", wanted=Wanted(pictures)).lost
+    assert lost == {"json": 1, "caption": 2, "picture": 1}
+    assert made(tmp_path / "out") == {"a.jpg": ["a ? dog"]}
+    whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
+    assert any("coco.json: annotation 2: expected a JSON object" in what for what in whats)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.json", b"{", r"a\.json: not valid JSON"),
+        ("a.json", b'{"a": 1}', r"expected a list of objects, or an object with `images`"),
+        ("a.csv", b"", r"which column holds the image\? It has none"),
+        ("a.csv", b"image,caption\n", r"there is nothing to read"),
+        ("a.parquet", b"PAR1", r"a\.parquet: cannot be read"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read"),
+        ("a.csv.gz", b"no gzip", r"a\.csv\.gz: cannot be read"),
+        ("a.jsonl", b"\n", r"holds no lines"),
+        ("a.xlsx", b"", r"no kind of table that is read here; expected \.jsonl"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, told: str):
+    with pytest.raises(UserError, match=told):
+        write_captions(save(tmp_path / name, data), tmp_path / "out")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none\.csv: no such file"):
+        write_captions(tmp_path / "none.csv", tmp_path / "out")
+    with pytest.raises(UserError, match=r"is a folder; give its files"):
+        write_captions(tmp_path, tmp_path / "out")
+    for name in "ab":
+        save(tmp_path / f"{name}.csv", b"image,caption\n")
+    with pytest.raises(UserError, match=r"2 files are given; one table is read at a time"):
+        write_captions(f"{tmp_path}/*.csv", tmp_path / "out")
+
+
+def test_odd_paths_lose_their_row_alone(pictures: Path, tmp_path: Path):
+    os.mkfifo(pictures / "pipe.jpg")
+    odd = ["\0", "x" * 5000, ".", "pipe.jpg", "/dev/zero", "\ud800", "~", "a.jpg/b.jpg"]
+    lines = [{"image": path, "caption": "odd"} for path in odd]
+    path = jsonl(pictures / "list.jsonl", {"image": "a.jpg", "caption": "a dog"}, *lines)
+    result = write_captions(path, tmp_path / "out")
+    assert result.lost == {"picture": len(odd)}
+    assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
+
+
+def test_paths_lead_anywhere_unless_a_folder_is_named(pictures: Path, tmp_path: Path):
+    paths = [str(pictures / "a.jpg"), "../pictures/b.jpg"]
+    (tmp_path / "lists").mkdir()
+    path = jsonl(tmp_path / "lists/l.jsonl", *({"image": p, "caption": "x"} for p in paths))
+    write_captions(path, tmp_path / "free")
+    assert sorted(made(tmp_path / "free")) == ["a.jpg", "b.jpg"]
+    save(tmp_path / "secret.jpg", encoded(9, "jpeg"))
+    path = jsonl(
+        tmp_path / "lists/k.jsonl",
+        *(
+            {"image": p, "caption": "x"}
+            for p in (paths[0], "../secret.jpg", "/etc/passwd", "b.jpg")
+        ),
+    )
+    result = write_captions(path, tmp_path / "kept", wanted=Wanted(pictures))
+    assert sorted(made(tmp_path / "kept")) == ["a.jpg", "b.jpg"]
+    assert result.lost == {"picture": 2}
+    whats = [entry["what"] for entry in lost_items(tmp_path / "kept/train-00000.tar")]
+    assert all("leads out of" in what for what in whats)
+
+
+# Parquet files of pictures
+
+
+@pytest.mark.parametrize("form", ["img2dataset", "hugging face"])
+def test_parquet_with_pictures_goes_by_row_groups(tmp_path: Path, form: str):
+    names = sorted(JPEGS)
+    data = [JPEGS[name] for name in names]
+    table: dict[str, Any]
+    if form == "img2dataset":
+        table = {"jpg": data, "caption": names, "key": names, "status": ["success"] * 6}
+    else:
+        cells = [{"bytes": d, "path": n} for d, n in zip(data, names, strict=True)]
+        table = {"image": cells, "caption": [[n] for n in names], "label": range(6)}
+    pa.parquet.write_table(pa.table(table), tmp_path / "t.parquet", row_group_size=2)
+    assert run("data", "captions", tmp_path / "t.parquet", "-o", tmp_path / "out",
+               "--per-shard", 3) == 0  # fmt: skip
+    assert made(tmp_path / "out") == {name: [name] for name in names}
+    assert [len(Shards(str(p))) for p in sorted((tmp_path / "out").glob("*.tar"))] == [4, 2]
+    if form == "hugging face":
+        assert [s.json()["label"] for s in Shards(f"{tmp_path}/out/*.tar")] == list(range(6))
+
+
+def test_rows_without_pictures_are_lost_unless_they_were_never_had(tmp_path: Path):
+    table = {
+        "jpg": [JPEGS["a.jpg"], None, None, b"no picture", JPEGS["b.jpg"], JPEGS["c.jpg"]],
+        "caption": ["a dog", "x", "x", "x", None, " "],
+        "status": ["success", "failed_to_download", "success", "success", "success", "success"],
+        "split": ["train"] * 5 + ["val"],
+    }
+    path = tmp_path / "t.parquet"
+    pa.parquet.write_table(pa.table(table), path)
+    result = write_captions(path, tmp_path / "out", wanted=Wanted(splits=("train",)))
+    assert result.lost == {"picture": 2, "caption": 1}
+    assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
+    whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
+    assert f"{path}: row 3: holds no picture" in whats
+    assert any(f"{path}: row 4: not a readable picture" in what for what in whats)
+    with pytest.raises(UserError, match=r"has nothing of the split trian"):
+        write_captions(path, tmp_path / "none", wanted=Wanted(splits=("trian",)))
+    data = bytearray(path.read_bytes())
+    data[4:2000] = bytes(1996)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"items cannot be used \(\d shard\)"):
+        write_captions(path, tmp_path / "damaged")
+
+
+# Tars
+
+
+def test_tars_become_a_shard_each_in_their_order(tmp_path: Path):
+    write_shards(tmp_path / "in", "0000", [
+        ("00000_a", {"jpg": JPEGS["a.jpg"], "txt": b"a dog",
+                     "json": {"url": "u", "caption": "-"}}),
+        ("00000_b", {"jpg": JPEGS["b.jpg"], "json": {"caption": "a cat", "key": "00000_b"}}),
+    ])  # fmt: skip
+    write_shards(tmp_path / "in", "0001", [
+        ("00001_c", {"jpg": JPEGS["c.jpg"], "json": {"captions": ["c", " ", "cc"]}}),
+    ])  # fmt: skip
+    source = f"{tmp_path}/in/*.tar"
+    assert run("data", "captions", source, "-o", tmp_path / "out", "--size", 8) == 0
+    first, second, third = Shards(f"{tmp_path}/out/*.tar")
+    assert first.where == f"{tmp_path}/out/train-00000.tar:00000_a"
+    assert first.json() == {"url": "u", "captions": ["a dog"]}
+    assert second.json() == {"key": "00000_b", "captions": ["a cat"]}
+    assert third.where == f"{tmp_path}/out/train-00001.tar:00001_c"
+    assert third.json()["captions"] == ["c", "cc"]
+    assert first.picture().size == (8, 8)
+    with pytest.raises(UserError, match=r"holds the shards that are read"):
+        write_captions(source, tmp_path / "in")
+
+
+def test_captions_under_another_key_or_in_the_table_beside_the_tar(tmp_path: Path):
+    write_shards(tmp_path / "in", "a", [
+        (name, {"jpg": JPEGS[f"{name}.jpg"], "json": {"name": told}})
+        for name, told in zip("abcd", ("dog", ["a", "b"], 5, ""), strict=True)
+    ])  # fmt: skip
+    tar = tmp_path / "in/a-00000.tar"
+    assert run("data", "captions", tar, "--caption-key", "name", "-o", tmp_path / "key") == 0
+    assert made(tmp_path / "key") == {"a.jpg": ["dog"], "b.jpg": ["a", "b"]}
+    with pytest.raises(UserError, match=r"a-00000\.tar:d: has no caption: .*--caption-key"):
+        write_captions(tar, tmp_path / "none")
+    with pytest.raises(UserError, match=r"has no caption under title"):
+        write_captions(tar, tmp_path / "none", caption_key="title")
+    write_captions(tar, tmp_path / "none", caption_key="name")  # nothing was made: try again
+    table = {"key": ["a", "b", "c"], "caption": ["one", "two", None], "status": ["success"] * 3}
+    pa.parquet.write_table(pa.table(table), tmp_path / "in/a-00000.parquet")
+    result = write_captions(tar, tmp_path / "beside")
+    assert made(tmp_path / "beside") == {"a.jpg": ["one"], "b.jpg": ["two"]}
+    assert result.lost == {"caption": 2}
+    save(tmp_path / "in/a-00000.parquet", b"PAR1")
+    with pytest.raises(UserError, match=r"a-00000\.parquet: cannot be read"):
+        write_captions(tar, tmp_path / "damaged")
+
+
+def test_what_a_tar_has_lost_is_counted(tmp_path: Path):
+    samples = [(n[0], {"jpg": JPEGS[n], "txt": b"x"}) for n in sorted(JPEGS)]
+    (path,) = write_shards(tmp_path / "in", "a", samples)
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data])
+    result = write_captions(path, tmp_path / "out")
+    assert result.lost == {"shard": 1, "caption": 1}
+    assert sorted(made(tmp_path / "out")) == sorted(JPEGS)[:5]
+
+
+# Several processes
+
+
+def test_two_processes_make_what_one_makes(pictures: Path, tmp_path: Path):
+    for n in range(16):
+        save(pictures / f"{n}.png", encoded(n))
+    rows = "".join(f"{n}.png,number {n}\n{n}.png,again {n}\n" for n in range(16))
+    table = save(pictures / "t.csv", f"image,caption\n{rows}".encode())
+    data = ("data", "captions", table, "--per-shard", "2", "-o")
+    assert run(*data, tmp_path / "one") == 0
+    checkout = str(Path(__file__).resolve().parents[1])
+    both = []
+    for rank in range(2):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "PYTHONPATH": checkout}
+        line = [sys.executable, "-m", "mmfusion", *map(str, data), str(tmp_path / "two")]
+        both.append(subprocess.Popen(line, env=environment, stderr=subprocess.PIPE))
+    for process in both:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told.decode()
+    expected = {p.name: p.read_bytes() for p in (tmp_path / "one").glob("*.tar")}
+    assert len(expected) == 8
+    assert {p.name: p.read_bytes() for p in (tmp_path / "two").glob("*.tar")} == expected
+
+
+# Real pictures, where they are at hand
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")
+def test_real_captions(tmp_path: Path):
+    flickr = shutil.copy(REAL / "flickr8k_1k/flickr8k_1k.tar", tmp_path)
+    out = tmp_path / "tar"
+    assert run("data", "captions", flickr, "-o", out, "--size", 32, "--split", "train") == 0
+    samples = Shards(f"{out}/*.tar")
+    assert len(samples) == 753
+    of = {s.where.rpartition(":")[2]: s.json()["captions"] for s in samples}
+    # The same pictures by the list of all captions, of which most pictures are not here.
+    with tarfile.open(flickr) as archive:
+        for member in archive.getmembers()[:80]:
+            file = archive.extractfile(member)
+            if member.name.endswith(".jpg") and file:
+                save(tmp_path / "pictures" / member.name, file.read())
+    lines = gzip.decompress((REAL / "flickr8k_1k/captions_all.jsonl.gz").read_bytes()).splitlines()
+    here = [line for line in lines if (tmp_path / "pictures" / json.loads(line)["image"]).exists()]
+    table = save(tmp_path / "here.jsonl.gz", gzip.compress(b"\n".join(here)))
+    command = ("data", "captions", table, "--images", tmp_path / "pictures", "--size", 32)
+    assert run(*command, "-o", tmp_path / "table", "--split", "train") == 0
+    found = {tuple(s.json()["captions"]) for s in Shards(f"{tmp_path}/table/*.tar")}
+    assert 20 < len(found) <= 40
+    assert found <= set(map(tuple, of.values()))
+    emoji = shutil.copy(REAL / "noto_emoji/noto_emoji_72.tar", tmp_path)
+    command = ("data", "captions", emoji, "--caption-key", "name", "-o", tmp_path / "emoji")
+    assert run(*command) == 0
+    assert len(Shards(f"{tmp_path}/emoji/*.tar")) == 1644
+
+
+def test_a_missing_list_of_captions_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path):
+    assert run("data", "captions", tmp_path / "none.jsonl", "-o", tmp_path / "out") == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err
