@@ -19,9 +19,8 @@ from mmfusion.errors import Damage, UserError
 from . import storage
 from .devkit import WNID, stem
 from .index import Contents, Lost, plain_files, printable
-from .pictures import PictureReader
+from .pictures import SUFFIXES, PictureReader
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
 FACTS = (".cls", ".json", ".txt")
 SNIFFED = 16  # members that say what a tar is
 

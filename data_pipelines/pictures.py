@@ -10,6 +10,7 @@ from PIL import Image as Picture
 from mmfusion.codecs.image import open_picture, prepare
 from mmfusion.errors import Damage
 
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")  # of picture files
 EXTENSION = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 
 

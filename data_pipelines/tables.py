@@ -4,7 +4,7 @@
 |---|---|
 | .jsonl, .ndjson | objects, one a line |
 | .json | a list of objects, COCO's captions, or Karpathy's splits |
-| .csv, .tsv, .txt, .token | columns by name, or Flickr's `name.jpg#0<tab>caption` |
+| .csv, .tsv, .txt, .token | columns by name; path and caption; Flickr's `name.jpg#0<tab>caption` |
 | .parquet | columns by name |
 
 All but parquet may be compressed (`.gz`). A row is read when it is asked for; what is held in
@@ -29,6 +29,7 @@ import pyarrow.parquet
 from mmfusion.errors import Damage, UserError, first_line
 
 from .jobs import JsonLines, facts
+from .pictures import SUFFIXES
 
 IMAGE = (
     "image", "image_path", "path", "file", "filename", "filepath", "file_name", "image_name"
@@ -281,6 +282,8 @@ def _text(path: Path, wanted: Wanted) -> Table:
         delimiter = "\t" if tab else next((d for d in "\t|,;" if d in text), ",")
         named = next(csv.reader([text], delimiter=delimiter), [])
         names, first = [name.strip() for name in named], 2
+        if len(names) == 2 and Path(names[0]).suffix.lower() in SUFFIXES:
+            names, first = ["image", "caption"], 1  # no head: the first line names a picture
         names = [n if names.index(n) == at else f"{n}.{at}" for at, n in enumerate(names)]
     columns = columns_of(path, names, wanted)
     broken: list[tuple[int, str]] = []

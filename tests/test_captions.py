@@ -87,6 +87,7 @@ HEADERS = {
     "a.tsv": "\ufefffilepath\tTEXT\tother\na.jpg\ta dog\t1\nb.jpg\ta cat\t2\n"
              "a.jpg\ta brown dog\t3\n",
     "Flickr8k.token.txt": "a.jpg#0\ta dog\na.jpg#1\ta brown dog\nb.jpg#0\ta cat\n",
+    "headless.csv": "a.jpg\ta dog\na.jpg\ta brown dog\nb.jpg\ta cat\n",
     "results.token": "a.jpg#0\ta dog\na.jpg#1\ta brown dog\nb.jpg#0\ta cat\n",
     "raw.csv": 'raw,filename\n"[""a dog"", ""a brown dog""]",a.jpg\na cat,b.jpg\n',
     "list.json": json.dumps([{"file": "a.jpg", "text": ["a dog", "a brown dog"]},
