@@ -18,17 +18,22 @@ from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import Damage, UserError
-from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
+from mmfusion.sequence import Document, Image, Label, Segment, Text, count, null_form
 from mmfusion.split import draw_split
 
 from .samples import Sample
 
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
+MOST_CAPTIONS = 1000  # of a sample are looked at
+MOST_LATENT = 1000.0  # latents have about unit variance; one 1e30 would ruin the model's weights
 
 
 def shown(value: Any) -> str:
     """A value as an error message shows it: not at any length."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # a number of many digits; very deep lists
+        text = type(value).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -80,7 +85,10 @@ class DocumentMaker:
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise Damage("caption", f"{sample.where}.json: `captions` must be a list of strings")
-        captions = [" ".join(clean(caption[:MOST_CHARACTERS]).split()) for caption in captions]
+        captions = [
+            " ".join(clean(caption[:MOST_CHARACTERS]).split())
+            for caption in captions[:MOST_CAPTIONS]
+        ]
         captions = [caption for caption in captions if caption]
         if not captions:
             raise Damage("caption", f"{sample.where}.json: `captions` holds no text")
@@ -141,9 +149,14 @@ class DocumentMaker:
                 f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
                 "latents with `mmfusion data latents --flip`",
             )
-        mean, deviation = moments[int(flip)].astype(np.float32)
-        if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
-            raise Damage("latents", f"{sample.where}.{member}: holds numbers that are not finite")
+        with np.errstate(over="ignore"):  # becomes infinite, and is told below
+            mean, deviation = chosen = moments[int(flip)].astype(np.float32)
+        if not (np.abs(chosen) <= MOST_LATENT).all():
+            raise Damage(
+                "latents",
+                f"{sample.where}.{member}: holds numbers that are not finite, or above "
+                f"{MOST_LATENT:g}; normalised latents have about unit variance",
+            )
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
@@ -156,6 +169,7 @@ class DocumentMaker:
                 "content", f"{sample.where}.json: an interleaved sample needs a `content` list"
             )
         document: list[Segment] = []
+        tokens, most = 0, self.config.row_length
         for place, part in enumerate(content):
             following = content[place + 1] if place + 1 < len(content) else {}
             match part:
@@ -173,4 +187,11 @@ class DocumentMaker:
                         f"{sample.where}.json: content {place} is {shown(part)}; expected "
                         '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
                     )
+            tokens += count(document[-1:], 0).tokens
+            if tokens > most:  # now, and not after a million parts
+                raise Damage(
+                    "length",
+                    f"{sample.where}.json: its first {place + 1} parts have "
+                    f"{tokens} tokens; a row holds {most}",
+                )
         return document

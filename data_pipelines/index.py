@@ -1,8 +1,8 @@
 """What a shard holds and where: offset, size and SHA-256 of each member, by sample.
 
-The index is a file beside the shard, `x.tar.index`: one line of JSON, then plain arrays, which are
-mapped and not read: millions of samples cost no memory of their own, and any sample is a positioned
-read away. It is made from the shard when it is missing, by reading the shard once.
+The index is a file beside the shard, `x.tar.index`: one line, a SHA-256 and JSON, then plain
+arrays, which are mapped and not read: millions of samples cost no memory of their own, and any
+sample is a positioned read away. It is made from the shard when it is missing, by reading that once.
 
 A damaged tar loses no more than what is damaged: after a header that cannot be read, the next one
 that can be is looked for. What is lost is listed with its reason.
@@ -12,23 +12,27 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import MOST_SHOWN, REASONS, Damage, UserError, printable
 
 from . import storage
 
 SUFFIX = ".index"
-VERSION = 1
+VERSION = 2
 HEADER = "__mmfusion__"  # webdataset, too, passes over names of this form
 BLOCK = 512  # bytes; a tar consists of such blocks
 FIRST_READ = 4096  # holds the line of an index, mostly
+MOST_HEADER = 1 << 20  # bytes of a shard's header
+MOST_NAME = 4096  # characters of a member's name
+MOST_HOLES = 1000  # damaged places after which the rest of a shard is left unread
 
 
 class Member(NamedTuple):
@@ -65,7 +69,7 @@ class Index:
         """Read the line; the arrays are mapped when they are first asked for.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: it is not there, or is no index.
+            *NO_INDEX: it is not there, or is no index.
         """
         self.shard, self.path = shard, path
         with path.open("rb") as file:
@@ -73,13 +77,18 @@ class Index:
             while b"\n" not in start and (more := file.read(FIRST_READ)):
                 start += more
         line, _, _ = start.partition(b"\n")
-        facts = json.loads(line)
+        digest, _, text = line.partition(b" ")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("the index is damaged")
+        facts = json.loads(text)
         if facts["version"] != VERSION:
             raise ValueError("another version")
-        self.bytes: int = facts["bytes"]
-        self.header: dict = facts["header"]
-        self.lost = [Lost(*entry) for entry in facts["lost"]]
-        self.extensions: list[str] = facts["extensions"]
+        self.bytes = int(facts["bytes"])
+        self.header: dict[str, Any] = dict(facts["header"])
+        self.lost = [Lost(*map(str, entry)) for entry in facts["lost"]]
+        if not {lost.reason for lost in self.lost} <= {*REASONS}:
+            raise ValueError("losses of unknown reasons")
+        self.extensions = [str(ext) for ext in facts["extensions"]]
         self._members, self._samples = int(facts["members"]), int(facts["samples"])
         self._digest, self._body = facts["sha256"], len(line) + 1
         self._arrays: dict[str, np.ndarray] | None = None
@@ -101,8 +110,18 @@ class Index:
             arrays[name] = np.frombuffer(view, dtype, count, at).reshape(shape)
             at += arrays[name].nbytes
         self._names = view[at:]
+        self._check(arrays)
         self._arrays = arrays
         return arrays
+
+    def _check(self, a: dict[str, np.ndarray]) -> None:
+        """An index from elsewhere may be whole and still lie."""
+        ends = (a["first"], self._members), (a["name"], len(self._names))
+        sound = all(x[0] == 0 and x[-1] == end and np.all(np.diff(x) >= 0) for x, end in ends)
+        offset, size = a["offset"], a["size"]
+        sound &= bool(np.all((offset >= 0) & (size >= 0) & (size <= self.bytes - offset)))
+        if not sound or np.any(a["extension"] >= len(self.extensions)):
+            raise ValueError("the index contradicts itself")
 
     def sample(self, number: int) -> tuple[str, list[Member]]:
         """Key and members of a sample.
@@ -112,9 +131,11 @@ class Index:
         """
         try:
             a = self._map()
-        except (OSError, ValueError) as error:
+        except NO_INDEX as error:
             raise Damage("shard", f"{self.path}: {error}; delete it to make it anew") from None
-        key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode()
+        key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode(
+            "utf-8", "replace"
+        )
         members = [
             Member(
                 self.extensions[a["extension"][m]],
@@ -130,7 +151,7 @@ class Index:
         """Read the arrays now.
 
         Raises:
-            OSError, ValueError: they are damaged.
+            *NO_INDEX: they are damaged.
         """
         self._map()
 
@@ -151,8 +172,12 @@ def _layout(samples: int, members: int) -> list[tuple[str, str, tuple[int, ...]]
         ("digest", "u1", (members, 32)),
         ("first", "<i4", (samples + 1,)),  # of the sample's members
         ("name", "<i4", (samples + 1,)),  # where its key begins
-        ("extension", "<u2", (members,)),
+        ("extension", "<u4", (members,)),
     ]
+
+
+# What reading a file that is no index may raise.
+NO_INDEX = OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError
 
 
 def open_index(shard: str, whole: bool = False) -> Index:
@@ -171,7 +196,7 @@ def open_index(shard: str, whole: bool = False) -> Index:
                 if whole:
                     found.check()
                 return found
-        except (OSError, ValueError, KeyError, TypeError):
+        except NO_INDEX:
             pass
         if attempt == "beside" and not _fetch(shard, path):
             break
@@ -232,7 +257,8 @@ def save(contents: Contents, path: Path) -> None:
         "lost": contents.lost,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
-    _write(path, json.dumps(facts).encode() + b"\n" + body)
+    text = json.dumps(facts).encode()
+    _write(path, hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n" + body)
 
 
 def scan(shard: str) -> Contents:
@@ -248,22 +274,25 @@ def scan(shard: str) -> Contents:
                 _take(member, file, contents)
     except (OSError, tarfile.TarError) as error:
         raise Damage("shard", f"shard {shard}: cannot be read ({error})") from None
-    if contents.lost and not contents.samples:
-        first = contents.lost[0]
-        raise Damage("shard", f"shard {shard}: not a tar file with samples ({first.what})")
+    empty = not contents.header and contents.bytes > tarfile.RECORDSIZE
+    if not contents.samples and (contents.lost or empty):
+        what = contents.lost[0].what if contents.lost else "nothing in it is a part of a sample"
+        raise Damage("shard", f"shard {shard}: not a tar file with samples ({what})")
     return contents
 
 
 def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     """The plain files of a tar that are whole; what is not goes to `contents.lost`."""
     at, size = 0, contents.bytes
-    while True:
+    for _ in range(MOST_HOLES):
         end, cut = at, False
         try:
             file.seek(at)
             with tarfile.TarFile(fileobj=file, mode="r") as tar:
                 while not cut and (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    if member.size < 0 or tar.offset <= end:
+                        raise ValueError("a size that leads back")
                     cut = member.offset_data + member.size > size
                     if cut:
                         contents.lost.append(_lost(member, "shard", "it is cut short"))
@@ -273,13 +302,14 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
                         contents.lost.append(_lost(member, "member", "no plain file"))
                     end = member.offset_data if cut else tar.offset
                 end = end if cut else tar.offset
-        except (tarfile.TarError, ValueError, OverflowError, EOFError):
-            pass  # a header that cannot be read: at `end`
-        if not cut and end + BLOCK <= size:
-            file.seek(end)
-            if not any(file.read(BLOCK)):
-                return
+        except OSError:
+            raise
+        except Exception:  # a header that cannot be read, at `end`: tarfile raises many things
+            pass
+        marked = not cut and _is_zero(file, end)  # the end, or a hole in the file
         found = _next_header(file, end if cut else end + BLOCK, size)
+        if found is None and marked:
+            return
         if not cut:
             what = f"bytes {end} to {found or size} are no members"
             if end + BLOCK > size:
@@ -288,6 +318,13 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
         if found is None:
             return
         at = found
+    contents.lost.append(Lost("", "shard", f"bytes {at} to {size}: the rest, after so much damage"))
+
+
+def _is_zero(file: BinaryIO, at: int) -> bool:
+    file.seek(at)
+    block = file.read(BLOCK)
+    return len(block) == BLOCK and not any(block)
 
 
 def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
@@ -313,11 +350,9 @@ def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents) -> None:
     name = printable(member.name)
     file.seek(member.offset_data)
     if name == HEADER:
-        try:
-            found = json.loads(file.read(member.size))
-            contents.header = found if isinstance(found, dict) else {}
-        except (ValueError, RecursionError):
-            contents.lost.append(_lost(member, "json", "the shard's header is not valid JSON"))
+        contents.header, lost = _header(file.read(min(member.size, MOST_HEADER + 1)))
+        if lost:
+            contents.lost.append(_lost(member, "json", lost))
         return
     parts = name.split("/")
     head, base = "/".join(parts[:-1]), parts[-1]
@@ -325,8 +360,11 @@ def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents) -> None:
     ext = ext.lower()
     if not key or not dot or (key.startswith("__") and key.endswith("__")):
         return  # hidden, or no part of a sample
-    if name.startswith("/") or ".." in parts or "\\" in member.name:
+    if name.startswith("/") or ".." in re.split(r"[/\\]", member.name):
         contents.lost.append(_lost(member, "member", "a name that leads out of the shard"))
+        return
+    if len(name) > MOST_NAME:
+        contents.lost.append(_lost(member, "member", "a name of more than 4,096 characters"))
         return
     sample = contents.samples.setdefault(f"{head}/{key}" if head else key, {})
     if ext in sample:
@@ -339,10 +377,17 @@ def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents) -> None:
     sample[ext] = Member(ext, member.offset_data, member.size, digest.digest())
 
 
-def printable(name: str) -> str:
-    """A name that can be shown and saved whatever bytes it was made of."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _header(data: bytes) -> tuple[dict[str, Any], str]:
+    """A shard's header, or what is wrong with it."""
+    try:
+        if len(data) > MOST_HEADER:
+            raise ValueError("too long")
+        found = json.loads(data)
+        json.dumps([[found]])  # it must fit into the index, too
+    except (ValueError, RecursionError):
+        found = None
+    return (found, "") if isinstance(found, dict) else ({}, "the shard's header is not valid JSON")
 
 
 def _lost(member: tarfile.TarInfo, reason: str, what: str) -> Lost:
-    return Lost(printable(member.name), reason, what)
+    return Lost(printable(member.name[:MOST_SHOWN]), reason, what)

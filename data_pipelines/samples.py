@@ -2,12 +2,14 @@
 
 `json` holds the facts: `label`, `captions` and, for interleaved samples, `content`. webdataset's
 own `txt` and `cls` members stand in for `captions` and `label`, img2dataset's `caption` for
-`captions`. Nothing in a sample is ever run:
-pictures are decoded, arrays are read without pickle, and only raster formats are opened.
+`captions`. Nothing in a sample is ever run: pictures are decoded, arrays are read without pickle,
+and only raster formats are opened.
 """
 
 import io
 import json
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,15 @@ from mmfusion.codecs.image import open_picture
 from mmfusion.errors import Damage, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+MOST_TEXT = 1 << 24  # bytes of a member that is text
 
 
 class Sample(dict[str, bytes]):
-    """Members of one sample by extension, with the place it came from for error messages."""
+    """Members of one sample by extension, with its key, and where it is for error messages."""
 
-    def __init__(self, members: dict[str, bytes], where: str) -> None:
+    def __init__(self, members: dict[str, bytes], where: str, key: str = "") -> None:
         super().__init__(members)
-        self.where = where
+        self.where, self.key = where, key
 
     def json(self) -> dict[str, Any]:
         """The sample's facts, `txt` and `cls` members among them; empty without any.
@@ -32,6 +35,10 @@ class Sample(dict[str, bytes]):
         Raises:
             Damage: a member is not what its name says.
         """
+        for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
+            if (size := len(self.get(ext, b""))) > MOST_TEXT:
+                told = f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
+                raise Damage(reason, told)
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
@@ -43,10 +50,9 @@ class Sample(dict[str, bytes]):
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
-            try:
-                facts["label"] = int(self["cls"])
-            except ValueError:
-                raise Damage("label", f"{self.where}.cls: expected the number of a class") from None
+            if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
+                raise Damage("label", f"{self.where}.cls: expected the number of a class")
+            facts["label"] = int(self["cls"])
         return facts
 
     def picture(self, name: str | None = None) -> Picture.Image:
@@ -67,8 +73,23 @@ class Sample(dict[str, bytes]):
             raise Damage("latents", f"{self.where}: no `{name}` in this sample")
         try:
             # Not numpy's load: it would also take archives, and pickles if asked.
-            return np.lib.format.read_array(io.BytesIO(self[name]), allow_pickle=False)
+            file = io.BytesIO(self[name])
+            _check_size(file)
+            return np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # a damaged header can raise anything
             raise Damage(
                 "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
             ) from None
+
+
+def _check_size(file: io.BytesIO) -> None:
+    """Make sure that a `.npy` file is as long as its header says, before memory is taken for it."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version}")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(file)
+    declared, there = math.prod(shape) * dtype.itemsize, len(file.getbuffer()) - file.tell()
+    if min(shape, default=0) < 0 or declared != there:
+        raise ValueError(f"{declared:,} bytes are declared, {there:,} are there")
+    file.seek(0)

@@ -8,6 +8,7 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,11 @@ MOST_PIXELS = 100_000_000
 VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
 ORIENTATION = 0x0112  # in EXIF
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
+
+# Pillow's, of large pictures and damaged notes: both are judged here, and one picture can give
+# thousands.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Picture.DecompressionBombWarning)
 
 
 def open_picture(data: bytes, where: str) -> Picture.Image:
@@ -67,17 +73,10 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
     if not min(picture.size):
         raise Damage("picture", "the picture is empty: it has no pixels")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Picture.new("RGBA", picture.size, "white")
-        picture = Picture.alpha_composite(white, picture)
-    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-        picture = Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise Damage(
-            "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
-        )
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    try:
+        picture = _flat(picture).convert("L" if channels == 1 else "RGB")
+    except (ValueError, TypeError, IndexError, OverflowError) as error:  # of odd transparency
+        raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
         ribbon = MOST_OBLONG * min(picture.size)
@@ -94,6 +93,21 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
         left, top = (picture.width - size) // 2, (picture.height - size) // 2
         picture = picture.crop((left, top, left + size, top + size))
     return np.asarray(picture).reshape(size, size, channels)
+
+
+def _flat(picture: Picture.Image) -> Picture.Image:
+    """A picture with 8 bits and nothing transparent."""
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        return Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise Damage(
+            "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
+        )
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Picture.new("RGBA", picture.size, "white")
+        return Picture.alpha_composite(white, picture)
+    return picture
 
 
 def patches(cells: np.ndarray, patch: int) -> np.ndarray:

@@ -5,7 +5,7 @@ or with `<image>` where a picture follows it. So the sequence itself says what i
 picture, `<answer>` asks for its caption and `<text>` goes on talking.
 """
 
-import unicodedata
+import re
 from pathlib import Path
 
 import sentencepiece
@@ -14,12 +14,14 @@ from mmfusion.errors import UserError
 from mmfusion.sequence import Text
 
 CONTROL = ("<text>", "<answer>", "<image>")
+# Unicode's category Cc without what is space.
+UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 
 
 def clean(text: str) -> str:
     """The text without control characters; half surrogate pairs become U+FFFD."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return "".join(c for c in whole if c.isspace() or unicodedata.category(c) != "Cc")
+    return UNSEEN.sub("", whole)
 
 
 class Tokenizer:
