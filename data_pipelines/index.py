@@ -2,7 +2,7 @@
 
 The index is a file beside the shard, `x.tar.index`: one line, a SHA-256 and JSON, then plain
 arrays, which are mapped and not read: millions of samples cost no memory of their own, and any
-sample is a positioned read away. It is made from the shard when it is missing, by reading that once.
+sample is a positioned read away. Where it is missing, the shard is read once to make it.
 
 A damaged tar loses no more than what is damaged: after a header that cannot be read, the next one
 that can be is looked for. What is lost is listed with its reason.
@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mmfusion.errors import MOST_SHOWN, REASONS, Damage, UserError, printable
+from mmfusion.errors import REASONS, Damage, UserError, printable
 
 from . import storage
 
@@ -32,6 +33,7 @@ BLOCK = 512  # bytes; a tar consists of such blocks
 FIRST_READ = 4096  # holds the line of an index, mostly
 MOST_HEADER = 1 << 20  # bytes of a shard's header
 MOST_NAME = 4096  # characters of a member's name
+MOST_TOLD = 200  # characters of a name in a message
 MOST_HOLES = 1000  # damaged places after which the rest of a shard is left unread
 
 
@@ -225,7 +227,7 @@ def _fetch(shard: str, path: Path) -> bool:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.write_bytes(data)
     os.replace(part, path)
 
@@ -284,6 +286,7 @@ def scan(shard: str) -> Contents:
 def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     """The plain files of a tar that are whole; what is not goes to `contents.lost`."""
     at, size = 0, contents.bytes
+    hole: int | None = None
     for _ in range(MOST_HOLES):
         end, cut = at, False
         try:
@@ -310,8 +313,14 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
         found = _next_header(file, end if cut else end + BLOCK, size)
         if found is None and marked:
             return
-        if not cut:
-            what = f"bytes {end} to {found or size} are no members"
+        if cut:
+            hole = None
+        else:
+            if end == at and hole is not None:  # it goes on
+                contents.lost.pop()
+            else:
+                hole = end
+            what = f"bytes {hole} to {found or size} are no members"
             if end + BLOCK > size:
                 what = "the end mark is missing: it was cut short"
             contents.lost.append(Lost("", "shard", what))
@@ -390,4 +399,4 @@ def _header(data: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _lost(member: tarfile.TarInfo, reason: str, what: str) -> Lost:
-    return Lost(printable(member.name[:MOST_SHOWN]), reason, what)
+    return Lost(printable(member.name[:MOST_TOLD]), reason, what)

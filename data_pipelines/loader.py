@@ -222,7 +222,7 @@ class Loader:
             self._lost.extend({"source": source.config.name, **entry} for entry in told)
         # Of a shard that is gone as a whole nobody knows how many samples it held.
         gone = len({path for path, _ in lost} - set(shards.paths))
-        parts = len(lost) + gone * (whole // len(shards.paths))
+        parts = len(lost) + gone * max(whole // len(shards.paths) - 1, 0)
         if parts > TOLERATED + self.config.data.most_lost * (whole + parts):
             counts = Counter(part.reason for _, part in lost)
             raise UserError(

@@ -57,9 +57,12 @@ class Sample(dict[str, bytes]):
 
     def picture(self, name: str | None = None) -> Picture.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
-        name = name or next((e for e in PICTURES if e in self), None)
+        if name is None:
+            name = next((e for e in PICTURES if e in self), None)
+            named = ""
+        else:
+            named = f" {name}"
         if name is None or name not in self:
-            named = f" {name}" if name else ""
             raise Damage("picture", f"{self.where}: no picture{named} in this sample")
         return open_picture(self[name], f"{self.where}.{name}")
 

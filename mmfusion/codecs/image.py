@@ -73,10 +73,7 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
     if not min(picture.size):
         raise Damage("picture", "the picture is empty: it has no pixels")
-    try:
-        picture = _flat(picture).convert("L" if channels == 1 else "RGB")
-    except (ValueError, TypeError, IndexError, OverflowError) as error:  # of odd transparency
-        raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
+    picture = flat(picture).convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
         ribbon = MOST_OBLONG * min(picture.size)
@@ -95,8 +92,12 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(picture).reshape(size, size, channels)
 
 
-def _flat(picture: Picture.Image) -> Picture.Image:
-    """A picture with 8 bits and nothing transparent."""
+def flat(picture: Picture.Image) -> Picture.Image:
+    """A picture with 8 bits and nothing transparent.
+
+    Raises:
+        Damage: its colours cannot be read, or their range is not known.
+    """
     if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         return Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -104,7 +105,10 @@ def _flat(picture: Picture.Image) -> Picture.Image:
             "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
         )
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+        try:
+            picture = picture.convert("RGBA")
+        except (ValueError, TypeError, IndexError, OverflowError) as error:  # of odd palettes
+            raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
         white = Picture.new("RGBA", picture.size, "white")
         return Picture.alpha_composite(white, picture)
     return picture
