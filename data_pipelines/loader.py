@@ -27,10 +27,10 @@ from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
 from .documents import DocumentMaker
-from .index import Lost
 from .jobs import reasons
 from .latents import check_latents
 from .order import MIXTURE, Order, mixture
+from .scan import Lost
 from .shards import Block, Shards
 
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow

@@ -22,8 +22,9 @@ from webdataset import TarWriter
 from mmfusion.errors import Damage, UserError
 
 from . import storage
-from .index import HEADER, SUFFIX, Index, Lost, Member, open_index
+from .index import SUFFIX, Index, open_index
 from .samples import Sample
+from .scan import HEADER, Lost, Member
 
 Members = dict[str, Any]
 MOST_OPEN = 4096  # indexes mapped at a time
