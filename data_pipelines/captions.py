@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import Damage, UserError, printable
 
 from . import storage
 from .captioned import Pictures, picture_path, texts
-from .index import open_index, printable
+from .index import open_index
 from .jobs import Made, Part, Sample, cut, write_parts
 from .parquet import metadata, parquet_parts, picture_column
 from .pictures import PictureReader

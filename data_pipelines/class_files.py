@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import Damage, UserError, printable
 
 from . import storage
 from .devkit import WNID, stem
-from .index import Contents, Lost, plain_files, printable
 from .pictures import SUFFIXES, PictureReader
+from .scan import Contents, Lost, plain_files
 
 FACTS = (".cls", ".json", ".txt")
 SNIFFED = 16  # members that say what a tar is

@@ -19,7 +19,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import Damage, UserError
-from mmfusion.sequence import Document, Image, Label, Segment, Text, null_form
+from mmfusion.sequence import Document, Image, Label, Segment, Text, count, null_form
 from mmfusion.split import draw_split
 
 from .samples import Sample, moments_name
@@ -118,6 +118,7 @@ class DocumentMaker:
         self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator, flip: bool
     ) -> Document:
         document: list[Segment] = []
+        tokens, most = 0, self.config.row_length
         parts = sample.content(facts)
         for part, following in zip_longest(parts, parts[1:]):
             if part.kind == "image":
@@ -127,6 +128,13 @@ class DocumentMaker:
                 document.append(self._text(part.value, answer=True, image_follows=drawn))
             else:
                 document.append(self._text(part.value))
+            tokens += count(document[-1:], 0).tokens
+            if tokens > most:  # now, and not after a million parts
+                raise Damage(
+                    "length",
+                    f"{sample.where}.json: its first {len(document)} parts have {tokens} tokens; "
+                    f"a row holds {most}",
+                )
         return document
 
 

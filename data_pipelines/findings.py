@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from mmfusion.codecs.image import check_range
+from mmfusion.codecs.image import flat
 from mmfusion.errors import Damage
 
 from .samples import Sample, is_moments, is_picture, moments_name
@@ -42,7 +42,7 @@ def _pictures(sample: Sample) -> list[str]:
 
 def _picture(sample: Sample, ext: str) -> None:
     try:
-        check_range(sample.picture(ext))
+        flat(sample.picture(ext))
     except Damage as damage:
         raise damage.at(f"{sample.where}.{ext}") from None
 

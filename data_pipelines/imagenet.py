@@ -14,12 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import Damage, UserError, printable
 
 from . import storage
 from .class_files import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .devkit import DEVKIT, WNID, Labels, beside, read_labels
-from .index import printable
 from .jobs import Made, Sample, cut, facts, write_parts
 from .pictures import PictureReader
 from .recaption import Recaptions

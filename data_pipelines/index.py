@@ -1,61 +1,28 @@
-"""What a shard holds and where: offset, size and SHA-256 of each member, by sample.
+"""The index of a shard: offset, size and SHA-256 of each member, by sample.
 
-The index is a file beside the shard, `x.tar.index`: one line of JSON, then plain arrays, which are
-mapped and not read: millions of samples cost no memory of their own, and any sample is a positioned
-read away. It is made from the shard when it is missing, by reading the shard once.
-
-A damaged tar loses no more than what is damaged: after a header that cannot be read, the next one
-that can be is looked for. What is lost is listed with its reason.
+It is a file beside the shard, `x.tar.index`: one line, a SHA-256 and JSON, then plain arrays, which
+are mapped and not read: millions of samples cost no memory of their own, and any sample is a
+positioned read away. Where it is missing, the shard is read once to make it.
 """
 
 import hashlib
 import json
 import mmap
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import threading
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import REASONS, Damage, UserError
 
 from . import storage
+from .scan import Contents, Lost, Member, scan
 
 SUFFIX = ".index"
-VERSION = 1
-HEADER = "__mmfusion__"  # webdataset, too, passes over names of this form
-BLOCK = 512  # bytes; a tar consists of such blocks
+VERSION = 2
 FIRST_READ = 4096  # holds the line of an index, mostly
-
-
-class Member(NamedTuple):
-    """One file of a sample."""
-
-    ext: str
-    offset: int
-    size: int
-    digest: bytes
-
-
-class Lost(NamedTuple):
-    """A part of a shard that cannot be used."""
-
-    name: str
-    reason: str
-    what: str
-
-
-@dataclass
-class Contents:
-    """What reading a shard from end to end found."""
-
-    bytes: int
-    header: dict = field(default_factory=dict)
-    samples: dict[str, dict[str, Member]] = field(default_factory=dict)
-    lost: list[Lost] = field(default_factory=list)
 
 
 class Index:
@@ -65,7 +32,7 @@ class Index:
         """Read the line; the arrays are mapped when they are first asked for.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: it is not there, or is no index.
+            *NO_INDEX: it is not there, or is no index.
         """
         self.shard, self.path = shard, path
         with path.open("rb") as file:
@@ -73,13 +40,18 @@ class Index:
             while b"\n" not in start and (more := file.read(FIRST_READ)):
                 start += more
         line, _, _ = start.partition(b"\n")
-        facts = json.loads(line)
+        digest, _, text = line.partition(b" ")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("the index is damaged")
+        facts = json.loads(text)
         if facts["version"] != VERSION:
             raise ValueError("another version")
-        self.bytes: int = facts["bytes"]
-        self.header: dict = facts["header"]
-        self.lost = [Lost(*entry) for entry in facts["lost"]]
-        self.extensions: list[str] = facts["extensions"]
+        self.bytes = int(facts["bytes"])
+        self.header: dict[str, Any] = dict(facts["header"])
+        self.lost = [Lost(*map(str, entry)) for entry in facts["lost"]]
+        if not {lost.reason for lost in self.lost} <= {*REASONS}:
+            raise ValueError("losses of unknown reasons")
+        self.extensions = [str(ext) for ext in facts["extensions"]]
         self._members, self._samples = int(facts["members"]), int(facts["samples"])
         self._digest, self._body = facts["sha256"], len(line) + 1
         self._arrays: dict[str, np.ndarray] | None = None
@@ -101,8 +73,18 @@ class Index:
             arrays[name] = np.frombuffer(view, dtype, count, at).reshape(shape)
             at += arrays[name].nbytes
         self._names = view[at:]
+        self._check(arrays)
         self._arrays = arrays
         return arrays
+
+    def _check(self, a: dict[str, np.ndarray]) -> None:
+        """An index from elsewhere may be whole and still lie."""
+        ends = (a["first"], self._members), (a["name"], len(self._names))
+        sound = all(x[0] == 0 and x[-1] == end and np.all(np.diff(x) >= 0) for x, end in ends)
+        offset, size = a["offset"], a["size"]
+        sound &= bool(np.all((offset >= 0) & (size >= 0) & (size <= self.bytes - offset)))
+        if not sound or np.any(a["extension"] >= len(self.extensions)):
+            raise ValueError("the index contradicts itself")
 
     def sample(self, number: int) -> tuple[str, list[Member]]:
         """Key and members of a sample.
@@ -112,9 +94,11 @@ class Index:
         """
         try:
             a = self._map()
-        except (OSError, ValueError) as error:
+        except NO_INDEX as error:
             raise Damage("shard", f"{self.path}: {error}; delete it to make it anew") from None
-        key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode()
+        key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode(
+            "utf-8", "replace"
+        )
         members = [
             Member(
                 self.extensions[a["extension"][m]],
@@ -130,7 +114,7 @@ class Index:
         """Read the arrays now.
 
         Raises:
-            OSError, ValueError: they are damaged.
+            *NO_INDEX: they are damaged.
         """
         self._map()
 
@@ -159,8 +143,12 @@ def _layout(samples: int, members: int) -> list[tuple[str, str, tuple[int, ...]]
         ("digest", "u1", (members, 32)),
         ("first", "<i4", (samples + 1,)),  # of the sample's members
         ("name", "<i4", (samples + 1,)),  # where its key begins
-        ("extension", "<u2", (members,)),
+        ("extension", "<u4", (members,)),
     ]
+
+
+# What reading a file that is no index may raise.
+NO_INDEX = OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError
 
 
 def open_index(shard: str, whole: bool = False) -> Index:
@@ -179,7 +167,7 @@ def open_index(shard: str, whole: bool = False) -> Index:
                 if whole:
                     found.check()
                 return found
-        except (OSError, ValueError, KeyError, TypeError):
+        except NO_INDEX:
             pass
         if attempt == "beside" and not _fetch(shard, path):
             break
@@ -208,7 +196,7 @@ def _fetch(shard: str, path: Path) -> bool:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.write_bytes(data)
     os.replace(part, path)
 
@@ -240,120 +228,5 @@ def save(contents: Contents, path: Path) -> None:
         "lost": contents.lost,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
-    _write(path, json.dumps(facts).encode() + b"\n" + body)
-
-
-def scan(shard: str, digests: bool = True) -> Contents:
-    """Read a shard from end to end; without `digests`, only the tar's own headers.
-
-    Raises:
-        Damage: it cannot be read, or nothing of it is a tar file.
-    """
-    contents = Contents(storage.size(shard))
-    try:
-        with storage.open_file(shard) as file:
-            for member in plain_files(file, contents):
-                _take(member, file, contents, digests)
-    except (OSError, tarfile.TarError) as error:
-        raise Damage("shard", f"shard {shard}: cannot be read ({error})") from None
-    if contents.lost and not contents.samples:
-        first = contents.lost[0]
-        raise Damage("shard", f"shard {shard}: not a tar file with samples ({first.what})")
-    return contents
-
-
-def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar that are whole; what is not goes to `contents.lost`.
-
-    The tar may lie in another file: from `start` to `contents.bytes`.
-    """
-    at, size = start, contents.bytes
-    while True:
-        end, cut = at, False
-        try:
-            file.seek(at)
-            with tarfile.TarFile(fileobj=file, mode="r") as tar:
-                while not cut and (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    cut = member.offset_data + member.size > size
-                    if cut:
-                        contents.lost.append(_lost(member, "shard", "it is cut short"))
-                    elif member.isreg() and not member.issparse():
-                        yield member
-                    elif not member.isdir():
-                        contents.lost.append(_lost(member, "member", "no plain file"))
-                    end = member.offset_data if cut else tar.offset
-                end = end if cut else tar.offset
-        except (tarfile.TarError, ValueError, OverflowError, EOFError):
-            pass  # a header that cannot be read: at `end`
-        if not cut and end + BLOCK <= size:
-            file.seek(end)
-            if not any(file.read(BLOCK)):
-                return
-        found = _next_header(file, end if cut else end + BLOCK, size)
-        if not cut:
-            what = f"bytes {end} to {found or size} are no members"
-            if end + BLOCK > size:
-                what = "the end mark is missing: it was cut short"
-            contents.lost.append(Lost("", "shard", what))
-        if found is None:
-            return
-        at = found
-
-
-def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
-    """Where the next block that is a member's header lies."""
-    at = start
-    while at < size:
-        file.seek(at)
-        read = file.read(BLOCK * 2048)
-        for place in range(0, len(read) - BLOCK + 1, BLOCK):
-            block = read[place : place + BLOCK]
-            if block[257:262] == b"ustar":
-                try:
-                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                except tarfile.HeaderError:
-                    continue
-                return at + place
-        at += len(read) or size
-    return None
-
-
-def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents, digests: bool) -> None:
-    """Put a member where it belongs: into a sample, the header, or what is lost."""
-    name = printable(member.name)
-    file.seek(member.offset_data)
-    if name == HEADER:
-        try:
-            found = json.loads(file.read(member.size))
-            contents.header = found if isinstance(found, dict) else {}
-        except (ValueError, RecursionError):
-            contents.lost.append(_lost(member, "json", "the shard's header is not valid JSON"))
-        return
-    parts = name.split("/")
-    head, base = "/".join(parts[:-1]), parts[-1]
-    key, dot, ext = base.partition(".")
-    ext = ext.lower()
-    if not key or not dot or (key.startswith("__") and key.endswith("__")):
-        return  # hidden, or no part of a sample
-    if name.startswith("/") or ".." in parts or "\\" in member.name:
-        contents.lost.append(_lost(member, "member", "a name that leads out of the shard"))
-        return
-    sample = contents.samples.setdefault(f"{head}/{key}" if head else key, {})
-    if ext in sample:
-        contents.lost.append(_lost(member, "member", "the name is there twice"))
-        return
-    digest, left = hashlib.sha256(), member.size * digests
-    while left > 0 and (data := file.read(min(left, 1 << 20))):
-        digest.update(data)
-        left -= len(data)
-    sample[ext] = Member(ext, member.offset_data, member.size, digest.digest())
-
-
-def printable(name: str) -> str:
-    """A name that can be shown and saved whatever bytes it was made of."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _lost(member: tarfile.TarInfo, reason: str, what: str) -> Lost:
-    return Lost(printable(member.name), reason, what)
+    text = json.dumps(facts).encode()
+    _write(path, hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n" + body)

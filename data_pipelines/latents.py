@@ -112,7 +112,7 @@ def _pictured(sample: Sample, config: ImageConfig) -> Pictured:
         except Damage as error:
             raise error.at(f"{sample.where}.{name}") from None
         pictures[name] = Picture.fromarray(square[..., 0] if config.channels == 1 else square)
-    return Pictured(sample.where.rpartition(":")[2], sample, pictures)
+    return Pictured(sample.key, sample, pictures)
 
 
 def _encoded(

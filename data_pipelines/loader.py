@@ -9,6 +9,9 @@ saved is what was trained on, not what was prefetched, and any number of ranks t
 slots goes on exactly.
 """
 
+import signal
+import threading
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,18 +21,21 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
-from mmfusion.errors import REASONS, Damage, UserError
+from mmfusion.errors import REASONS, Damage, UserError, first_line
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
 from .documents import DocumentMaker
+from .jobs import reasons
 from .latents import check_latents
 from .order import MIXTURE, Order, mixture
+from .scan import Lost
 from .shards import Block, Shards
 
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
 FIRST_CURSOR = 1 + len(REASONS)
+MOST_LISTED = 100_000  # losses that are kept until they are asked for; the newest
 TOLERATED = 10  # losses of a slot that are too few to say anything about a rate
 
 
@@ -60,6 +66,11 @@ class Source:
         n = self.shards.number(shard, number)
         rng = generator(self.seed, "document", self.config.name, epoch, n, self.config.task)
         return maker.make(self.config, sample, rng)
+
+    def where(self, slot: int, draw: int) -> str:
+        """Shard and key of a slot's `draw`-th sample."""
+        _, shard, number = self.order.place(slot, draw)
+        return ":".join(self.shards.place(self.shards.number(shard, number)))
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,9 @@ class Slot:
                 document = source.document(self.maker, self.number, draw)
                 size = count(document, c.decoder.label_tokens)
                 if not size.fits(self._limit):
-                    raise Damage("length", f"a document of {size}; a row holds {self._limit}")
+                    where = source.where(self.number, draw)
+                    told = f"{where}: a document of {size}; a row holds {self._limit}"
+                    raise Damage("length", told)
             except Damage as error:
                 after[1 + REASONS.index(error.reason)] += 1
                 lost.append((source.config.name, error.reason, str(error)))
@@ -197,43 +210,48 @@ class Loader:
         capacity = data.capacity
         self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None
         self._consumed = {slot.number: slot.state for slot in self.slots}
-        self._lost: list[dict[str, Any]] = []
+        self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LISTED)
         for source in self.sources:
             self._check_shards(source, listed=rank == 0)
 
     def _check_shards(self, source: Source, listed: bool) -> None:
-        lost, whole = source.shards.lost, len(source.shards)
-        for path, part in lost if listed else []:
-            what = f"{path}{':' if part.name else ''}{part.name}: {part.what}"
-            self._lost.append({"source": source.config.name, "reason": part.reason, "what": what})
-        if len(lost) > TOLERATED + self.config.data.most_lost * (whole + len(lost)):
-            path, part = lost[0]
+        shards = source.shards
+        lost, whole = shards.lost, len(shards)
+        told = [_told(path, part) for path, part in lost]
+        if listed:
+            self._lost.extend({"source": source.config.name, **entry} for entry in told)
+        # Of a shard that is gone as a whole nobody knows how many samples it held.
+        gone = len({path for path, _ in lost} - set(shards.paths))
+        parts = len(lost) + gone * max(whole // len(shards.paths) - 1, 0)
+        if parts > TOLERATED + self.config.data.most_lost * (whole + parts):
+            counts = Counter(part.reason for _, part in lost)
             raise UserError(
                 f"data source {source.config.name}: {len(lost)} parts of its shards cannot be "
-                f"used, more than data.most_lost={self.config.data.most_lost} allows; the first: "
-                f"{path}: {part.name} {part.what}"
+                f"used ({reasons(counts)}), {gone} whole shards among them, more than "
+                f"data.most_lost={self.config.data.most_lost} allows; the last: {told[-1]['what']}"
             )
 
     def __iter__(self) -> Iterator[list[Batch]]:
         workers = min(self.config.data.workers, len(self.slots))
-        steps = iter(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
+        steps = _start(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
         micro, pin = self.config.data.micro_rows, torch.cuda.is_available()
         while True:
-            packed = [row for _ in range(workers or 1) for row in _sound(next(steps))]
+            packed = [row for _ in range(workers or 1) for row in _next(steps)]
             packed.sort(key=lambda row: row.slot)
             self._consumed = {p.slot: p.state for p in packed}
-            self._lost += [
+            self._lost.extend(
                 {"source": source, "reason": reason, "what": what}
                 for p in packed
                 for source, reason, what in p.lost
-            ]
+            )
             parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
             batches = [collate([p.row for p in part], self._capacity) for part in parts]
             yield [batch.pin() for batch in batches] if pin else batches
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""
-        lost, self._lost = self._lost, []
+        lost = list(self._lost)
+        self._lost.clear()
         return lost
 
     def layout(self) -> dict[str, Any]:
@@ -277,9 +295,35 @@ class Loader:
         for slot in self.slots:
             slot.state = list(state[slot.number])
         self._consumed = {slot.number: slot.state for slot in self.slots}
+        self._lost.clear()  # the saved run has listed its shards' damage
 
 
-def _sound(step: list[PackedRow] | UserError) -> list[PackedRow]:
+def _told(path: str, part: Lost) -> dict[str, str]:
+    where = f"{path}:{part.name}" if part.name else path
+    what = part.what if path in part.what else f"{where}: {part.what}"
+    return {"reason": part.reason, "what": str(Damage(part.reason, what))}
+
+
+def _start(rows: DataLoader) -> Iterator[list[PackedRow] | UserError]:
+    """Start the workers; one that dies is told where rows are asked for, and not in between."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(rows)
+    before = signal.getsignal(signal.SIGCHLD)
+    started = iter(rows)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # torch's would raise anywhere
+    return started
+
+
+def _next(steps: Iterator[list[PackedRow] | UserError]) -> list[PackedRow]:
+    try:
+        step = next(steps)
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads data was killed ({first_line(error)}), mostly for want of "
+            "memory; set data.workers lower, or free memory, and start again to go on"
+        ) from None
     if isinstance(step, UserError):
         raise step
     return step

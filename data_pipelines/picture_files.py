@@ -53,8 +53,6 @@ class PictureFiles:
                 raise Damage("picture", f"picture {part.path}: is not in the folder {folder}")
         if path is None:
             raise Damage("picture", f"picture {part.url}: not fetched; --image-table has no file")
-        if not path.is_file():  # a pipe or device would be read for ever
-            raise Damage("picture", f"picture {path}: no such file")
         return self.reader.read(path)
 
 

@@ -1,17 +1,20 @@
 """Picture files on their way into a shard: as they are, or cut square and made small."""
 
 import io
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image as Picture
 
-from mmfusion.codecs.image import open_picture, prepare
-from mmfusion.errors import Damage
+from mmfusion.codecs.image import flat, open_picture, prepare
+from mmfusion.errors import Damage, first_line
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")  # of picture files
 EXTENSION = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
+MOST_BYTES = 1 << 28  # of a file that is read into memory
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,37 @@ class PictureReader:
             Damage: the file is missing or not a whole picture.
         """
         try:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+                raise OSError("no plain file, or a very large one")
             data = path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-            raise Damage("picture", f"picture {path}: cannot be read ({error})") from None
+            raise Damage(
+                "picture", f"picture {path}: cannot be read ({first_line(error)})"
+            ) from None
         return self.member(data, f"picture {path}")
 
     def member(self, data: bytes, where: str) -> tuple[str, bytes]:
         """The same of a picture's bytes.
 
         Raises:
-            Damage: they are not a whole picture.
+            Damage: they are not a whole picture, or none that training can use.
         """
         picture = open_picture(data, where)
-        if self.size is None and picture.format in EXTENSION:
+        try:
+            if self.size is not None:
+                return self._small(prepare(picture, self.size, 3))
+            flat(picture)
+        except Damage as error:
+            raise error.at(where) from None
+        if picture.format in EXTENSION:
             return EXTENSION[picture.format], data
         file = io.BytesIO()
-        if self.size is None:  # a GIF, BMP or PPM
-            picture.save(file, "png")
-            return "png", file.getvalue()
-        small = Picture.fromarray(prepare(picture, self.size, 3))
+        picture.save(file, "png")  # a GIF, BMP or PPM
+        return "png", file.getvalue()
+
+    def _small(self, pixels: np.ndarray) -> tuple[str, bytes]:
+        file, small = io.BytesIO(), Picture.fromarray(pixels)
         if self.format == "png":
             small.save(file, "png")
         else:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mmfusion.errors import Damage, UserError
 
-from .index import Lost
 from .jobs import Part, Sample
 from .pictures import PictureReader
 from .samples import PICTURES
 from .samples import Sample as Given
+from .scan import Lost
 from .shards import Members, Shards
 
 

@@ -2,12 +2,14 @@
 
 `json` holds the facts: `label`, `captions` and, for interleaved samples, `content`. webdataset's
 own `txt` and `cls` members stand in for `captions` and `label`, img2dataset's `caption` for
-`captions`. Nothing in a sample is ever run:
-pictures are decoded, arrays are read without pickle, and only raster formats are opened.
+`captions`. Nothing in a sample is ever run: pictures are decoded, arrays are read without pickle,
+and only raster formats are opened.
 """
 
 import io
 import json
+import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +22,9 @@ from mmfusion.errors import Damage, first_line
 PICTURES = ("png", "jpg", "jpeg", "webp")
 MOMENTS = "moments.npy"
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
+MOST_CAPTIONS = 1000  # of a sample are looked at
+MOST_TEXT = 1 << 24  # bytes of a member that is text
+MOST_LATENT = 1000.0  # latents have about unit variance; one 1e30 would ruin the model's weights
 
 
 class ContentPart(NamedTuple):
@@ -48,16 +53,19 @@ def moments_name(picture: str | None = None) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error message shows it: not at any length."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # a number of many digits; very deep lists
+        text = type(value).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class Sample(dict[str, bytes]):
-    """Members of one sample by extension, with the place it came from for error messages."""
+    """Members of one sample by extension, with its key, and where it is for error messages."""
 
-    def __init__(self, members: dict[str, bytes], where: str) -> None:
+    def __init__(self, members: dict[str, bytes], where: str, key: str = "") -> None:
         super().__init__(members)
-        self.where = where
+        self.where, self.key = where, key
 
     def json(self) -> dict[str, Any]:
         """The sample's facts, `txt` and `cls` members among them; empty without any.
@@ -65,6 +73,10 @@ class Sample(dict[str, bytes]):
         Raises:
             Damage: a member is not what its name says.
         """
+        for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
+            if (size := len(self.get(ext, b""))) > MOST_TEXT:
+                told = f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
+                raise Damage(reason, told)
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
@@ -76,17 +88,19 @@ class Sample(dict[str, bytes]):
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
-            try:
-                facts["label"] = int(self["cls"])
-            except ValueError:
-                raise Damage("label", f"{self.where}.cls: expected the number of a class") from None
+            if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
+                raise Damage("label", f"{self.where}.cls: expected the number of a class")
+            facts["label"] = int(self["cls"])
         return facts
 
     def picture(self, name: str | None = None) -> Picture.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
-        name = name or next((e for e in PICTURES if e in self), None)
+        if name is None:
+            name = next((e for e in PICTURES if e in self), None)
+            named = ""
+        else:
+            named = f" {name}"
         if name is None or name not in self:
-            named = f" {name}" if name else ""
             raise Damage("picture", f"{self.where}: no picture{named} in this sample")
         return open_picture(self[name], f"{self.where}.{name}")
 
@@ -100,7 +114,9 @@ class Sample(dict[str, bytes]):
             raise Damage("latents", f"{self.where}: no `{name}` in this sample")
         try:
             # Not numpy's load: it would also take archives, and pickles if asked.
-            return np.lib.format.read_array(io.BytesIO(self[name]), allow_pickle=False)
+            file = io.BytesIO(self[name])
+            _check_size(file)
+            return np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # a damaged header can raise anything
             raise Damage(
                 "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
@@ -126,8 +142,12 @@ class Sample(dict[str, bytes]):
                 f"{self.where}.{name}: {array.dtype} latents of shape {array.shape}; {who} "
                 f"(1 or 2, 2, {needed}) floats",
             )
-        if not np.isfinite(array).all():
-            raise Damage("latents", f"{self.where}.{name}: holds numbers that are not finite")
+        if not (np.abs(array) <= MOST_LATENT).all():
+            raise Damage(
+                "latents",
+                f"{self.where}.{name}: holds numbers that are not finite, or above "
+                f"{MOST_LATENT:g}; normalised latents have about unit variance",
+            )
         return array
 
     def label(self, facts: dict[str, Any], classes: int | None = None) -> int:
@@ -155,7 +175,10 @@ class Sample(dict[str, bytes]):
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise Damage("caption", f"{self.where}.json: `captions` must be a list of strings")
-        captions = [" ".join(clean(caption[:MOST_CHARACTERS]).split()) for caption in captions]
+        captions = [
+            " ".join(clean(caption[:MOST_CHARACTERS]).split())
+            for caption in captions[:MOST_CAPTIONS]
+        ]
         captions = [caption for caption in captions if caption]
         if not captions:
             raise Damage("caption", f"{self.where}.json: `captions` holds no text")
@@ -188,3 +211,16 @@ class Sample(dict[str, bytes]):
                         '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
                     )
         return parts
+
+
+def _check_size(file: io.BytesIO) -> None:
+    """Make sure that a `.npy` file is as long as its header says, before memory is taken for it."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version}")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(file)
+    declared, there = math.prod(shape) * dtype.itemsize, len(file.getbuffer()) - file.tell()
+    if min(shape, default=0) < 0 or declared != there:
+        raise ValueError(f"{declared:,} bytes are declared, {there:,} are there")
+    file.seek(0)

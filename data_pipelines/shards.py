@@ -22,11 +22,13 @@ from webdataset import TarWriter
 from mmfusion.errors import Damage, UserError
 
 from . import storage
-from .index import HEADER, SUFFIX, Index, Lost, Member, open_index
+from .index import SUFFIX, Index, open_index
 from .samples import Sample
+from .scan import HEADER, Lost, Member
 
 Members = dict[str, Any]
 MOST_OPEN = 4096  # indexes mapped at a time
+MOST_BYTES = 1 << 28  # of a member that is read into memory
 SLACK = 1 << 16  # bytes between members that are read along rather than apart
 
 
@@ -102,23 +104,28 @@ class Shards:
         self.paths: list[str] = []
         self.header: dict[str, Any] = {}
         """Of the shards, where they have one; that of the first."""
-        sizes = []
         found = storage.expand(pattern) if isinstance(pattern, str) else pattern
         if not found:
             raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
+        indexes: dict[str, Index] = {}
         for path in found:
             try:
-                index = open_index(path)
+                indexes[path] = open_index(path)
             except Damage as error:
                 self.lost.append((path, Lost("", error.reason, str(error))))
-                continue
+        headed = next((path for path, index in indexes.items() if index.header), None)
+        if headed:
+            self.header = indexes[headed].header
+        sizes = []
+        for path, index in indexes.items():
             self.lost += [(path, lost) for lost in index.lost]
-            if not self.paths:
-                self.header = index.header
-            elif index.header != self.header:
+            if index.header != self.header:
+                if index.lost and not index.header:
+                    self.lost.append((path, Lost("", "shard", "its header is lost; make it anew")))
+                    continue
                 raise UserError(
-                    f"{self.pattern}: {path} and {self.paths[0]} were made with different "
-                    "settings; keep one kind in a folder"
+                    f"{self.pattern}: {path} and {headed} were made with different settings; "
+                    "keep one kind in a folder"
                 )
             self.paths.append(path)
             sizes.append(len(index))
@@ -174,7 +181,7 @@ class Shards:
         """Sample `number`, or only its members of some extensions, each checked.
 
         Raises:
-            Damage: the shard is gone, or a member differs from the shard's index.
+            Damage: the shard is gone, or a member is very large or differs from the shard's index.
         """
         return self.read(*self.locate(number), only)
 
@@ -189,6 +196,10 @@ class Shards:
         path = self.paths[shard]
         key, members = self._index(shard).sample(inner)
         wanted = [member for member in members if not only or member.ext in only]
+        for member in wanted:
+            if member.size > MOST_BYTES:
+                told = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
+                raise Damage("member", f"{path}:{key}.{member.ext}: {told}")
         fetch = block.fetch if block else self._fetch
         data = {}
         for member, found in zip(wanted, fetch(path, wanted), strict=True):
@@ -200,7 +211,7 @@ class Shards:
                     "changed on purpose)",
                 )
             data[member.ext] = found
-        return Sample(data, f"{path}:{key}")
+        return Sample(data, f"{path}:{key}", key)
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""
@@ -222,9 +233,10 @@ class Shards:
     def _index(self, shard: int) -> Index:
         found = self._open.get(shard)
         if found is None:
-            found = self._open[shard] = open_index(self.paths[shard], whole=True)
+            found = open_index(self.paths[shard], whole=True)
             if len(found) != self.sizes[shard]:
                 raise Damage("shard", f"shard {self.paths[shard]}: has changed while it was read")
+            self._open[shard] = found
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         return found

@@ -7,6 +7,7 @@ shell, are refused.
 import glob
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,11 +61,14 @@ def size(path: str) -> int:
     """Bytes of a file.
 
     Raises:
-        Damage: it is not there.
+        Damage: it is not there, or no plain file.
     """
     try:
         if not is_remote(path):
-            return os.stat(path).st_size
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):  # reading a pipe would not end
+                raise OSError("no plain file")
+            return found.st_size
         filesystem, inner = _filesystem(path)
         return int(filesystem.size(inner))
     except UserError:

@@ -22,9 +22,10 @@ from mmfusion.errors import Damage, UserError
 from . import storage
 from .damage_report import Report, listed
 from .findings import findings
-from .index import SUFFIX, Contents, Index, open_index, save, scan
+from .index import SUFFIX, Index, open_index, save
 from .jobs import BAR, THREADS
 from .samples import Sample
+from .scan import Contents, scan
 from .shards import Block, Shards
 
 A = TypeVar("A")

@@ -11,6 +11,12 @@ REASONS = (
     "latents",
     "length",  # no row holds it
 )
+MOST_SHOWN = 1000  # characters of a message about an item
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal or log: control characters and the like are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class UserError(Exception):
@@ -24,6 +30,8 @@ class UserError(Exception):
 class Damage(UserError):
     """What is wrong with one item of a corpus: the item is left out, counted and listed.
 
+    The message is one printable line of bounded length, whatever the item holds.
+
     Attributes:
         reason: one of `REASONS`.
     """
@@ -31,13 +39,18 @@ class Damage(UserError):
     def __init__(self, reason: str, message: str) -> None:
         if reason not in REASONS:
             raise ValueError(f"no reason {reason}")
+        message = printable(message)
+        if len(message) > MOST_SHOWN:
+            message = f"{message[: MOST_SHOWN - 3]}..."
         super().__init__(message)
         self.reason = reason
 
     def at(self, where: str) -> "Damage":
         """The same with the place, where the message does not begin with it."""
         told = str(self)
-        return self if told.startswith(where) else Damage(self.reason, f"{where}: {told}")
+        return (
+            self if told.startswith(printable(where)) else Damage(self.reason, f"{where}: {told}")
+        )
 
     def __reduce__(self) -> tuple:  # it comes back from workers
         return Damage, (self.reason, str(self))

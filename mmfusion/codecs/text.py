@@ -6,7 +6,7 @@ sequence itself says what is wanted: after a picture, `<answer>` asks for its ca
 goes on talking.
 """
 
-import unicodedata
+import re
 from pathlib import Path
 
 from mmfusion.codecs.vocabulary import FastTokenizer, SentencePiece, Vocabulary, kind
@@ -15,12 +15,14 @@ from mmfusion.sequence import Text
 
 CONTROL = ("<text>", "<answer>", "<image>")
 END = "</s>"
+# Unicode's category Cc without what is space.
+UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 
 
 def clean(text: str) -> str:
     """The text without control characters; half surrogate pairs become U+FFFD."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return "".join(c for c in whole if c.isspace() or unicodedata.category(c) != "Cc")
+    return UNSEEN.sub("", whole)
 
 
 class Tokenizer:

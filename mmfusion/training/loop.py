@@ -98,11 +98,17 @@ class Trainer:
 
     def run(self, until: int | None = None) -> None:
         """Train to the end, or only to step `until`; writes metrics, checkpoints and the model."""
-        train, state = self.config.train, self.state
-        started = time.monotonic() - state.seconds
         if self.rank == 0:
             save(self.config, self.output / "config.yaml")
-        metrics = Metrics(self.config, state.step, self.rank == 0)
+        metrics = Metrics(self.config, self.state.step, self.rank == 0)
+        try:
+            self._run(metrics, until)
+        finally:
+            metrics.close()  # or an error's line would be written beside the bar
+
+    def _run(self, metrics: Metrics, until: int | None) -> None:
+        train, state = self.config.train, self.state
+        started = time.monotonic() - state.seconds
         lost = Lost(self.output, state.step, self.rank)
         window = torch.zeros(5, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
@@ -129,7 +135,6 @@ class Trainer:
                 self._save(metrics, complete=share >= 1)
             if last:
                 break
-        metrics.close()
 
     def _step(self, batches: list[Batch], seconds: float) -> tuple[Tensor, float]:
         """One optimizer step over the micro-batches; sums of losses and counts, and rank 0's time.
