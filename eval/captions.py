@@ -16,7 +16,7 @@ import re
 import shutil
 from typing import Any, Literal
 
-from mmfusion.data_pipelines.digits import NAMES
+from mmfusion.data_pipelines.corpora.digits import NAMES
 
 from mmfusion.errors import UserError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmfusion.data_pipelines.digits import CONTINUATION, captions
+from mmfusion.data_pipelines.corpora.digits import CONTINUATION, captions
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, Pipeline, TextSlot

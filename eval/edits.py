@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from mmfusion.data_pipelines.digits import captions
+from mmfusion.data_pipelines.corpora.digits import captions
 from PIL import Image as Picture
 
 from mmfusion import Pipeline

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from mmfusion.data_pipelines.digits import NAMES
+from mmfusion.data_pipelines.corpora.digits import NAMES
 from PIL import Image as Picture
 
 from mmfusion.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.digits import CONTINUATION, NAMES, captions
+from mmfusion.data_pipelines.corpora.digits import CONTINUATION, NAMES, captions
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from PIL import Image as Picture
 

@@ -137,6 +137,17 @@ def test_only_the_command_line_imports_data_pipelines_and_eval() -> None:
     assert {"data_pipelines", "eval"} <= seen  # or this test has gone blind
 
 
+def test_corpora_and_inspection_stand_on_the_shards_and_on_nothing_else_of_the_data() -> None:
+    """What makes shards and what looks at them know the core; it knows neither, nor they another."""
+    for file in FILES:
+        if file.parts[-2] == "data_pipelines":
+            found = imported(file)
+            assert not any(".corpora" in name or ".inspection" in name for name in found), file
+        elif file.parts[-2] in ("corpora", "inspection"):
+            other = {"corpora": ".inspection", "inspection": ".corpora"}[file.parts[-2]]
+            assert not any(other in name for name in imported(file)), file
+
+
 def test_the_command_line_is_imported_by_nobody() -> None:
     for file in FILES:
         if "cli" not in file.parts and file.stem != "__main__":

@@ -21,8 +21,8 @@ from bad_pictures import FINE, LOST, noise, saved
 from bad_samples import CLASS, DRAW, JSON_KINDS, LABEL, LATENT_KINDS, MIXED, Kind, npy, odd
 from bad_shards import SHARDS
 from material import encoded, jsonl, make_vae, save
-from mmfusion.data_pipelines.captions import write_captions
-from mmfusion.data_pipelines.interleaved import write_interleaved
+from mmfusion.data_pipelines.corpora.captions import write_captions
+from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.pictures import PictureReader

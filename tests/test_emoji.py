@@ -21,10 +21,10 @@ from fontTools.ttLib.tables.E_B_L_C_ import (
 from fontTools.ttLib.tables.sbixGlyph import Glyph
 from fontTools.ttLib.tables.sbixStrike import Strike as SbixStrike
 from material import REAL, encoded, run, save
-from mmfusion.data_pipelines import emoji as module
 from mmfusion.data_pipelines.check import check_data
-from mmfusion.data_pipelines.emoji import captions, describe, is_emoji, split, write_emoji
-from mmfusion.data_pipelines.fonts import read_font
+from mmfusion.data_pipelines.corpora import emoji as module
+from mmfusion.data_pipelines.corpora.emoji import captions, describe, is_emoji, split, write_emoji
+from mmfusion.data_pipelines.corpora.fonts import read_font
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mmfusion.data_pipelines.digits import NAMES, captions, load_digits, png, split_digits
+from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.eval import captions as scores
 from mmfusion.eval.captions import cider, collapse, named_digit

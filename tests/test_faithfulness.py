@@ -6,14 +6,15 @@ The rows of that page which no other test holds are held here.
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import HEADS, PAPER, WIDTH, model_config, random_decoder, run_config
+from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.samples import Sample
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import patches, prepare, to_picture
@@ -103,13 +104,11 @@ def test_the_condition_is_dropped_from_a_tenth_and_half_are_mirrored(tmp_path: P
     config = run_config(tmp_path, tmp_path, diffusion={"dropout": 0.1})
     source = config.data.sources[0].model_copy(update={"flip": True})
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    sample = SimpleNamespace(
-        json=lambda: {"label": 3}, picture=lambda name: Picture.fromarray(pixels)
-    )
+    sample = Sample({"json": b'{"label": 3}', "png": png(pixels)}, "here")
     maker, rng, draws = DocumentMaker(config, None), np.random.default_rng(0), 4000
     null = mirrored = 0
     for _ in range(draws):
-        label, image = maker.make(source, sample, rng)  # type: ignore[arg-type]
+        label, image = maker.make(source, sample, rng)
         assert isinstance(label, Label)
         assert isinstance(image, Image)
         assert label.label in (3, None)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from helpers import run_config
 from material import REAL, encoded, make_vae, pixels, run, save
-from mmfusion.data_pipelines import drawn_rows, sheet
-from mmfusion.data_pipelines.canvas import Box, fitted, font, width, wrap
-from mmfusion.data_pipelines.inspection import inspect
+from mmfusion.data_pipelines.inspection import drawn_rows, sheet
+from mmfusion.data_pipelines.inspection.canvas import Box, fitted, font, width, wrap
+from mmfusion.data_pipelines.inspection.inspect import inspect
+from mmfusion.data_pipelines.inspection.statistics import spread, statistics
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
-from mmfusion.data_pipelines.statistics import spread, statistics
 from PIL import Image as Picture
 
 from mmfusion.codecs.text import Tokenizer
@@ -206,7 +206,7 @@ def test_latents_in_false_colour_or_decoded(tmp_path: Path):
 def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     """A packed row of each task of the digits."""
     from mmfusion.data_pipelines.documents import DocumentMaker
-    from mmfusion.data_pipelines.statistics import some_documents
+    from mmfusion.data_pipelines.inspection.statistics import some_documents
 
     config = run_config(digits_data, tmp_path_factory.mktemp("run"))
     assert config.text

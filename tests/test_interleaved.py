@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from helpers import run_config
 from material import encoded, interleaved_lines, jsonl, run, save
-from mmfusion.data_pipelines import interleaved, records
-from mmfusion.data_pipelines.content import Reading
+from mmfusion.data_pipelines.corpora import interleaved, records
+from mmfusion.data_pipelines.corpora.content import Reading
+from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+from mmfusion.data_pipelines.corpora.picture_files import read_table
+from mmfusion.data_pipelines.corpora.records import Records
+from mmfusion.data_pipelines.corpora.splitting import Limits
 from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.interleaved import write_interleaved
 from mmfusion.data_pipelines.jobs import Made, lost_items
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.picture_files import read_table
-from mmfusion.data_pipelines.records import Records
 from mmfusion.data_pipelines.shards import Shards
-from mmfusion.data_pipelines.splitting import Limits
 from pyarrow import parquet
 
 from mmfusion.codecs.text import Tokenizer

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from material import encoded, interleaved_lines, make_vae, pixels
+from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
 from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.interleaved import write_interleaved
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.samples import Sample

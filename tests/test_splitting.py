@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from mmfusion.data_pipelines.content import Document, Part, PicturePart, TextPart
-from mmfusion.data_pipelines.splitting import ENDS, Limits, split
+from mmfusion.data_pipelines.corpora.content import Document, Part, PicturePart, TextPart
+from mmfusion.data_pipelines.corpora.splitting import ENDS, Limits, split
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.errors import UserError

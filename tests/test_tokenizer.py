@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from helpers import model_config, picture, random_decoder
 from material import encoded, run, save
-from mmfusion.data_pipelines.digits import captions
+from mmfusion.data_pipelines.corpora.digits import captions
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
 from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer

@@ -26,7 +26,7 @@ Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves 
 @app.command()
 def digits(output: Output = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
-    from mmfusion.data_pipelines.digits import write_digits
+    from mmfusion.data_pipelines.corpora.digits import write_digits
 
     if (output / "split.json").is_file():
         typer.echo(f"already there: {output}")
@@ -44,7 +44,7 @@ def emoji(
     size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
 ) -> None:
     """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
-    from mmfusion.data_pipelines.emoji import FONT, write_emoji
+    from mmfusion.data_pipelines.corpora.emoji import FONT, write_emoji
 
     _say(write_emoji(output, font or FONT, size), output)
 
@@ -71,7 +71,7 @@ def imagenet(
     name: Name = "train",
 ) -> None:
     """Write pictures by class as shards, and classes.json."""
-    from mmfusion.data_pipelines.imagenet import write_imagenet
+    from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
 
     reader = _reader(size, format)
     made = write_imagenet(source, output, name, names, reader, seed, per_shard, labels, captions)
@@ -97,8 +97,8 @@ def captions(
     name: Name = "train",
 ) -> None:
     """Write captioned pictures as shards."""
-    from mmfusion.data_pipelines.captions import write_captions
-    from mmfusion.data_pipelines.tables import Wanted
+    from mmfusion.data_pipelines.corpora.captions import write_captions
+    from mmfusion.data_pipelines.corpora.tables import Wanted
 
     wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
     reader = _reader(size, format)
@@ -139,9 +139,9 @@ def interleaved(
     ] = 0.1,
 ) -> None:
     """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
-    from mmfusion.data_pipelines.content import Reading
-    from mmfusion.data_pipelines.interleaved import write_interleaved
-    from mmfusion.data_pipelines.splitting import Limits
+    from mmfusion.data_pipelines.corpora.content import Reading
+    from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+    from mmfusion.data_pipelines.corpora.splitting import Limits
 
     made = write_interleaved(
         documents,
@@ -234,8 +234,8 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
 ) -> None:
     """Read every member of every shard; exits with 1 when something is damaged."""
-    from mmfusion.data_pipelines.damage_report import together
-    from mmfusion.data_pipelines.verification import verify
+    from mmfusion.data_pipelines.inspection.damage_report import together
+    from mmfusion.data_pipelines.inspection.verification import verify
 
     report = together(verify(shards, quick, reindex, json))
     if int(os.environ.get("RANK", 0)) == 0 or "MASTER_ADDR" not in os.environ:
@@ -264,7 +264,7 @@ def inspect(
 ) -> None:
     """Show what is in shards: figures, a sheet of samples, and documents as packed rows."""
     from mmfusion.config import Config, load
-    from mmfusion.data_pipelines.inspection import TASKS, inspect, lines
+    from mmfusion.data_pipelines.inspection.inspect import TASKS, inspect, lines
 
     if task is not None and (task not in TASKS or config is None):
         raise UserError(f"--task goes with --config and is one of {', '.join(TASKS)}; got {task}")

@@ -28,8 +28,8 @@ import pyarrow.parquet
 
 from mmfusion.errors import Damage, UserError, first_line
 
-from .jobs import JsonLines, facts
-from .pictures import SUFFIXES
+from ..jobs import JsonLines, facts
+from ..pictures import SUFFIXES
 
 IMAGE = (
     "image", "image_path", "path", "file", "filename", "filepath", "file_name", "image_name"

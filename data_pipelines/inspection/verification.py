@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from mmfusion.errors import Damage, UserError
 
-from . import storage
+from .. import storage
+from ..index import SUFFIX, Index, open_index, save
+from ..jobs import BAR, THREADS
+from ..samples import Sample
+from ..scan import Contents, scan
+from ..shards import Block, Shards
 from .damage_report import Report, listed
 from .findings import findings
-from .index import SUFFIX, Index, open_index, save
-from .jobs import BAR, THREADS
-from .samples import Sample
-from .scan import Contents, scan
-from .shards import Block, Shards
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -15,10 +15,10 @@ from mmfusion.errors import Damage, UserError
 from mmfusion.rng import generator
 from mmfusion.sequence import Row
 
-from .documents import DocumentMaker
+from ..documents import DocumentMaker
+from ..latents import check_latents
+from ..shards import Shards
 from .drawn_rows import Drawn, draw_row, packed, page, told
-from .latents import check_latents
-from .shards import Shards
 from .sheet import Decode, Shown, draw_sheet, show
 from .statistics import document_lengths, some_documents, statistics
 

@@ -12,9 +12,9 @@ from pyarrow import parquet
 
 from mmfusion.errors import Damage, UserError, first_line
 
+from ..jobs import facts
+from ..pictures import PictureReader
 from .content import PicturePart
-from .jobs import facts
-from .pictures import PictureReader
 from .records import BROKEN_GZIP, BROKEN_PARQUET
 
 

@@ -15,9 +15,9 @@ from PIL import Image as Picture
 from mmfusion.codecs.image import open_picture
 from mmfusion.errors import Damage
 
+from ..jobs import Made, Sample, claim, cut, write_parts
+from ..tokenizer import train_tokenizer
 from .fonts import read_font
-from .jobs import Made, Sample, claim, cut, write_parts
-from .tokenizer import train_tokenizer
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 HELD_OUT = 10  # one picture of so many

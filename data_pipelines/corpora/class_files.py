@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from mmfusion.errors import Damage, UserError, printable
 
-from . import storage
+from .. import storage
+from ..pictures import SUFFIXES, PictureReader
+from ..scan import Contents, Lost, plain_files
 from .devkit import WNID, stem
-from .pictures import SUFFIXES, PictureReader
-from .scan import Contents, Lost, plain_files
 
 FACTS = (".cls", ".json", ".txt")
 SNIFFED = 16  # members that say what a tar is

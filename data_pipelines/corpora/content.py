@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from mmfusion.errors import Damage
 
-from .samples import shown
+from ..samples import shown
 
 FIELDS = ("content", "text_list", "image_info", "images", "texts")
 TARGET: tuple[dict, ...] = ({}, {"target": True}, {"target": False})

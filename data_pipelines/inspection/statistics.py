@@ -16,10 +16,10 @@ from mmfusion.errors import Damage
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, count
 
-from .documents import DocumentMaker
-from .index import open_index
-from .samples import Sample, is_moments, is_picture
-from .shards import Shards
+from ..documents import DocumentMaker
+from ..index import open_index
+from ..samples import Sample, is_moments, is_picture
+from ..shards import Shards
 
 FACTS = ("json", "txt", "cls")
 EXTREMES = 5  # classes, or sizes, that are named

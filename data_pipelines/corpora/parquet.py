@@ -15,9 +15,9 @@ import pyarrow.parquet
 
 from mmfusion.errors import Damage, UserError, first_line
 
+from ..jobs import Part, Sample
+from ..pictures import PictureReader
 from .captioned import label_of, texts
-from .jobs import Part, Sample
-from .pictures import PictureReader
 from .tables import BROKEN, Wanted, columns_of, find
 
 PICTURE = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")

@@ -16,15 +16,15 @@ from typing import Any
 
 from mmfusion.errors import Damage, UserError, printable
 
-from . import storage
+from .. import storage
+from ..jobs import Made, Sample, cut, facts, write_parts
+from ..pictures import PictureReader
+from ..samples import Sample as Given
+from ..shards import Members, Shards
 from .class_files import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .devkit import DEVKIT, WNID, Labels, beside, read_labels
-from .jobs import Made, Sample, cut, facts, write_parts
-from .pictures import PictureReader
 from .recaption import Recaptions
 from .reshard import reshard
-from .samples import Sample as Given
-from .shards import Members, Shards
 
 TEMPLATES = ("{name}", "a photo of a {name}", "a picture of a {name}")
 CLASSES = "classes.json"

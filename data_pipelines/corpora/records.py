@@ -22,8 +22,8 @@ from pyarrow import parquet
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
-from . import storage
-from .jobs import JsonLines, Part, facts
+from .. import storage
+from ..jobs import JsonLines, Part, facts
 
 T = TypeVar("T")
 GZIP_LINES = 500  # of a stretch

@@ -15,8 +15,8 @@ from PIL import Image as Picture
 
 from mmfusion.rng import generator
 
-from .shards import write_shards
-from .tokenizer import train_tokenizer
+from ..shards import write_shards
+from ..tokenizer import train_tokenizer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CAPTIONS = [

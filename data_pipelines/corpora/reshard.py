@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mmfusion.errors import Damage, UserError
 
-from .jobs import Part, Sample
-from .pictures import PictureReader
-from .samples import PICTURES
-from .samples import Sample as Given
-from .scan import Lost
-from .shards import Members, Shards
+from ..jobs import Part, Sample
+from ..pictures import PictureReader
+from ..samples import PICTURES
+from ..samples import Sample as Given
+from ..scan import Lost
+from ..shards import Members, Shards
 
 
 def reshard(

@@ -5,7 +5,7 @@ A record of our own format is {"content": [part, ...]}, and a part one of
     {"answer": "..."}                     text that is learned
     {"image": "path"}                     given picture
     {"image": "path", "target": true}     picture that is learned
-MMC4 and OBELICS are read, too (data_pipelines/content.py). In the shard, pictures are the members
+MMC4 and OBELICS are read, too (content.py). In the shard, pictures are the members
 0.png, 1.jpg, ..., and `content` names them. A document longer than the limits becomes several
 samples, `00000012-0`, `00000012-1`, ...
 
@@ -23,12 +23,12 @@ from typing import Any
 
 from mmfusion.errors import Damage, UserError
 
+from ..jobs import MOST_WARNINGS, Made, Sample, write_parts
+from ..pictures import PictureReader
+from ..samples import shown
 from .content import FIELDS, Document, Part, PicturePart, Reading, TextPart, parse
-from .jobs import MOST_WARNINGS, Made, Sample, write_parts
 from .picture_files import PictureFiles, read_table
-from .pictures import PictureReader
 from .records import Records, cut_records
-from .samples import shown
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")

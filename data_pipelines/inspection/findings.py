@@ -7,7 +7,7 @@ from typing import Any
 from mmfusion.codecs.image import flat
 from mmfusion.errors import Damage
 
-from .samples import Sample, is_moments, is_picture, moments_name
+from ..samples import Sample, is_moments, is_picture, moments_name
 
 
 def findings(sample: Sample, whole: bool = True) -> Iterator[Damage]:

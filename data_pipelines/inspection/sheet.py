@@ -13,8 +13,8 @@ from PIL import ImageDraw
 
 from mmfusion.errors import Damage
 
+from ..samples import Sample, moments_name
 from .canvas import INK, LINE, PANEL, PAPER, SOFT, Box, fitted, lines_height, wrap, write
-from .samples import Sample, moments_name
 
 COLUMNS, SIDE, GAP = 6, 240, 20
 WIDTH = COLUMNS * (SIDE + GAP) + GAP

@@ -12,15 +12,15 @@ from typing import Any
 
 from mmfusion.errors import Damage, UserError, printable
 
-from . import storage
+from .. import storage
+from ..index import open_index
+from ..jobs import Made, Part, Sample, cut, write_parts
+from ..pictures import PictureReader
+from ..samples import Sample as Given
+from ..shards import Members, Shards
 from .captioned import Pictures, picture_path, texts
-from .index import open_index
-from .jobs import Made, Part, Sample, cut, write_parts
 from .parquet import metadata, parquet_parts, picture_column
-from .pictures import PictureReader
 from .reshard import reshard
-from .samples import Sample as Given
-from .shards import Members, Shards
 from .tables import Wanted, read_table
 
 Parts = dict[Path, Callable[[], Part[list[Sample]]]]

@@ -1,0 +1,1 @@
+"""Corpora as people have them, as shards."""
