@@ -72,10 +72,9 @@ class Ours(IterableDataset):
         blocks: dict[int, Any] = {}
         for draw in range(len(self.shards) // SLOTS):
             for slot in slots:
-                _, shard, number = self.order.place(slot, draw)
-                place = self.order.block(slot, draw)
-                if at.get(slot) != place:
-                    at[slot], blocks[slot] = place, self.shards.block(*place)
+                _, shard, number, block = self.order.place(slot, draw)
+                if at.get(slot) != (shard, *block):
+                    at[slot], blocks[slot] = (shard, *block), self.shards.block(shard, *block)
                 sample = self.shards.read(shard, number, block=blocks[slot])
                 yield prepare(sample.picture(), SIZE, 3) if self.decode else dict(sample)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion.errors import REASONS, Damage, UserError
+from mmfusion.errors import REASONS, Damage, UserError, first_line
 
 from . import storage
 from .scan import Contents, Lost, Member, scan
@@ -126,14 +126,14 @@ class Index:
         np.add.at(sizes, a["extension"], a["size"])
         return {e: (int(counts[n]), int(sizes[n])) for n, e in enumerate(self.extensions)}
 
-    def span(self, first: int, end: int) -> tuple[int, int]:
-        """From where to where the members of some samples lie in the shard."""
+    def span(self, first: int, end: int) -> tuple[int, int, int]:
+        """From where to where the members of some samples lie in the shard, and their bytes."""
         a = self._map()
         members = slice(a["first"][first], a["first"][end])
         offsets, sizes = a["offset"][members], a["size"][members]
         if not len(offsets):
-            return 0, 0
-        return int(offsets.min()), int((offsets + sizes).max())
+            return 0, 0, 0
+        return int(offsets.min()), int((offsets + sizes).max()), int(sizes.sum())
 
 
 def _layout(samples: int, members: int) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -159,8 +159,39 @@ def open_index(shard: str, whole: bool = False) -> Index:
     Raises:
         Damage: the shard cannot be read, or is no tar file.
     """
-    path, size = storage.companion(shard, SUFFIX), storage.size(shard)
-    for attempt in ("beside", "fetched"):
+    size, places = storage.size(shard), storage.companions(shard, SUFFIX)
+    if found := _saved(shard, size, places, whole):
+        return found
+    with storage.locked(places[0], wait=True):
+        if found := _saved(shard, size, places, whole):
+            return found  # by another process meanwhile
+        if _fetch(shard, places[0]) and (found := _saved(shard, size, places, whole)):
+            return found
+        return make_index(shard)
+
+
+def make_index(shard: str) -> Index:
+    """Make the index of a shard anew: beside it, or in the cache where one may not write there.
+
+    Raises:
+        Damage: as in `open_index`.
+        UserError: one may write in neither.
+    """
+    contents = scan(shard)
+    for path in storage.companions(shard, SUFFIX):
+        try:
+            save(contents, path)
+            return Index(shard, path)
+        except OSError as failure:
+            error = failure
+    raise UserError(
+        f"{path}: the shard's index cannot be written there ({first_line(error)}); set "
+        "MMFUSION_CACHE to a folder where you may write"
+    )
+
+
+def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | None:
+    for path in places:
         try:
             found = Index(shard, path)
             if found.bytes == size:
@@ -168,18 +199,8 @@ def open_index(shard: str, whole: bool = False) -> Index:
                     found.check()
                 return found
         except NO_INDEX:
-            pass
-        if attempt == "beside" and not _fetch(shard, path):
-            break
-    contents = scan(shard)
-    try:
-        save(contents, path)
-        return Index(shard, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the shard's index cannot be written there ({error.strerror}); make it once "
-            "with `mmfusion data verify` where you may write"
-        ) from None
+            continue
+    return None
 
 
 def _fetch(shard: str, path: Path) -> bool:
@@ -187,10 +208,10 @@ def _fetch(shard: str, path: Path) -> bool:
     if not storage.is_remote(shard):
         return False
     try:
-        data = storage.read(f"{shard}{SUFFIX}", 0, storage.size(f"{shard}{SUFFIX}"))
-    except UserError:
+        beside = f"{shard}{SUFFIX}"
+        _write(path, storage.read(beside, 0, storage.size(beside)))
+    except (UserError, OSError):
         return False
-    _write(path, data)
     return True
 
 

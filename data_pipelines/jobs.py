@@ -6,7 +6,6 @@ by a lock, which goes when the process goes, makes it, and renames it into place
 left alone. Items that cannot be used are left out, counted by reason and listed in `lost/`.
 """
 
-import fcntl
 import glob
 import gzip
 import io
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
+from . import storage
 from .shards import Members, write_shard
 
 T = TypeVar("T")
@@ -227,26 +227,12 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
         yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
-    file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        mine = static
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = True
-        except BlockingIOError:
-            mine = False
-        except OSError:
-            pass
-        try:
-            yield mine and not path.exists()
-        finally:
-            if mine:
-                for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-                    left.unlink(missing_ok=True)  # of a process that was killed
-                name.unlink(missing_ok=True)
-    finally:
-        os.close(file)
+    with storage.locked(path, wait=False) as held:
+        mine = static if held is None else held
+        if mine:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                left.unlink(missing_ok=True)  # of a process that was killed
+        yield mine and not path.exists()
 
 
 def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> None:

@@ -82,22 +82,24 @@ def write_latents(
     )
 
 
-def check_latents(header: dict[str, Any], config: ImageConfig, where: str) -> None:
-    """Make sure that shards' latents come from the config's autoencoder.
+def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> None:
+    """Make sure that latents come from the config's autoencoder: by the headers of their shards.
 
     Raises:
         UserError: they come from another one, or were scaled otherwise.
     """
-    made = header.get(LATENTS)
-    if config.codec != "vae" or not isinstance(made, dict):
+    made = {where: header[LATENTS] for where, header in headers.items() if LATENTS in header}
+    if config.codec != "vae" or not made:
         return
     wanted = fingerprint(config)
-    for key, value in wanted.items():
-        if made.get(key) != value:
-            raise UserError(
-                f"{where}: its latents were made with {key} {made.get(key)!r}, the config's image "
-                f"section has {value!r}; make them anew, or correct the config"
-            )
+    for where, found in made.items():
+        for key, value in wanted.items():
+            if not isinstance(found, dict) or found.get(key) != value:
+                has = found.get(key) if isinstance(found, dict) else None
+                raise UserError(
+                    f"{where}: its latents were made with {key} {has!r}, the config's image "
+                    f"section has {value!r}; make them anew, or correct the config"
+                )
 
 
 def _pictured(sample: Sample, config: ImageConfig) -> Pictured:

@@ -46,7 +46,6 @@ class Source:
         self.config, self.seed = config, run.seed
         remedy = f"data source {config.name} ({config.task}); docs/data.md says how to prepare it"
         self.shards = Shards(config.shards, remedy)
-        check_latents(self.shards.header, run.image, f"data source {config.name}")
         data = run.data
         self.order = Order(self.shards.sizes, data.rows, data.block, run.seed, config.name)
         self._blocks: dict[int, tuple[tuple[int, int, int], Block]] = {}
@@ -57,8 +56,8 @@ class Source:
         Raises:
             Damage: the sample cannot be used.
         """
-        epoch, shard, number = self.order.place(slot, draw)
-        at = self.order.block(slot, draw)
+        epoch, shard, number, block = self.order.place(slot, draw)
+        at = shard, *block
         held = self._blocks.get(slot)
         if held is None or held[0] != at:
             held = self._blocks[slot] = at, self.shards.block(*at)
@@ -69,8 +68,8 @@ class Source:
 
     def where(self, slot: int, draw: int) -> str:
         """Shard and key of a slot's `draw`-th sample."""
-        _, shard, number = self.order.place(slot, draw)
-        return ":".join(self.shards.place(self.shards.number(shard, number)))
+        place = self.order.place(slot, draw)
+        return ":".join(self.shards.place(self.shards.number(place.shard, place.number)))
 
 
 @dataclass(frozen=True)
@@ -206,6 +205,9 @@ class Loader:
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         maker = DocumentMaker(config, tokenizer)
         self.sources = [Source(source, config) for source in data.sources]
+        check_latents(
+            {f"data source {s.config.name}": s.shards.header for s in self.sources}, config.image
+        )
         self.slots = [Slot(n, config, self.sources, maker) for n in range(rank, data.rows, world)]
         capacity = data.capacity
         self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None

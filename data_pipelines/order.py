@@ -7,6 +7,7 @@ written, and few reads. A stream's share is a stretch of that list.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from mmfusion.rng import generator
 
 MIXTURE = 100  # documents of a stream among which the mixture holds its weights
 GOLDEN = (5**0.5 - 1) / 2
+
+
+class Place(NamedTuple):
+    """A sample: by epoch, shard and number in there; and from where to where its block goes."""
+
+    epoch: int
+    shard: int
+    number: int
+    block: tuple[int, int]
 
 
 class Order:
@@ -50,18 +60,8 @@ class Order:
         rng = generator(self.seed, "block", self.name, epoch, block)
         return self._start[block] + rng.permutation(self._length[block])
 
-    def place(self, slot: int, draw: int) -> tuple[int, int, int]:
-        """Epoch, shard and number in the shard of a stream's `draw`-th sample, from 0."""
-        epoch, shard, number, _ = self._find(slot, draw)
-        return epoch, shard, number
-
-    def block(self, slot: int, draw: int) -> tuple[int, int, int]:
-        """Shard, first sample and end of the block that holds a stream's `draw`-th sample."""
-        _, shard, _, block = self._find(slot, draw)
-        start = int(self._start[block])
-        return shard, start, start + int(self._length[block])
-
-    def _find(self, slot: int, draw: int) -> tuple[int, int, int, int]:
+    def place(self, slot: int, draw: int) -> Place:
+        """Where a stream's `draw`-th sample is, from 0."""
         epoch, place = divmod(draw * self.slots + slot, self.size)
         # Within an epoch, `share` is the stream's and `turn` counts: stretch after stretch.
         turn, share = divmod(place, self.slots)
@@ -71,7 +71,13 @@ class Order:
         at = int(np.searchsorted(ends, place, "right"))
         block = int(order[at])
         inside = place - int(ends[at] - self._length[block])
-        return epoch, int(self._shard[block]), int(self._inside(epoch, block)[inside]), block
+        start = int(self._start[block])
+        return Place(
+            epoch,
+            int(self._shard[block]),
+            int(self._inside(epoch, block)[inside]),
+            (start, start + int(self._length[block])),
+        )
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 from webdataset import TarWriter
 
 from mmfusion.errors import Damage, UserError
@@ -108,7 +109,7 @@ class Shards:
         if not found:
             raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
         indexes: dict[str, Index] = {}
-        for path in found:
+        for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:
                 indexes[path] = open_index(path)
             except Damage as error:
@@ -207,7 +208,7 @@ class Shards:
                 raise Damage(
                     "member",
                     f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    f"changed or is damaged (delete {storage.companion(path, SUFFIX)} if it was "
+                    f"changed or is damaged (delete {self._index(shard).path} if it was "
                     "changed on purpose)",
                 )
             data[member.ext] = found
@@ -215,7 +216,9 @@ class Shards:
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""
-        start, stop = self._index(shard).span(first, end)
+        start, stop, size = self._index(shard).span(first, end)
+        if stop - start > 2 * size + SLACK * (end - first):
+            stop = start  # they do not lie together: each is read alone
         return Block(self.paths[shard], start, stop)
 
     @staticmethod
@@ -248,6 +251,8 @@ class Block:
     def __init__(self, path: str, start: int, end: int) -> None:
         self.start = start
         self.data = b""
+        if start == end:
+            return
         if storage.is_remote(path):
             self.data = storage.read(path, start, end)
         else:

@@ -4,16 +4,22 @@ Only this file knows the difference. Nothing is ever run: `pipe:` names, which w
 shell, are refused.
 """
 
+import fcntl
 import glob
 import hashlib
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from braceexpand import braceexpand
 
 from mmfusion.errors import Damage, UserError, first_line
+
+PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts to read from afar
 
 
 def is_remote(path: str) -> bool:
@@ -53,7 +59,8 @@ def expand(pattern: str) -> list[str]:
             paths = filesystem.glob(path) if glob.has_magic(path) else [path]
         except Exception as error:  # each kind of storage has errors of its own
             raise UserError(f"{part}: cannot be listed ({first_line(error)})") from None
-        found.update(filesystem.unstrip_protocol(p) for p in paths)
+        caches = "".join(f"{name}::" for name in part.split("::")[:-1])
+        found.update(caches + filesystem.unstrip_protocol(p) for p in paths)
     return sorted(found)
 
 
@@ -85,8 +92,7 @@ def read(path: str, start: int, end: int) -> bytes:
     """
     try:
         if is_remote(path):
-            filesystem, inner = _filesystem(path)
-            return filesystem.cat_file(inner, start=start, end=end)
+            return _read_remote(path, start, end)
         file = os.open(path, os.O_RDONLY)
         try:
             return os.pread(file, end - start, start)
@@ -96,6 +102,19 @@ def read(path: str, start: int, end: int) -> bytes:
         raise
     except Exception as error:
         raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
+
+
+def _read_remote(url: str, start: int, end: int) -> bytes:
+    """Networks have hiccups; a sample is not to be lost for one."""
+    filesystem, inner = _filesystem(url)
+    for pause in PAUSES:
+        try:
+            return filesystem.cat_file(inner, start=start, end=end)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception:
+            time.sleep(pause)
+    return filesystem.cat_file(inner, start=start, end=end)
 
 
 def advise(path: str, start: int, end: int) -> None:
@@ -119,12 +138,41 @@ def open_file(path: str) -> BinaryIO:
     return filesystem.open(inner, "rb")
 
 
-def companion(path: str, suffix: str) -> Path:
-    """Where a file that goes with another one is kept: beside it, or in the cache if it is remote.
+def companions(path: str, suffix: str) -> list[Path]:
+    """Where a file that goes with another one may be kept: beside it, or else in the cache.
 
-    The cache is `$MMFUSION_CACHE`, by default `~/.cache/mmfusion`.
+    The cache is `$MMFUSION_CACHE`, by default `~/.cache/mmfusion`. It serves what is remote, and
+    folders in which one may not write.
     """
-    if not is_remote(path):
-        return Path(f"{path}{suffix}")
-    cache = os.environ.get("MMFUSION_CACHE") or Path.home() / ".cache" / "mmfusion"
-    return Path(cache) / f"{hashlib.sha256(path.encode()).hexdigest()}{suffix}"
+    cache = Path(os.environ.get("MMFUSION_CACHE") or Path.home() / ".cache" / "mmfusion")
+    whole = path if is_remote(path) else os.path.abspath(path)
+    kept = cache / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
+    return [kept] if is_remote(path) else [Path(f"{path}{suffix}"), kept]
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[bool | None]:
+    """Whether this process holds the lock of a file; None where the file system has no locks.
+
+    The lock goes with its process, however that ends.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError:
+        yield None
+        return
+    held: bool | None = True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        held = False
+    except OSError:
+        held = None
+    try:
+        yield held
+    finally:
+        if held is not False:
+            name.unlink(missing_ok=True)
+        os.close(file)

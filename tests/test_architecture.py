@@ -138,7 +138,7 @@ def test_only_the_command_line_imports_data_pipelines_and_eval() -> None:
 
 
 def test_corpora_and_inspection_stand_on_the_shards_and_on_nothing_else_of_the_data() -> None:
-    """What makes shards and what looks at them know the core; it knows neither, nor they another."""
+    """Makers of shards and those who look at them know the core, which knows neither."""
     for file in FILES:
         if file.parts[-2] == "data_pipelines":
             found = imported(file)

@@ -1,14 +1,18 @@
 """Tar shards: written whole, read by position, and no more lost than what is damaged."""
 
 import io
+import multiprocessing
 import pickle
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset
 from material import encoded, save
+from mmfusion.data_pipelines import index, storage
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
@@ -227,6 +231,73 @@ def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Shards("memory://none/*.tar")
     with pytest.raises(UserError, match="cannot be reached"):
         Shards("nosuch://bucket/a.tar")
+
+
+def test_remote_shards_through_a_cache_and_over_a_bad_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """fsspec's caches stay in the names; a read that fails is tried again."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    (shard,) = write_shards(tmp_path, "a", [("s", {"txt": b"hello"})])
+    MemoryFileSystem().pipe("/line/a.tar", shard.read_bytes())
+    shards = Shards("simplecache::memory://line/*.tar")
+    assert shards.paths == ["simplecache::memory:///line/a.tar"]
+    assert dict(shards[0]) == {"txt": b"hello"}
+    shards = Shards("memory://line/*.tar")
+    failures = iter([True, True, False, True, True, True])
+    whole = MemoryFileSystem.cat_file
+
+    def cat_file(self: Any, *arguments: Any, **options: Any) -> bytes:
+        if next(failures):
+            raise TimeoutError("no answer")
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    assert dict(shards[0]) == {"txt": b"hello"}
+    with pytest.raises(Damage, match=r"cannot be read \(no answer\)"):
+        shards[0]
+
+
+def test_an_index_goes_to_the_cache_where_one_may_not_write(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    beside = Path(f"{shard}.index")
+    beside.unlink()
+    beside.mkdir()  # nobody, root neither, can put a file there
+    (beside / "full").touch()
+    assert [s.json()["label"] for s in Shards(str(shard))] == [0, 1, 2]
+    (kept,) = (tmp_path / "cache").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    Shards(str(shard))[0]
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_one_process_makes_an_index_and_others_wait_for_it(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Path(f"{shard}.index").unlink()
+    fork = multiprocessing.get_context("fork")
+    made = fork.Value("i", 0)
+    whole = index.scan
+
+    def scan(*arguments: Any) -> Any:
+        with made.get_lock():
+            made.value += 1
+        time.sleep(0.3)
+        return whole(*arguments)
+
+    monkeypatch.setattr(index, "scan", scan)
+    processes = [fork.Process(target=Shards, args=(str(shard),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert made.value == 1
 
 
 def test_commands_are_not_run(tmp_path: Path):

@@ -102,7 +102,7 @@ def _documents(
     config: Config, source: SourceConfig, shards: Shards, tokenizer: Tokenizer | None, seed: int
 ) -> tuple[dict[str, Any], Drawn | None]:
     """How long a source's documents are, and a row of some of them."""
-    check_latents(shards.header, config.image, f"data source {source.name}")
+    check_latents({f"data source {source.name}": shards.header}, config.image)
     maker = DocumentMaker(config, tokenizer)
     documents, lost = some_documents(source, shards, maker, DOCUMENTS, seed)
     lengths = document_lengths(config, source, documents, lost)
@@ -144,7 +144,7 @@ def _decoder(config: Config | None, header: dict[str, Any]) -> Callable | None:
     """What makes pictures of latents (c, h, w), where the config's autoencoder is at hand."""
     if config is None or config.image.codec != "vae" or not Path(str(config.image.vae)).is_dir():
         return None
-    check_latents(header, config.image, "inspect")
+    check_latents({"inspect": header}, config.image)
     codec, patch = AutoencoderCodec(config.image), config.image.patch
     return lambda latents: codec.decode(patches(np.asarray(latents), patch)[None])[0]
 

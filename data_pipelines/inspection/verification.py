@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mmfusion.errors import Damage, UserError
 
 from .. import storage
-from ..index import SUFFIX, Index, open_index, save
+from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
 from ..jobs import BAR, THREADS
 from ..samples import Sample
 from ..scan import Contents, scan
@@ -122,14 +122,14 @@ def _shard(
 
 def _indexed(path: str, reindex: bool, report: Report) -> Index:
     """The index of a shard; one that is missing or does not fit is made."""
-    beside = storage.companion(path, SUFFIX)
     state = "made"
+    before = [p for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
     if reindex:
-        save(scan(path), beside)
-    elif beside.is_file():
+        make_index(path)
+    elif before:
         state = "made anew"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found = Index(path, beside)
+        with suppress(*NO_INDEX):
+            found = Index(path, before[0])
             found.check()
             state = "there" if found.bytes == storage.size(path) else state
     index = open_index(path, whole=True)
@@ -138,7 +138,7 @@ def _indexed(path: str, reindex: bool, report: Report) -> Index:
         log.warning(
             "%s: did not fit its shard and has been made anew; what changed before that is not "
             "found by checksums",
-            beside,
+            index.path,
         )
     return index
 
@@ -166,7 +166,7 @@ def _unknown(path: str, what: str) -> Damage:
 def _chunk(shards: Shards, index: Index, torn: set[str], quick: bool, first: int) -> list[Damage]:
     """What is damaged in `CHUNK` samples."""
     end = min(first + CHUNK, len(index))
-    start, stop = index.span(first, end)
+    start, stop, _ = index.span(first, end)
     block = None
     try:
         if stop - start <= MOST_BLOCK:
