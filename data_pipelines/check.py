@@ -3,15 +3,17 @@
 Only presence is checked. What is there but broken is told by whatever reads it.
 """
 
-from glob import glob
 from pathlib import Path
 
 from mmfusion.codecs.vocabulary import kind
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import UserError
 
+from . import storage
+
+IMAGENET = "CLASS_FOLDERS_OR_TARS"
 GIVEN = {
-    "class_to_image": ("imagenet", "FOLDER_OF_CLASS_FOLDERS"),
+    "class_to_image": ("imagenet", IMAGENET),
     "text_to_image": ("captions", "CAPTIONS.jsonl"),
     "image_to_text": ("captions", "CAPTIONS.jsonl"),
     "interleaved": ("interleaved", "DOCUMENTS.jsonl"),
@@ -35,15 +37,16 @@ def check_data(config: Config, name: str) -> None:
         ]
     wanted: dict[str, list[SourceConfig]] = {}
     for source in config.data.sources:
-        if not glob(source.shards):
+        if not storage.expand(source.shards):
             wanted.setdefault(source.shards, []).append(source)
     for shards, sources in wanted.items():
         names = ", ".join(source.name for source in sources)
         pieces[f"data.sources {names}: no shards {shards}"] = _commands(config, sources, name)
     if config.classes_file:
-        pieces[f"classes_file: no file {config.classes_file}"] = [
-            f"mmfusion data imagenet FOLDER_OF_CLASS_FOLDERS -o {Path(config.classes_file).parent}"
-        ]
+        folder = Path(config.classes_file).parent
+        by = (c for commands in pieces.values() for c in commands if c.endswith(f" -o {folder}"))
+        command = next(by, f"mmfusion data imagenet {IMAGENET} -o {folder}")
+        pieces[f"classes_file: no file {config.classes_file}"] = [command]
     if config.text and not Path(config.text.tokenizer).is_file():
         pieces[f"text.tokenizer: no file {config.text.tokenizer}"] = [_tokenizer(config)]
     if pieces:

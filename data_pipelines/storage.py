@@ -50,9 +50,12 @@ def expand(pattern: str) -> list[str]:
     except ValueError as error:  # unbalanced
         raise UserError(f"{pattern}: {error}") from None
     found: set[str] = set()
+    gaps = []
     for part in parts:
         if not is_remote(part):
-            found.update(glob.glob(part))
+            matching = glob.glob(part)
+            gaps += [] if matching else [part]
+            found.update(matching)
             continue
         filesystem, path = _filesystem(part)
         try:
@@ -61,6 +64,8 @@ def expand(pattern: str) -> list[str]:
             raise UserError(f"{part}: cannot be listed ({first_line(error)})") from None
         caches = "".join(f"{name}::" for name in part.split("::")[:-1])
         found.update(caches + filesystem.unstrip_protocol(p) for p in paths)
+    if found and gaps:
+        raise UserError(f"{pattern}: nothing matches {gaps[0]} ({len(gaps)} of {len(parts)} parts)")
     return sorted(found)
 
 

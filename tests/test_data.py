@@ -54,7 +54,10 @@ def test_mm_xl_without_its_data_lists_every_missing_piece(
         ),
         ("sources draw, caption: no shards", "captions CAPTIONS.jsonl -o data/captions\n"),
         ("sources interleaved: no shards", "interleaved DOCUMENTS.jsonl -o data/interleaved\n"),
-        ("classes_file: no file data/imagenet/classes.json", "-o data/imagenet\n"),
+        (
+            "classes_file: no file data/imagenet/classes.json",
+            "--captions RECAPTIONS -o data/imagenet\n",
+        ),
         ("text.tokenizer: no file data/tokenizer.model", "-o data/tokenizer.model"),
     ):
         assert piece in said

@@ -208,6 +208,13 @@ def test_shards_made_differently_do_not_mix(tmp_path: Path):
         Shards(f"{tmp_path}/*.tar")
 
 
+def test_a_gap_in_braces_is_told(tmp_path: Path):
+    write_shards(tmp_path, "a", [(f"s{i}", {"txt": b"a"}) for i in range(3)], per_shard=1)
+    (tmp_path / "a-00001.tar").unlink()
+    with pytest.raises(UserError, match=r"nothing matches .*a-00001\.tar \(1 of 3 parts\)"):
+        Shards(f"{tmp_path}/a-{{00000..00002}}.tar")
+
+
 def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Remote ones are read by fsspec; their indexes are kept in a cache."""
     import fsspec
