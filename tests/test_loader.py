@@ -146,6 +146,29 @@ def test_a_run_goes_on_exactly_also_on_other_ranks(data: Path, tokenizer: Tokeni
         assert all(map(same, rows, others))
 
 
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1), (2, 4), (4, 2)])
+def test_a_run_may_stop_at_any_step_and_go_on_with_any_ranks(
+    data: Path, tokenizer: Tokenizer, stop: int, before: int, after: int
+):
+    """Twice, and with damaged samples among the others."""
+    settings = config(data, tokenizer, ALL, loading={"rows": 8, "most_lost": 1.0}, row_length=48)
+    whole = steps(Loader(settings), stop + 2)
+    ranks = [Loader(settings, rank, before) for rank in range(before)]
+    for rank in ranks:
+        steps(rank, stop)
+    for world in (after, before):
+        layout, state = saved(ranks)
+        assert sum(counts[0] for counts in state.values()) > 8 * (stop - 1)
+        ranks = [Loader(settings, rank, world) for rank in range(world)]
+        for number, rank in enumerate(ranks):
+            rank.resume(layout, state)
+            (found,) = steps(rank, 1)
+            mine = whole[stop][number::world]
+            assert all(map(same, found, mine))
+        stop += 1
+
+
 @pytest.mark.parametrize("block", [1, 4, 16])
 @pytest.mark.parametrize("rows", [4, 7])
 def test_each_sample_comes_once_an_epoch(data: Path, tokenizer: Tokenizer, rows: int, block: int):
