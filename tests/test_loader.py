@@ -270,6 +270,33 @@ def test_draws_depend_on_seed_epoch_and_sample_alone(data: Path, tokenizer: Toke
     assert not any(one[label] == seeded[label] for label in common)
 
 
+def test_shards_from_afar_give_the_same_rows(
+    data: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Read a block at a time, and once: each block of an epoch is fetched by one slot or two."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path))
+    for shard in data.glob("a-*.tar*"):
+        MemoryFileSystem().pipe(f"/loader/{shard.name}", shard.read_bytes())
+    here = config(data, tokenizer, loading={"block": 4})
+    source = here.data.sources[0].model_copy(update={"shards": "memory://loader/a-*.tar"})
+    away = here.model_copy(update={"data": here.data.model_copy(update={"sources": [source]})})
+    loader = Loader(away)
+    reads: list[str] = []
+    whole = MemoryFileSystem.cat_file
+
+    def cat_file(self: Any, path: str, *arguments: Any, **options: Any) -> bytes:
+        reads.append(path)
+        return whole(self, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    for step, other in zip(steps(Loader(here), 6), steps(loader, 6), strict=True):
+        assert all(map(same, step, other))
+    drawn = totals(loader)["class_to_image"]
+    assert len(reads) < 0.6 * drawn
+
+
 # Packing
 
 
