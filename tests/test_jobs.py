@@ -6,10 +6,13 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mmfusion.data_pipelines import storage
 from mmfusion.data_pipelines.jobs import claim, cut, lost_items, write_parts
 from mmfusion.data_pipelines.shards import Shards
 
@@ -128,6 +131,21 @@ def test_a_claim_is_held_by_one(tmp_path: Path):
     path.touch()
     with claim(path) as mine:
         assert not mine  # it is there
+
+
+def test_a_shard_that_another_process_made_meanwhile_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It was not there when it was looked for, and is when the lock is had."""
+
+    @contextmanager
+    def late(path: Path, wait: bool) -> Iterator[bool]:
+        path.touch()
+        yield True
+
+    monkeypatch.setattr(storage, "locked", late)
+    with claim(tmp_path / "a.tar") as mine:
+        assert not mine
 
 
 def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):

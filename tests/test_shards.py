@@ -208,6 +208,22 @@ def test_shards_made_differently_do_not_mix(tmp_path: Path):
         Shards(f"{tmp_path}/*.tar")
 
 
+def test_a_block_whose_members_lie_far_apart_is_not_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A tar sorted by kind: the pictures first, the texts at its end."""
+    import fsspec
+
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    pictures = [(f"{n}.bin", bytes(100_000)) for n in range(20)]
+    path = members(tmp_path / "a.tar", *pictures, *((f"{n}.txt", b"a") for n in range(20)))
+    fsspec.filesystem("memory").pipe("/sorted/a.tar", path.read_bytes())
+    shards = Shards("memory://sorted/a.tar")
+    block = shards.block(0, 0, 2)
+    assert not block.data
+    assert dict(shards.read(0, 1, block=block)) == {"bin": bytes(100_000), "txt": b"a"}
+
+
 def test_a_gap_in_braces_is_told(tmp_path: Path):
     write_shards(tmp_path, "a", [(f"s{i}", {"txt": b"a"}) for i in range(3)], per_shard=1)
     (tmp_path / "a-00001.tar").unlink()
