@@ -1,13 +1,13 @@
 """The index of a shard: offset, size and SHA-256 of each member, by sample.
 
 It is a file beside the shard, `x.tar.index`: one line, a SHA-256 and JSON, then plain arrays, which
-are mapped and not read: millions of samples cost no memory of their own, and any sample is a
+are read for a block of samples at a time: millions cost no memory of their own, and any sample is a
 positioned read away. Where it is missing, the shard is read once to make it.
 """
 
 import hashlib
 import json
-import mmap
+import logging
 import os
 import threading
 from pathlib import Path
@@ -20,6 +20,7 @@ from mmfusion.errors import REASONS, Damage, UserError, first_line
 from . import storage
 from .scan import Contents, Lost, Member, scan
 
+log = logging.getLogger("mmfusion")
 SUFFIX = ".index"
 VERSION = 2
 FIRST_READ = 4096  # holds the line of an index, mostly
@@ -29,7 +30,7 @@ class Index:
     """The saved index of one shard."""
 
     def __init__(self, shard: str, path: Path) -> None:
-        """Read the line; the arrays are mapped when they are first asked for.
+        """Read the line; the arrays are read when they are first asked for.
 
         Raises:
             *NO_INDEX: it is not there, or is no index.
@@ -53,7 +54,7 @@ class Index:
             raise ValueError("losses of unknown reasons")
         self.extensions = [str(ext) for ext in facts["extensions"]]
         self._members, self._samples = int(facts["members"]), int(facts["samples"])
-        self._digest, self._body = facts["sha256"], len(line) + 1
+        self.digest, self._body = str(facts["sha256"]), len(line) + 1
         self._arrays: dict[str, np.ndarray] | None = None
         self._names: memoryview = memoryview(b"")
 
@@ -63,9 +64,8 @@ class Index:
     def _map(self) -> dict[str, np.ndarray]:
         if self._arrays is not None:
             return self._arrays
-        with self.path.open("rb") as file:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[self._body :]
-        if hashlib.sha256(view).hexdigest() != self._digest:
+        view = memoryview(self.path.read_bytes())[self._body :]
+        if hashlib.sha256(view).hexdigest() != self.digest:
             raise ValueError("the index is damaged")
         arrays, at = {}, 0
         for name, dtype, shape in _layout(self._samples, self._members):
@@ -194,11 +194,19 @@ def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | No
     for path in places:
         try:
             found = Index(shard, path)
+            # A shard that has become shorter was cut: the index still knows what it held.
+            if found.bytes > size:
+                found.check()
+                what = f"{size} bytes of {found.bytes}: it was cut short"
+                found.lost.append(Lost("", "shard", what))
+                return found
             if found.bytes == size:
                 if whole:
                     found.check()
                 return found
-        except NO_INDEX:
+            log.warning("%s: is of a smaller %s, and is made anew", path, shard)
+        except NO_INDEX as error:
+            storage.refuse_shortage(error)
             continue
     return None
 

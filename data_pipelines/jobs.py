@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from mmfusion.rng import generator
 
 from . import storage
 from .shards import Members, write_shard
+from .storage import LOST
 
 T = TypeVar("T")
 Sample = tuple[str, Members]
@@ -38,7 +40,6 @@ log = logging.getLogger("mmfusion")
 THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing run outside Python's lock
 MOST_WARNINGS = 10  # bad items named one by one; all are listed
 TOLERATED = 10  # losses that are too few to say anything about a rate
-LOST = "lost"
 
 
 @dataclass
@@ -123,6 +124,8 @@ def write_parts(
     """
     if not parts:
         raise UserError(f"{what}: there is nothing to read")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"--name {name!r}: letters, digits, `_`, `-` and `.` alone")
     _same_settings(list(parts), name, settings)
     made = Made()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -181,7 +184,8 @@ def _each(
             total = made.lost.total()
             if total <= MOST_WARNINGS:
                 log.warning("left out: %s", error)
-            if total > TOLERATED + most_lost * made.items or total == len(part) == made.items:
+            expected = made.items - number - 1 + len(part)  # items, at the end of this part
+            if total > TOLERATED + most_lost * expected or total == len(part) == made.items:
                 raise UserError(
                     f"{what}: {total} of {made.items} items cannot be used ({reasons(made.lost)}); "
                     f"the last: {error}"
@@ -229,7 +233,7 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.locked(path, wait=False) as held:
         mine = static if held is None else held
-        if mine:
+        if held:
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
                 left.unlink(missing_ok=True)  # of a process that was killed
         yield mine and not path.exists()
@@ -260,7 +264,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after and not any(folder.glob(f".{name}-*.lock")) and not _there(paths, name):
+    if before != after and not _under_way(paths) and not _there(paths, name):
         part.write_text(text, encoding="utf-8")  # those of a run that came to nothing
         os.replace(part, path)
     elif before != after:
@@ -268,12 +272,24 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
         raise UserError(
             f"{folder}: its shards {name}-*.tar were made with other settings ("
             + ", ".join(f"{k}: {before.get(k)!r}, now {after.get(k)!r}" for k in changed[:3])
-            + "); delete them, or give another --output or --name"
+            + f"); delete them and {path.name}, or give another --output or --name"
         )
 
 
+def _under_way(paths: list[Path]) -> bool:
+    """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
+    for path in paths:
+        if path.with_name(f".{path.name}.lock").exists():
+            with storage.locked(path, wait=False) as held:
+                if held is False:
+                    return True
+    return False
+
+
 def _there(paths: list[Path], name: str) -> bool:
-    return any(p.exists() for p in paths) or any(paths[0].parent.glob(f"{name}-*.tar"))
+    others = paths[0].parent.glob(f"{glob.escape(name)}-*.tar")
+    numbered = re.compile(re.escape(name) + r"-\d{5,}")
+    return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
 
 
 class JsonLines:

@@ -7,6 +7,7 @@ says which autoencoder made it and how; training refuses another than its config
 """
 
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from .jobs import Made, Part, write_parts
 from .samples import PICTURES, Sample, is_picture, moments_name
 from .shards import Shards
 
+log = logging.getLogger("mmfusion")
 LATENTS = "latents"
 
 
@@ -51,8 +53,8 @@ def write_latents(
     """Write a shard of latents to `output` for each shard of `pattern`.
 
     Raises:
-        UserError: no shards, two of one name, no autoencoder, other settings than those of the
-            latents that `output` holds, or too few readable pictures.
+        UserError: no shards, damaged ones, two of one name, no autoencoder, other settings or
+            shards than those of the latents that `output` holds, or too few readable pictures.
     """
     if config.codec != "vae":
         raise UserError("image.codec: is `pixel`; latents are for configs with the codec `vae`")
@@ -62,6 +64,14 @@ def write_latents(
         raise UserError(f"{pattern}: two shards have the same name; convert a folder at a time")
     if any(Path(path).parent.resolve() == output.resolve() for path in shards.paths):
         raise UserError(f"{output}: holds the pictures themselves; give another --output")
+    torn = [path for path, lost in shards.lost if lost.reason == "shard"]
+    if torn:
+        raise UserError(
+            f"{pattern}: {len(torn)} shards are damaged, {torn[0]} first; `mmfusion data verify` "
+            "says what of them; copy or make them anew, or leave them out of the pattern"
+        )
+    for path, lost in shards.lost:
+        log.warning("left out: %s: %s %s", path, lost.name, lost.what)
     codec = AutoencoderCodec(config, device)
     settings = {**fingerprint(config), "flip": flip}
 
@@ -75,7 +85,7 @@ def write_latents(
         {output / name: partial(part, n) for name, n in paths.items()},
         LATENTS,
         str(output),
-        settings,
+        {**settings, "from": shards.digest[:16]},
         lambda samples: _encoded(samples, codec, flip, batch),
         {LATENTS: settings},
         most_lost,

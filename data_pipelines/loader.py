@@ -9,6 +9,7 @@ saved is what was trained on, not what was prefetched, and any number of ranks t
 slots goes on exactly.
 """
 
+import logging
 import signal
 import threading
 from collections import Counter, deque
@@ -30,12 +31,15 @@ from .documents import DocumentMaker
 from .jobs import reasons
 from .latents import check_latents
 from .order import MIXTURE, Order, mixture
+from .samples import USED
 from .scan import Lost
 from .shards import Block, Shards
 
+log = logging.getLogger("mmfusion")
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
 FIRST_CURSOR = 1 + len(REASONS)
 MOST_LISTED = 100_000  # losses that are kept until they are asked for; the newest
+MOST_IN_A_ROW = 1000  # losses after which there is nothing to wait for
 TOLERATED = 10  # losses of a slot that are too few to say anything about a rate
 
 
@@ -61,7 +65,7 @@ class Source:
         held = self._blocks.get(slot)
         if held is None or held[0] != at:
             held = self._blocks[slot] = at, self.shards.block(*at)
-        sample = self.shards.read(shard, number, block=held[1])
+        sample = self.shards.read(shard, number, USED, held[1])
         n = self.shards.number(shard, number)
         rng = generator(self.seed, "document", self.config.name, epoch, n, self.config.task)
         return maker.make(self.config, sample, rng)
@@ -146,12 +150,17 @@ class Slot:
                 size = count(document, c.decoder.label_tokens)
                 if not size.fits(self._limit):
                     where = source.where(self.number, draw)
-                    told = f"{where}: a document of {size}; a row holds {self._limit}"
-                    raise Damage("length", told)
+                    what = f"{where}: a document of {size}; a row holds {self._limit}"
+                    raise Damage("length", what)
             except Damage as error:
                 after[1 + REASONS.index(error.reason)] += 1
                 lost.append((source.config.name, error.reason, str(error)))
                 self._check(after, source, error)
+                if len(lost) == MOST_IN_A_ROW:
+                    raise UserError(
+                        f"data source {source.config.name}: {len(lost)} samples one after another "
+                        f"cannot be used ({told(after)}); the last: {error}"
+                    ) from None
             else:
                 after[DOCUMENTS] += 1
                 return _Drawn(document, size, after, lost)
@@ -222,15 +231,19 @@ class Loader:
         told = [_told(path, part) for path, part in lost]
         if listed:
             self._lost.extend({"source": source.config.name, **entry} for entry in told)
-        # Of a shard that is gone as a whole nobody knows how many samples it held.
-        gone = len({path for path, _ in lost} - set(shards.paths))
-        parts = len(lost) + gone * max(whole // len(shards.paths) - 1, 0)
-        if parts > TOLERATED + self.config.data.most_lost * (whole + parts):
+        # Of a shard that is gone or cut nobody knows how many samples it held: as many as the
+        # largest, say. And of many shards few may be damaged, however small the damage looks.
+        held = dict(zip(shards.paths, shards.sizes.tolist(), strict=True))
+        torn = {path for path, part in lost if part.reason == "shard"}
+        parts = len(lost) + sum(max(held.values()) - held.get(path, 0) for path in torn)
+        rate = self.config.data.most_lost
+        most_torn = max(1, rate * (len(held) + len(torn - held.keys())))
+        if parts > TOLERATED + rate * (whole + parts) or len(torn) > most_torn:
             counts = Counter(part.reason for _, part in lost)
             raise UserError(
                 f"data source {source.config.name}: {len(lost)} parts of its shards cannot be "
-                f"used ({reasons(counts)}), {gone} whole shards among them, more than "
-                f"data.most_lost={self.config.data.most_lost} allows; the last: {told[-1]['what']}"
+                f"used ({reasons(counts)}), {len(torn)} shards are gone or cut; more than "
+                f"data.most_lost={rate} allows; the last: {told[-1]['what']}"
             )
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -258,11 +271,20 @@ class Loader:
 
     def layout(self) -> dict[str, Any]:
         """What the numbers of the state mean, and what they hold for."""
-        names = [source.config.name for source in self.sources]
         return {
-            "columns": ["documents", *REASONS, *names],
-            "samples": {s.config.name: len(s.shards) for s in self.sources},
+            "columns": ["documents", *REASONS, *(s.config.name for s in self.sources)],
+            "seed": self.config.seed,
             "block": self.config.data.block,
+            "sources": {
+                s.config.name: {
+                    "task": s.config.task,
+                    "flip": s.config.flip,
+                    "weight": s.config.weight,
+                    "samples": len(s.shards),
+                    "shards": s.shards.digest,
+                }
+                for s in self.sources
+            },
         }
 
     def state(self) -> dict[int, list[int]]:
@@ -283,21 +305,37 @@ class Loader:
         ours = self.layout()
         if layout["columns"] != ours["columns"]:
             raise UserError(
-                f"data.sources: the checkpoint was trained on {sorted(layout['samples'])}, the "
-                f"config has {sorted(ours['samples'])}; resume with the same sources in their order"
+                f"data.sources: the checkpoint was trained on {sorted(layout['sources'])}, the "
+                f"config has {sorted(ours['sources'])}; resume with the same sources in their order"
             )
-        if layout["block"] != ours["block"]:
-            raise UserError(f"data.block: the checkpoint was trained with {layout['block']}")
-        for name, size in ours["samples"].items():
-            if layout["samples"][name] != size:
-                raise UserError(
-                    f"data source {name}: has {size} samples, but had {layout['samples'][name]} "
-                    "when the checkpoint was written; put the same shards there"
-                )
+        for key, name in (("seed", "seed"), ("block", "data.block")):
+            if layout[key] != ours[key]:
+                raise UserError(f"{name}: the checkpoint was trained with {layout[key]}")
+        for name, facts in ours["sources"].items():
+            _same_source(name, layout["sources"][name], facts)
         for slot in self.slots:
             slot.state = list(state[slot.number])
         self._consumed = {slot.number: slot.state for slot in self.slots}
         self._lost.clear()  # the saved run has listed its shards' damage
+
+
+def _same_source(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    source = f"data source {name}"
+    for key in ("task", "flip"):
+        if before[key] != now[key]:
+            raise UserError(f"{source}: the checkpoint was trained with {key} {before[key]}")
+    if before["samples"] != now["samples"]:
+        raise UserError(
+            f"{source}: has {now['samples']} samples, but had {before['samples']} when the "
+            "checkpoint was written; put the same shards there"
+        )
+    if before["shards"] != now["shards"]:
+        raise UserError(
+            f"{source}: its shards have other names or contents than when the checkpoint was "
+            "written; put the same shards there"
+        )
+    if before["weight"] != now["weight"]:
+        log.warning("%s: goes on with weight %g, not %g", source, now["weight"], before["weight"])
 
 
 def _told(path: str, part: Lost) -> dict[str, str]:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Container
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmfusion.codecs.text import clean
 from mmfusion.errors import Damage, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+FACTS = ("json", "txt", "cls")
 MOMENTS = "moments.npy"
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
 MOST_CAPTIONS = 1000  # of a sample are looked at
@@ -43,6 +45,16 @@ def is_picture(ext: str) -> bool:
 def is_moments(ext: str) -> bool:
     """Whether a member is latents: `moments.npy`, `0.moments.npy`."""
     return ext == MOMENTS or ext.endswith(f".{MOMENTS}")
+
+
+class _Used(Container[str]):
+    """The members that training reads; a sample may hold others, and they are left alone."""
+
+    def __contains__(self, ext: object) -> bool:
+        return ext in FACTS or is_picture(str(ext)) or is_moments(str(ext))
+
+
+USED = _Used()
 
 
 def moments_name(picture: str | None = None) -> str:

@@ -5,13 +5,15 @@ A sample is the members that share a key: `00012.json`, `00012.png`. Each shard 
 worker, and a flipped bit is found out. Nothing in a shard is ever run.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import Damage, UserError, first_line
 
 from . import storage
 from .index import SUFFIX, Index, open_index
@@ -28,8 +30,9 @@ from .samples import Sample
 from .scan import HEADER, Lost, Member
 
 Members = dict[str, Any]
-MOST_OPEN = 4096  # indexes mapped at a time
+MOST_OPEN = 64  # indexes held at a time
 MOST_BYTES = 1 << 28  # of a member that is read into memory
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 SLACK = 1 << 16  # bytes between members that are read along rather than apart
 
 
@@ -59,7 +62,7 @@ def write_shard(
         header: facts about all of the shard, kept in a member that other tools pass over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     try:
         # A fixed time and owner: the same data gives the same bytes.
         with (
@@ -73,8 +76,11 @@ def write_shard(
                 writer.tarstream.addfile(info, io.BytesIO(data))
             for key, members in samples:
                 writer.write({"__key__": key, **{e: _bytes(m) for e, m in members.items()}})
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            told = f"{path}: cannot be written ({first_line(error)}); make room and start again"
+            raise UserError(told) from None
         raise
     Path(f"{path}{SUFFIX}").unlink(missing_ok=True)
     os.replace(part, path)
@@ -86,6 +92,14 @@ def _bytes(member: Any) -> bytes:
     if isinstance(member, bytes):
         return member
     return json.dumps(member, ensure_ascii=False).encode("utf-8", "replace")
+
+
+class _Every(Container[str]):
+    def __contains__(self, ext: object) -> bool:
+        return True
+
+
+EVERY = _Every()
 
 
 class Shards:
@@ -130,6 +144,9 @@ class Shards:
                 )
             self.paths.append(path)
             sizes.append(len(index))
+        digests = [(path.rpartition("/")[2], indexes[path].digest) for path in self.paths]
+        self.digest = hashlib.sha256(repr(digests).encode()).hexdigest()
+        """Of the shards' names and contents."""
         self.sizes = np.array(sizes, np.int64)
         """Samples of each shard."""
         if not self.sizes.sum():
@@ -178,7 +195,7 @@ class Shards:
                 total[ext] = before[0] + count, before[1] + size
         return total
 
-    def sample(self, number: int, only: tuple[str, ...] = ()) -> Sample:
+    def sample(self, number: int, only: Container[str] = EVERY) -> Sample:
         """Sample `number`, or only its members of some extensions, each checked.
 
         Raises:
@@ -187,7 +204,11 @@ class Shards:
         return self.read(*self.locate(number), only)
 
     def read(
-        self, shard: int, inner: int, only: tuple[str, ...] = (), block: "Block | None" = None
+        self,
+        shard: int,
+        inner: int,
+        only: Container[str] = EVERY,
+        block: "Block | None" = None,
     ) -> Sample:
         """A sample by shard and number in there; out of `block` if that is at hand.
 
@@ -195,8 +216,8 @@ class Shards:
             Damage: as in `sample`.
         """
         path = self.paths[shard]
-        key, members = self._index(shard).sample(inner)
-        wanted = [member for member in members if not only or member.ext in only]
+        key, members = block.entry(inner) if block else self._index(shard).sample(inner)
+        wanted = [member for member in members if member.ext in only]
         for member in wanted:
             if member.size > MOST_BYTES:
                 told = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
@@ -208,18 +229,19 @@ class Shards:
                 raise Damage(
                     "member",
                     f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    f"changed or is damaged (delete {self._index(shard).path} if it was "
-                    "changed on purpose)",
+                    "changed or is damaged (if on purpose, make its index anew: `mmfusion data "
+                    "verify --reindex`)",
                 )
             data[member.ext] = found
         return Sample(data, f"{path}:{key}", key)
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""
-        start, stop, size = self._index(shard).span(first, end)
+        index = self._index(shard)
+        start, stop, size = index.span(first, end)
         if stop - start > 2 * size + SLACK * (end - first):
             stop = start  # they do not lie together: each is read alone
-        return Block(self.paths[shard], start, stop)
+        return Block(self.paths[shard], start, stop, first, [*map(index.sample, range(first, end))])
 
     @staticmethod
     def _fetch(path: str, members: list[Member]) -> list[bytes]:
@@ -248,8 +270,10 @@ class Shards:
 class Block:
     """Neighbouring samples of a shard: fetched at once if far away, announced if on a disk."""
 
-    def __init__(self, path: str, start: int, end: int) -> None:
-        self.start = start
+    def __init__(
+        self, path: str, start: int, end: int, first: int, entries: list[tuple[str, list[Member]]]
+    ) -> None:
+        self.start, self.first, self._entries = start, first, entries
         self.data = b""
         if start == end:
             return
@@ -257,6 +281,10 @@ class Block:
             self.data = storage.read(path, start, end)
         else:
             storage.advise(path, start, end)
+
+    def entry(self, inner: int) -> tuple[str, list[Member]]:
+        """Key and members of a sample, by its number in the shard."""
+        return self._entries[inner - self.first]
 
     def fetch(self, path: str, members: list[Member]) -> list[bytes]:
         """Bytes of members of this block."""

@@ -4,6 +4,7 @@ Only this file knows the difference. Nothing is ever run: `pipe:` names, which w
 shell, are refused.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -19,6 +20,9 @@ from braceexpand import braceexpand
 
 from mmfusion.errors import Damage, UserError, first_line
 
+LOST = "lost"  # the folder of what was left out
+SHORTAGE = errno.EMFILE, errno.ENFILE, errno.ENOMEM
+BESIDE = (".index", ".settings.json", ".part", ".lock", LOST)  # what stands beside shards
 PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts to read from afar
 
 
@@ -53,7 +57,7 @@ def expand(pattern: str) -> list[str]:
     gaps = []
     for part in parts:
         if not is_remote(part):
-            matching = glob.glob(part)
+            matching = [path for path in glob.glob(part) if not path.endswith(BESIDE)]
             gaps += [] if matching else [part]
             found.update(matching)
             continue
@@ -67,6 +71,18 @@ def expand(pattern: str) -> list[str]:
     if found and gaps:
         raise UserError(f"{pattern}: nothing matches {gaps[0]} ({len(gaps)} of {len(parts)} parts)")
     return sorted(found)
+
+
+def refuse_shortage(error: Exception) -> None:
+    """Stop where it is this process that lacks something, and not the data that are damaged.
+
+    Raises:
+        UserError: no more files can be opened, or there is no memory.
+    """
+    if isinstance(error, OSError) and error.errno in SHORTAGE:
+        raise UserError(
+            f"{first_line(error)}: raise the limit (ulimit -n), or lower data.workers"
+        ) from None
 
 
 def size(path: str) -> int:
@@ -86,6 +102,7 @@ def size(path: str) -> int:
     except UserError:
         raise
     except Exception as error:
+        refuse_shortage(error)
         raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
 
 
@@ -106,6 +123,7 @@ def read(path: str, start: int, end: int) -> bytes:
     except UserError:
         raise
     except Exception as error:
+        refuse_shortage(error)
         raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
 
 

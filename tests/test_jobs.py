@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections import Counter
@@ -159,6 +160,53 @@ def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
     with pytest.raises(UserError, match=said):
         write_parts(parts, "a", "numbers", {}, most_lost=0.05)
     assert sorted(labels(tmp_path)) == sorted([*KEPT[:17], 0])
+
+
+def test_damage_at_the_start_is_measured_by_the_whole_shard(tmp_path: Path):
+    """Twelve bad ones of 200 are few, also where they come first."""
+
+    def first_bad(number: int) -> list[tuple[str, dict[str, Any]]]:
+        if number < 12:
+            raise Damage("picture", f"picture {number}: broken")
+        return [(f"{number:04d}", {"json": {"label": number}})]
+
+    parts = cut(tmp_path, "a", 200, first_bad, seed=None, per_shard=200)
+    made = write_parts(parts, "a", "numbers", {}, most_lost=0.1)
+    assert made.lost == {"picture": 12}
+
+
+def test_settings_of_a_killed_run_that_made_nothing_do_not_bind(tmp_path: Path):
+    process = fork.Process(target=worker, args=(tmp_path, 0, 1))
+    process.start()
+    while not list(tmp_path.glob(".a-*.part")):
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list(tmp_path.glob(".a-*.lock"))
+    for path in tmp_path.glob("a-*.tar*"):
+        path.unlink()
+    make(tmp_path, settings={"size": 8})
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"a-00000\.tar: cannot be written \(File too large\)"):
+            make(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.glob(".a-*.part"))
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "", "a b", ".a", "a\n"])
+def test_names_of_shards_stay_in_their_folder(tmp_path: Path, name: str):
+    parts = cut(tmp_path / "out", name, 4, item)
+    with pytest.raises(UserError, match="--name"):
+        write_parts(parts, name, "numbers", {})
 
 
 def test_other_settings_do_not_mix(tmp_path: Path):

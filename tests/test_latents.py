@@ -121,6 +121,20 @@ def test_latents_go_on_after_finished_shards(tmp_path: Path, vae: Path):
     assert write_latents(pattern, output, latent_config(vae, patch=1)).new == 0
 
 
+def test_latents_of_other_or_damaged_pictures_are_not_made(tmp_path: Path, vae: Path):
+    """Shards of another corpus have the same names; and what is missing, training cannot know."""
+    for name in ("one", "two"):
+        pictures = [(f"{name}{i}", {"json": {}, "png": encoded(i)}) for i in range(2)]
+        write_shards(tmp_path / name, "train", pictures)
+    write_latents(f"{tmp_path}/one/*.tar", tmp_path / "out", latent_config(vae))
+    with pytest.raises(UserError, match=r"latents-\*\.tar were made with other settings \(from: "):
+        write_latents(f"{tmp_path}/two/*.tar", tmp_path / "out", latent_config(vae))
+    shard = tmp_path / "two/train-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"1 shards are damaged, .*two/train-00000\.tar first"):
+        write_latents(f"{tmp_path}/two/*.tar", tmp_path / "new", latent_config(vae))
+
+
 def test_latents_say_what_is_wrong(tmp_path: Path, vae: Path):
     samples = [("s0", {"png": encoded(0)}), ("s1", {"png": b"no picture"}), ("s2", {"txt": b"a"})]
     pattern = str(write_shards(tmp_path / "in", "a", samples)[0])

@@ -2,7 +2,9 @@
 
 import io
 import json
-import mmap
+import logging
+import os
+import resource
 import shutil
 from collections import Counter
 from dataclasses import fields
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmfusion.data_pipelines import shards as reading
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.order import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
@@ -20,7 +23,7 @@ from PIL import Image as Picture
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
-from mmfusion.errors import UserError
+from mmfusion.errors import Damage, UserError
 from mmfusion.packing import Batch
 
 SAMPLES, LABEL_TOKENS, ROW = 30, 2, 128
@@ -297,6 +300,28 @@ def test_shards_from_afar_give_the_same_rows(
     assert len(reads) < 0.6 * drawn
 
 
+def test_a_source_of_which_nothing_is_usable_ends_also_if_all_may_be_lost(
+    tmp_path: Path, tokenizer: Tokenizer
+):
+    write_shards(tmp_path, "a", [("s0", {"json": {"label": 0}, "png": b"no picture"})])
+    loader = Loader(config(tmp_path, tokenizer, loading={"most_lost": 1.0}))
+    with pytest.raises(UserError, match="1000 samples one after another cannot be used"):
+        steps(loader, 1)
+
+
+def test_members_that_training_does_not_need_are_not_read(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reading, "MOST_BYTES", 100_000)
+    samples = (
+        (f"s{i}", {"json": {"label": i}, "png": png(i), "mp4": bytes(200_000)}) for i in range(4)
+    )
+    write_shards(tmp_path, "a", samples)
+    loader = Loader(config(tmp_path, tokenizer))
+    steps(loader, 2)
+    assert not loader.lost()
+
+
 # Packing
 
 
@@ -378,7 +403,9 @@ def test_rows_ranks_and_workers_must_divide(data: Path, tokenizer: Tokenizer):
         Loader(config(data, tokenizer), 0, 3)
 
 
-def test_resuming_with_other_data_is_refused(data: Path, tokenizer: Tokenizer, tmp_path: Path):
+def test_resuming_with_other_data_is_refused(
+    data: Path, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     layout, state = saved([Loader(config(data, tokenizer))])
 
     def resume(*arguments: Any, **options: Any) -> None:
@@ -390,6 +417,27 @@ def test_resuming_with_other_data_is_refused(data: Path, tokenizer: Tokenizer, t
         resume(data, tokenizer, "text_to_image")
     with pytest.raises(UserError, match=r"data\.block: the checkpoint was trained with 16"):
         resume(data, tokenizer, loading={"block": 4})
+    with pytest.raises(UserError, match=r"seed: the checkpoint was trained with 0"):
+        resume(data, tokenizer, seed=1)
+    drawn = config(data, tokenizer).data.sources[0].model_dump()
+    for change, said in (
+        ({"flip": False}, "class_to_image: the checkpoint was trained with flip True"),
+        ({"task": "text_to_image"}, "the checkpoint was trained with task class_to_image"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resume(data, tokenizer, loading={"sources": [{**drawn, **change}]})
+    with caplog.at_level(logging.WARNING):
+        resume(data, tokenizer, loading={"sources": [{**drawn, "weight": 3.0}]})
+    assert "class_to_image: goes on with weight 3, not 1" in caplog.text
+    other = tmp_path / "other"
+    write_shards(
+        other,
+        "a",
+        ((f"s{i}", {"json": {"label": i}, "png": png(99)}) for i in range(SAMPLES)),
+        per_shard=7,
+    )
+    with pytest.raises(UserError, match="its shards have other names or contents"):
+        resume(other, tokenizer)
     fewer = tmp_path / "fewer"
     fewer.mkdir()
     for shard in list(data.glob("a-*.tar"))[1:]:
@@ -426,13 +474,33 @@ def test_one_bad_sample_among_many_is_left_out_and_another_takes_its_place(
         assert all(map(same, step, others))
 
 
-def test_an_index_costs_no_memory_of_its_own(data: Path):
-    """Its arrays are mapped: forked workers, and all processes of a host, share them."""
+def test_many_shards_hold_neither_files_nor_memory(tmp_path: Path):
+    """300 shards in a process that may open 20 files more; at most 64 indexes are held."""
+    samples = ((f"s{i}", {"json": {"label": i}, "png": png(i)}) for i in range(3))
+    (shard,) = write_shards(tmp_path, "one", samples)
+    for n in range(300):
+        os.link(shard, tmp_path / f"a-{n:05d}.tar")
+        shutil.copyfile(f"{shard}.index", tmp_path / f"a-{n:05d}.tar.index")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 20, limit[1]))
+    try:
+        shards = Shards(f"{tmp_path}/a-*.tar")
+        blocks = [shards.block(n, 0, 3) for n in range(300)]
+        read = [shards.read(n, 1, block=block).json()["label"] for n, block in enumerate(blocks)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert read == [1] * 300
+    assert len(shards._open) <= 64
+
+
+def test_a_process_that_can_open_no_more_files_does_not_take_data_for_damaged(data: Path):
     shards = Shards(f"{data}/a-*.tar")
-    shards.sample(0)
-    (index,) = shards._open.values()
-    base = index._map()["offset"].base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    assert isinstance(base, memoryview)
-    assert isinstance(base.obj, mmap.mmap)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    try:
+        with pytest.raises(UserError, match="Too many open files: raise the limit") as caught:
+            shards[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert not isinstance(caught.value, Damage)

@@ -63,7 +63,7 @@ def test_shards_that_are_gone_count_as_what_they_may_have_held(
     write(tmp_path, set(), 350)
     for number in range(20):
         (tmp_path / f"a-{number:05d}.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"20 parts .* \(20 shard\), 20 whole shards among them"):
+    with pytest.raises(UserError, match=r"20 parts .* \(20 shard\), 20 shards are gone or cut"):
         Loader(config(tmp_path, tokenizer, loading={"most_lost": 0.3}))
     loader = Loader(config(tmp_path, tokenizer, loading={"most_lost": 0.4}))
     assert len(loader.lost()) == 20

@@ -52,8 +52,25 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("indexed", [True, False])
-def test_a_truncated_shard_gives_what_is_before_the_cut(shard: Path, indexed: bool):
+def test_a_shard_that_was_cut_later_is_known_by_its_index(shard: Path):
+    """The index still says what there was: each sample behind the cut is counted as lost."""
+    data = shard.read_bytes()
+    (entry,) = (m for m in open_index(str(shard)).sample(1)[1] if m.ext == "png")
+    kept = Path(f"{shard}.index").read_bytes()
+    shard.write_bytes(data[: entry.offset + 5])
+    shards = Shards(str(shard))
+    assert len(shards) == 3
+    assert [(lost.reason, "it was cut short" in lost.what) for _, lost in shards.lost] == [
+        ("shard", True)
+    ]
+    assert shards[0].json() == {"label": 0}
+    for number in (1, 2):
+        with pytest.raises(Damage, match="differs from the shard's index"):
+            shards[number]
+    assert Path(f"{shard}.index").read_bytes() == kept
+
+
+def test_a_truncated_shard_gives_what_is_before_the_cut(shard: Path):
     """Cut at every block: each sample before it is there, and something is said of the rest."""
     data = shard.read_bytes()
     whole = [(sample.where, dict(sample)) for sample in Shards(str(shard))]
@@ -62,8 +79,7 @@ def test_a_truncated_shard_gives_what_is_before_the_cut(shard: Path, indexed: bo
     ends = [m.offset_data + -(-m.size // 512) * 512 for m in members]
     for cut in range(100, ends[-1] + 1, 512):
         shard.write_bytes(data[:cut])
-        if not indexed:
-            Path(f"{shard}.index").unlink(missing_ok=True)
+        Path(f"{shard}.index").unlink(missing_ok=True)
         fit = sum(m.offset_data + m.size <= cut for m in members)
         if not fit:
             with pytest.raises(UserError, match=r"a-00000\.tar: not a tar file with samples"):
@@ -321,6 +337,14 @@ def test_one_process_makes_an_index_and_others_wait_for_it(
         process.join()
         assert process.exitcode == 0
     assert made.value == 1
+
+
+def test_what_stands_beside_shards_is_none(tmp_path: Path):
+    write_shards(tmp_path, "a", [("s", {"txt": b"a"})])
+    (tmp_path / "a.settings.json").write_text("{}")
+    (tmp_path / "lost").mkdir()
+    shards = Shards(f"{tmp_path}/*")
+    assert (len(shards), shards.lost) == (1, [])
 
 
 def test_commands_are_not_run(tmp_path: Path):

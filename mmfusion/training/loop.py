@@ -54,6 +54,7 @@ class Trainer:
         precision(config)
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
+        self._same_data()
         self.tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         torch.manual_seed(config.seed)
         model = Decoder(config, len(self.tokenizer) if self.tokenizer else 0)
@@ -80,6 +81,17 @@ class Trainer:
             raise UserError(
                 f"row_length: FlexAttention needs a multiple of 128, not {config.row_length}; "
                 "change it, or set train.attention=dense"
+            )
+
+    def _same_data(self) -> None:
+        """Make sure that all ranks see the same data: a disk may have failed for one of them."""
+        layouts: list[Any] = [None] * self.world
+        distributed.all_gather_object(layouts, self.rows.layout())
+        other = next((rank for rank, layout in enumerate(layouts) if layout != layouts[0]), None)
+        if other is not None:
+            raise UserError(
+                f"rank {other} finds other samples in the shards than rank 0; check that all hosts "
+                "can read the same files, and start again"
             )
 
     def _newest(self) -> checkpoint.Checkpoint | None:
