@@ -87,7 +87,7 @@ def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):
     )
     text = save(tmp_path / "more.txt", b"eta\ntheta\n")
     lines = list(corpus([f"{tmp_path}/a-*.tar"], [text]))
-    assert lines == ["alpha beta", "gamma", "delta", "eps", "zeta", "eta", "theta", ""]
+    assert lines == ["alpha beta", "gamma", "delta", "eps", "zeta", "eta", "theta"]
     model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 300))
     assert model.decode(model.encode("theta gamma")) == "theta gamma"
     with pytest.raises(UserError, match="cannot be trained"):
@@ -96,6 +96,42 @@ def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):
         list(corpus([], [tmp_path / "none.txt"]))
     with pytest.raises(UserError, match=r"a name that ends in \.model"):
         train_tokenizer(lines, tmp_path / "t.json", 300)
+
+
+def test_a_large_corpus_gives_random_lines_an_equal_share_of_each_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name, count in (("a", 3000), ("b", 3000), ("c", 20)):
+        samples = [(f"{n:04}", {"json": {"captions": [f"{name} {n}"]}}) for n in range(count)]
+        write_shards(tmp_path, name, samples, per_shard=1000)
+    text = save(tmp_path / "d.txt", "".join(f"d {n}\n\n" for n in range(9000)).encode())
+    patterns = [f"{tmp_path}/{name}-*.tar" for name in "abc"]
+    said: list[str] = []
+    lines = corpus(patterns, [text], 320, said.append)
+    assert lines == corpus(patterns, [text], 320)
+    assert len(lines) == len(set(lines)) == 320
+    for name, count in (("a", 100), ("b", 100), ("c", 20), ("d", 100)):
+        numbers = [int(line[2:]) for line in lines if line[0] == name]
+        most = {"c": 20, "d": 9000}.get(name, 3000)
+        assert len(numbers) == count
+        assert numbers == sorted(numbers)
+        assert abs(sum(numbers) / count / most - 0.5) < 0.15  # of all, not of the beginning
+    assert said == [
+        f"{patterns[0]}: 100 lines of 1,024 of its 3,000 samples",
+        f"{patterns[1]}: 100 lines of 1,024 of its 3,000 samples",
+        f"{patterns[2]}: 20 lines of 20 of its 20 samples",
+        f"{text}: 100 lines of its 9,000",
+    ]
+    assert not caplog.text
+
+
+def test_damaged_samples_are_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    samples = [("a", {"json": b"{"}), ("b", {"txt": b"good"}), ("c", {"json": b"[1]"})]
+    write_shards(tmp_path, "a", samples)
+    assert corpus([f"{tmp_path}/a-*.tar"], []) == ["good"]
+    assert "2 damaged samples were passed over" in caplog.text
 
 
 # Taken
