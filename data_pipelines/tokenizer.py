@@ -88,7 +88,10 @@ def corpus(
     Raises:
         UserError: shards or a file cannot be read.
     """
-    sources = [*map(_Samples, patterns), *(_Lines(path, most) for path in files)]
+    sources: list[_Samples | _Lines] = [
+        *map(_Samples, patterns),
+        *(_Lines(path, most) for path in files),
+    ]
     drawn: list[tuple[int, Place, str]] = []
     open_ = {number: source.draw() for number, source in enumerate(sources)}
     with tqdm(desc="reading texts", unit="line", disable=None) as bar:

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from helpers import model_config, picture, random_decoder
 from material import encoded, run, save
+from mmfusion.data_pipelines.check import check_data
 from mmfusion.data_pipelines.corpora.digits import captions
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmfusion import Pipeline
 from mmfusion.codecs.text import CONTROL, Tokenizer
+from mmfusion.config import load
 from mmfusion.errors import UserError
 from mmfusion.export import export
 
@@ -306,6 +308,32 @@ def test_the_command_takes_or_trains(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--take trains nothing" in capsys.readouterr().err
     assert run("data", "tokenizer", "-o", tmp_path / "t.model") == 2
     assert "--shards or --text to train it from, or --take" in capsys.readouterr().err
+
+
+def test_captions_made_of_classes_are_read_only_where_there_is_nothing_else():
+    sources = load("mm_xl").data.sources
+    classes = next(s.shards for s in sources if s.task == "class_to_image")
+    worded = [n for n, s in enumerate(sources) if s.task != "class_to_image"]
+
+    def command(numbers: list[int]) -> str:
+        """What is told where these sources are read from the shards with classes."""
+        changes = [f"data.sources.{n}.shards={classes}" for n in numbers]
+        with pytest.raises(UserError) as missing:
+            check_data(load("mm_xl", changes), "mm_xl")
+        (line,) = (line for line in str(missing.value).split("\n") if "data tokenizer" in line)
+        return line
+
+    some = command(worded[:1])
+    assert classes not in some
+    assert all(f'--shards "{sources[n].shards}"' in some for n in worded[1:])
+    assert f'data tokenizer --shards "{classes}" -o' in command(worded)
+
+
+def test_the_command_says_how_much_it_read(tmp_path: Path, capsys: pytest.CaptureFixture):
+    text = save(tmp_path / "a.txt", "\n".join(LINES).encode())
+    command = ["data", "tokenizer", "--text", text, "-o", tmp_path / "t.model"]
+    assert run(*command, "--vocabulary", "330") == 0
+    assert f"{text}: {len(LINES)} lines of its {len(LINES)}\n" in capsys.readouterr().out
 
 
 # In a model
