@@ -88,6 +88,10 @@ def _tokenizer(config: Config) -> str:
         return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
     if config.data.pipeline:
         return f"mmfusion data {config.data.pipeline} -o {path.parent}"
-    worded = dict.fromkeys(s.shards for s in config.data.sources if s.task != "class_to_image")
-    shards = " ".join(f'--shards "{pattern}"' for pattern in worded) or "--text FILE"
+    sources = config.data.sources
+    worded = dict.fromkeys(s.shards for s in sources if s.task != "class_to_image")
+    # Captions made of the classes' names say little; they are read where there is nothing else.
+    classes = {s.shards for s in sources if s.task == "class_to_image"}
+    chosen = [pattern for pattern in worded if pattern not in classes] or worded
+    shards = " ".join(f'--shards "{pattern}"' for pattern in chosen) or "--text FILE"
     return f"mmfusion data tokenizer {shards} -o {path}"

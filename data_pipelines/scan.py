@@ -19,6 +19,14 @@ from . import storage
 HEADER = "__mmfusion__"  # webdataset, too, passes over names of this form
 BLOCK = 512  # bytes; a tar consists of such blocks
 MOST_HEADER = 1 << 20  # bytes of a shard's header
+MOST_EXTENDED = 1 << 20  # bytes of an extended header: a long name, or PAX facts
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 MOST_NAME = 4096  # characters of a member's name
 MOST_TOLD = 200  # characters of a name in a message
 MOST_HOLES = 1000  # damaged places after which the rest of a shard is left unread
@@ -39,6 +47,22 @@ class Lost(NamedTuple):
     name: str
     reason: str
     what: str
+
+
+class Header(tarfile.TarInfo):
+    """A tar's header that does not let tarfile read an extended header of any size to memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Header":
+        """A header from its 512 bytes.
+
+        Raises:
+            Damage: what follows it is an extended header of more than `MOST_EXTENDED` bytes.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENDED and not 0 <= header.size <= MOST_EXTENDED:
+            raise Damage("shard", f"an extended header of {header.size:,} bytes")
+        return header
 
 
 @dataclass
@@ -78,11 +102,12 @@ def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[
     """
     at, size = start, contents.bytes
     hole: int | None = None
+    why = ""
     for _ in range(MOST_HOLES):
-        end, cut = at, False
+        end, cut, told = at, False, ""
         try:
             file.seek(at)
-            with tarfile.TarFile(fileobj=file, mode="r") as tar:
+            with tarfile.TarFile(fileobj=file, mode="r", tarinfo=Header) as tar:
                 while not cut and (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                     if member.size < 0 or tar.offset <= end:
@@ -98,6 +123,8 @@ def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[
                 end = end if cut else tar.offset
         except OSError:
             raise
+        except Damage as error:
+            told = f" ({error})"
         except Exception:  # a header that cannot be read, at `end`: tarfile raises many things
             pass
         marked = not cut and _is_zero(file, end)  # the end, or a hole in the file
@@ -110,8 +137,8 @@ def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[
             if end == at and hole is not None:  # it goes on
                 contents.lost.pop()
             else:
-                hole = end
-            what = f"bytes {hole} to {found or size} are no members"
+                hole, why = end, told
+            what = f"bytes {hole} to {found or size} are no members{why}"
             if end + BLOCK > size:
                 what = "the end mark is missing: it was cut short"
             contents.lost.append(Lost("", "shard", what))

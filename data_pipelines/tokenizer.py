@@ -1,8 +1,10 @@
 """A sentencepiece model from a corpus, with the control symbols of the decoder's sequences."""
 
 import io
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,14 @@ from tqdm import tqdm
 from mmfusion.codecs.text import CONTROL
 from mmfusion.codecs.vocabulary import kind
 from mmfusion.errors import Damage, UserError
+from mmfusion.rng import generator
 
 from .shards import Shards
 
-MOST_LINES = 1_000_000  # of a corpus are read
+log = logging.getLogger("mmfusion")
+MOST_LINES = 1_000_000  # that a tokenizer is trained from
+CHUNK = 1024  # samples or lines that are read at a time
+Place = tuple[int, int]  # of a line in its source
 
 
 def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
@@ -32,7 +38,7 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
         )
     model = io.BytesIO()
     # A list: an error in a generator would be lost inside the trainer.
-    corpus = list(islice((line for line in lines if line.strip()), MOST_LINES))
+    corpus = [line for line in lines if line.strip()]
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter(corpus),
@@ -62,24 +68,115 @@ def save_tokenizer(data: bytes, path: Path) -> Path:
     return path
 
 
-def corpus(patterns: list[str], files: list[Path]) -> Iterator[str]:
+def corpus(
+    patterns: list[str],
+    files: list[Path],
+    most: int = MOST_LINES,
+    say: Callable[[str], Any] = log.info,
+) -> list[str]:
     """The captions and interleaved texts of shards, and the lines of text files.
+
+    Of more than `most` lines, an equal share of each pattern and file, drawn at random; what one
+    of them lacks, the others give. The lines are in the order of the sources.
+
+    Args:
+        patterns: globs, braces or URLs of shards.
+        files: UTF-8 text.
+        most: lines that are returned.
+        say: gets a line on each source: how much of it was read.
 
     Raises:
         UserError: shards or a file cannot be read.
     """
-    for pattern in patterns:
-        shards = Shards(pattern)
-        for number in tqdm(range(len(shards)), desc=pattern):
-            try:
-                yield from texts(shards.sample(number, only=("json", "txt")).json())
-            except Damage:
-                continue  # training counts and lists it
-    for path in files:
+    sources: list[_Samples | _Lines] = [
+        *map(_Samples, patterns),
+        *(_Lines(path, most) for path in files),
+    ]
+    drawn: list[tuple[int, Place, str]] = []
+    open_ = {number: source.draw() for number, source in enumerate(sources)}
+    with tqdm(desc="reading texts", unit="line", disable=None) as bar:
+        while open_ and len(drawn) < most:
+            for number in list(open_)[: most - len(drawn)]:
+                line = next(open_[number], None)
+                if line is None:
+                    del open_[number]
+                    continue
+                drawn.append((number, *line))
+                bar.update()
+    counts = Counter(number for number, _, _ in drawn)
+    for number, source in enumerate(sources):
+        say(f"{source.name}: {counts[number]:,} lines of {source.told()}")
+    return [line for _, _, line in sorted(drawn)]
+
+
+class _Samples:
+    """The texts of shards in a random order; no more samples are read than are needed."""
+
+    def __init__(self, pattern: str) -> None:
+        self.name = pattern
+        self.shards = Shards(pattern)
+        self.read = self.damaged = 0
+
+    def draw(self) -> Iterator[tuple[Place, str]]:
+        random = generator("tokenizer", self.name)
+        order = random.permutation(len(self.shards))
+        for start in range(0, len(order), CHUNK):
+            # Read in the shards' order, which disks like; then mixed.
+            lines = [
+                ((number, n), line)
+                for number in sorted(order[start : start + CHUNK].tolist())
+                for n, line in enumerate(self._texts(number))
+                if line.strip()
+            ]
+            for n in random.permutation(len(lines)):
+                yield lines[n]
+
+    def told(self) -> str:
+        if self.damaged:
+            log.warning("%s: %d damaged samples were passed over", self.name, self.damaged)
+        return f"{self.read:,} of its {len(self.shards):,} samples"
+
+    def _texts(self, number: int) -> list[str]:
+        self.read += 1
         try:
-            yield from path.read_text(encoding="utf-8").split("\n")
+            return list(texts(self.shards.sample(number, only=("json", "txt")).json()))
+        except Damage:
+            self.damaged += 1
+            return []
+
+
+class _Lines:
+    """At most `most` lines of a text file in a random order; it is read once, as a pipe can be."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.name = str(path)
+        self.path = path
+        self.most = most
+        self.count = 0
+
+    def draw(self) -> Iterator[tuple[Place, str]]:
+        # Each line gets a random number; those with the lowest are kept.
+        random = generator("tokenizer", self.path.name)
+        kept: list[tuple[float, int, str]] = []
+        limit = 1.0
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                worded = (line.rstrip("\n") for line in file if line.strip())
+                while chunk := list(islice(worded, CHUNK)):
+                    for key, line in zip(random.random(len(chunk)).tolist(), chunk, strict=True):
+                        if key < limit:
+                            kept.append((key, self.count, line))
+                        self.count += 1
+                    if len(kept) > self.most + self.most // 4:
+                        kept = sorted(kept)[: self.most]
+                        limit = kept[-1][0]
         except (OSError, ValueError) as error:
-            raise UserError(f"text {path}: cannot be read as UTF-8 ({error})") from None
+            raise UserError(f"text {self.path}: cannot be read as UTF-8 ({error})") from None
+        for _, number, line in sorted(kept)[: self.most]:
+            yield (number, 0), line
+
+    def told(self) -> str:
+        return f"its {self.count:,}"
 
 
 def texts(facts: dict[str, Any]) -> Iterator[str]:

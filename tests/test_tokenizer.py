@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from helpers import model_config, picture, random_decoder
 from material import encoded, run, save
+from mmfusion.data_pipelines.check import check_data
 from mmfusion.data_pipelines.corpora.digits import captions
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmfusion import Pipeline
 from mmfusion.codecs.text import CONTROL, Tokenizer
+from mmfusion.config import load
 from mmfusion.errors import UserError
 from mmfusion.export import export
 
@@ -87,7 +89,7 @@ def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):
     )
     text = save(tmp_path / "more.txt", b"eta\ntheta\n")
     lines = list(corpus([f"{tmp_path}/a-*.tar"], [text]))
-    assert lines == ["alpha beta", "gamma", "delta", "eps", "zeta", "eta", "theta", ""]
+    assert lines == ["alpha beta", "gamma", "delta", "eps", "zeta", "eta", "theta"]
     model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 300))
     assert model.decode(model.encode("theta gamma")) == "theta gamma"
     with pytest.raises(UserError, match="cannot be trained"):
@@ -96,6 +98,42 @@ def test_a_tokenizer_is_trained_from_shards_and_text(tmp_path: Path):
         list(corpus([], [tmp_path / "none.txt"]))
     with pytest.raises(UserError, match=r"a name that ends in \.model"):
         train_tokenizer(lines, tmp_path / "t.json", 300)
+
+
+def test_a_large_corpus_gives_random_lines_an_equal_share_of_each_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name, count in (("a", 3000), ("b", 3000), ("c", 20)):
+        samples = [(f"{n:04}", {"json": {"captions": [f"{name} {n}"]}}) for n in range(count)]
+        write_shards(tmp_path, name, samples, per_shard=1000)
+    text = save(tmp_path / "d.txt", "".join(f"d {n}\n\n" for n in range(9000)).encode())
+    patterns = [f"{tmp_path}/{name}-*.tar" for name in "abc"]
+    said: list[str] = []
+    lines = corpus(patterns, [text], 320, said.append)
+    assert lines == corpus(patterns, [text], 320)
+    assert len(lines) == len(set(lines)) == 320
+    for name, count in (("a", 100), ("b", 100), ("c", 20), ("d", 100)):
+        numbers = [int(line[2:]) for line in lines if line[0] == name]
+        most = {"c": 20, "d": 9000}.get(name, 3000)
+        assert len(numbers) == count
+        assert numbers == sorted(numbers)
+        assert abs(sum(numbers) / count / most - 0.5) < 0.15  # of all, not of the beginning
+    assert said == [
+        f"{patterns[0]}: 100 lines of 1,024 of its 3,000 samples",
+        f"{patterns[1]}: 100 lines of 1,024 of its 3,000 samples",
+        f"{patterns[2]}: 20 lines of 20 of its 20 samples",
+        f"{text}: 100 lines of its 9,000",
+    ]
+    assert not caplog.text
+
+
+def test_damaged_samples_are_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    samples = [("a", {"json": b"{"}), ("b", {"txt": b"good"}), ("c", {"json": b"[1]"})]
+    write_shards(tmp_path, "a", samples)
+    assert corpus([f"{tmp_path}/a-*.tar"], []) == ["good"]
+    assert "2 damaged samples were passed over" in caplog.text
 
 
 # Taken
@@ -270,6 +308,32 @@ def test_the_command_takes_or_trains(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--take trains nothing" in capsys.readouterr().err
     assert run("data", "tokenizer", "-o", tmp_path / "t.model") == 2
     assert "--shards or --text to train it from, or --take" in capsys.readouterr().err
+
+
+def test_captions_made_of_classes_are_read_only_where_there_is_nothing_else():
+    sources = load("mm_xl").data.sources
+    classes = next(s.shards for s in sources if s.task == "class_to_image")
+    worded = [n for n, s in enumerate(sources) if s.task != "class_to_image"]
+
+    def command(numbers: list[int]) -> str:
+        """What is told where these sources are read from the shards with classes."""
+        changes = [f"data.sources.{n}.shards={classes}" for n in numbers]
+        with pytest.raises(UserError) as missing:
+            check_data(load("mm_xl", changes), "mm_xl")
+        (line,) = (line for line in str(missing.value).split("\n") if "data tokenizer" in line)
+        return line
+
+    some = command(worded[:1])
+    assert classes not in some
+    assert all(f'--shards "{sources[n].shards}"' in some for n in worded[1:])
+    assert f'data tokenizer --shards "{classes}" -o' in command(worded)
+
+
+def test_the_command_says_how_much_it_read(tmp_path: Path, capsys: pytest.CaptureFixture):
+    text = save(tmp_path / "a.txt", "\n".join(LINES).encode())
+    command = ["data", "tokenizer", "--text", text, "-o", tmp_path / "t.model"]
+    assert run(*command, "--vocabulary", "330") == 0
+    assert f"{text}: {len(LINES)} lines of its {len(LINES)}\n" in capsys.readouterr().out
 
 
 # In a model

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from material import REAL, encoded, run, save
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.inspection.damage_report import FIRST, Report
 from mmfusion.data_pipelines.inspection.verification import verify
+from mmfusion.data_pipelines.scan import scan
 from mmfusion.data_pipelines.shards import write_shard, write_shards
 from ranks import launch
 
@@ -212,6 +214,52 @@ def test_processes_of_a_launcher_report_together(tmp_path: Path):
     command = [sys.executable, "-m", "mmfusion", "data", "verify", f"{tmp_path}/*.tar"]
     said = launch(command, ranks=2)
     assert said.count("looked at 4 shards: 7 samples, 15 members") == 1
+
+
+def test_processes_of_a_launcher_find_what_one_process_finds(tmp_path: Path):
+    write_shard(tmp_path / "a.tar", GOOD, {"flip": False})
+    other = write_shard(tmp_path / "b.tar", GOOD, {"flip": True})
+    command = [sys.executable, "-m", "mmfusion", "data", "verify", f"{tmp_path}/*.tar"]
+    with pytest.raises(AssertionError) as failed:
+        launch(command, ranks=2)
+    said = str(failed.value)
+    assert "damaged, shard: 1" in said
+    assert f"{other} and {tmp_path}/a.tar were made with different settings" in said
+    assert "all is well" not in said
+
+
+def test_headers_of_several_reports_are_compared():
+    one, two, three = Report(), Report(), Report()
+    assert one.mixed(0, "a", {"flip": 0}) is None
+    assert one.mixed(0, "c", {"flip": 0}) is None
+    assert two.mixed(0, "b", {"flip": 1}) is None
+    assert two.mixed(1, "x", {"flip": 1}) is None
+    assert three.mixed(1, "y", {"flip": 1}) is None
+    assert two.plus(three).damaged == {}
+    assert one.plus(two).plus(three).damaged == {"shard": 1}
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
+@pytest.mark.parametrize("size", [200_000_000, -1024])
+def test_a_huge_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes, size: int):
+    path = write_shard(tmp_path / "a.tar", GOOD)
+    long = tarfile.TarInfo("long")
+    long.type, long.size = kind, size
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[-1].offset
+    data = path.read_bytes()
+    with path.open("wb") as file:  # the file has a hole, which takes no place on the disk
+        file.write(data[:end] + long.tobuf(tarfile.GNU_FORMAT))
+        file.seek(max(size, 0), io.SEEK_CUR)
+        file.write(data[end:])
+    tracemalloc.start()
+    found = scan(str(path), digests=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert [lost.reason for lost in found.lost] == ["shard"]
+    assert f"are no members (an extended header of {size:,} bytes)" in found.lost[0].what
+    assert list(found.samples) == [key for key, _ in GOOD]
 
 
 def test_reports_add_up():

@@ -25,6 +25,7 @@ class Report:
     Attributes:
         indexes: `there`, `made` where they were missing, `made anew` where they did not fit.
         damaged: findings by reason; `first` tells the first few of each.
+        headers: the first shard of each pattern (by its number), and that shard's header.
     """
 
     shards: int = 0
@@ -34,6 +35,7 @@ class Report:
     indexes: Counter = field(default_factory=Counter)
     damaged: Counter = field(default_factory=Counter)
     first: dict[str, list[str]] = field(default_factory=dict)
+    headers: dict[int, tuple[str, dict]] = field(default_factory=dict)
 
     def add(self, damage: Damage) -> None:
         """Count a finding."""
@@ -42,12 +44,20 @@ class Report:
         if len(told) < FIRST:
             told.append(str(damage))
 
+    def mixed(self, pattern: int, path: str, header: dict) -> Damage | None:
+        """What is wrong where a shard's header is not that of the pattern's first shard."""
+        first, expected = self.headers.setdefault(pattern, (path, header))
+        if header == expected:
+            return None
+        what = f"{path} and {first} were made with different settings"
+        return Damage("shard", f"{what}; keep one kind in a folder")
+
     def plus(self, other: "Report") -> "Report":
-        """The report of both."""
+        """The report of both, which may be damaged where each alone is well."""
         first = {reason: list(told) for reason, told in self.first.items()}
         for reason, told in other.first.items():
             first[reason] = (first.get(reason, []) + told)[:FIRST]
-        return Report(
+        both = Report(
             self.shards + other.shards,
             self.samples + other.samples,
             self.members + other.members,
@@ -55,7 +65,12 @@ class Report:
             self.indexes + other.indexes,
             self.damaged + other.damaged,
             first,
+            dict(self.headers),
         )
+        for pattern, (path, header) in other.headers.items():
+            if damage := both.mixed(pattern, path, header):
+                both.add(damage)
+        return both
 
     def lines(self) -> list[str]:
         """The report for a terminal."""

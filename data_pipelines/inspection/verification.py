@@ -70,14 +70,11 @@ def verify(
         def advance(share: float) -> None:
             bar.update(min(share, bar.total - bar.n))  # shares of a shard add up to a little more
 
-        headers: dict[int, tuple[str, dict]] = {}
         for path in paths:
             index = _shard(path, quick, reindex, pool, report, partial(say, path), advance)
-            if index is not None:
-                first, header = headers.setdefault(group[path], (path, index.header))
-                if index.header != header:
-                    what = f"{path} and {first} were made with different settings"
-                    say(path, Damage("shard", f"{what}; keep one kind in a folder"))
+            mixed = index and report.mixed(group[path], path, index.header)
+            if mixed:
+                say(path, mixed)
             report.shards += 1
     return report
 

@@ -190,7 +190,10 @@ def tokenizer(
     ] = None,
     vocabulary: Annotated[int, typer.Option(min=1, help="most pieces")] = 32_000,
 ) -> None:
-    """Train a tokenizer from the texts of shards and text files, or take an existing one."""
+    """Train a tokenizer from the texts of shards and text files, or take an existing one.
+
+    Of more than a million lines, as many are drawn at random from each --shards and --text.
+    """
     if take and (shards or text):
         raise UserError("tokenizer: --take trains nothing; leave out --shards and --text")
     if take:
@@ -202,7 +205,8 @@ def tokenizer(
         raise UserError("tokenizer: give --shards or --text to train it from, or --take one")
     from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
-    typer.echo(f"wrote {train_tokenizer(corpus(shards or [], text or []), output, vocabulary)}")
+    lines = corpus(shards or [], text or [], say=typer.echo)
+    typer.echo(f"wrote {train_tokenizer(lines, output, vocabulary)}")
 
 
 def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "PictureReader":
@@ -238,9 +242,11 @@ def verify(
     from mmfusion.data_pipelines.inspection.verification import verify
 
     report = together(verify(shards, quick, reindex, json))
-    if int(os.environ.get("RANK", 0)) == 0 or "MASTER_ADDR" not in os.environ:
-        for line in report.lines():
-            typer.echo(line)
+    # One process speaks for all: a launcher stops it when another one ends with an exit code.
+    if int(os.environ.get("RANK", 0)) > 0 and "MASTER_ADDR" in os.environ:
+        return
+    for line in report.lines():
+        typer.echo(line)
     if report.damaged:
         raise typer.Exit(1)
 
