@@ -128,7 +128,7 @@ def _indexed(path: str, reindex: bool, report: Report) -> Index:
         with suppress(*NO_INDEX):
             found = Index(path, before[0])
             found.check()
-            state = "there" if found.bytes == storage.size(path) else state
+            state = "there" if found.bytes >= storage.size(path) else state
     index = open_index(path, whole=True)
     report.indexes[state] += 1
     if state == "made anew":
