@@ -374,7 +374,7 @@ def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.L
     assert lost["shard"] == 1
     told = f"{half}: is damaged, and may have lost many samples ("
     assert told in caplog.text
-    assert "it is cut short); copy it anew" in caplog.text
+    assert "was cut short); copy it anew" in caplog.text
     assert f"{whole}: is damaged" not in caplog.text
     assert not lost_items(tmp_path / "out/train-00000.tar")
     whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00001.tar")]
