@@ -361,6 +361,96 @@ def test_what_a_tar_has_lost_is_counted(tmp_path: Path):
     assert sorted(made(tmp_path / "out")) == sorted(JPEGS)[:5]
 
 
+def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    samples = [(n[0], {"jpg": JPEGS[n], "txt": b"x"}) for n in sorted(JPEGS)]
+    for name in "ab":
+        write_shards(tmp_path / "in", name, samples)
+    half, whole = tmp_path / "in/b-00000.tar", tmp_path / "in/a-00000.tar"
+    data = half.read_bytes()
+    half.write_bytes(data[: len(data) // 2])
+    source = f"{tmp_path}/in/*.tar"
+    with caplog.at_level(logging.WARNING):
+        lost = write_captions(source, tmp_path / "out").lost
+    assert lost["shard"] == 1
+    told = f"{half}: is damaged, and may have lost many samples ("
+    assert told in caplog.text
+    assert "was cut short); copy it anew" in caplog.text
+    assert f"{whole}: is damaged" not in caplog.text
+    assert not lost_items(tmp_path / "out/train-00000.tar")
+    whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00001.tar")]
+    assert any(what.startswith(f"{half}:") and "cut short" in what for what in whats)
+    assert not any("::" in what for what in whats)
+    whole.write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"a-00000\.tar: not a tar .*copy it anew, or leave it out"):
+        write_captions(source, tmp_path / "none")
+    whole.unlink()
+    whole.symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"a-00000\.tar: cannot be read .*; copy it anew, or leave"):
+        write_captions(source, tmp_path / "none")
+
+
+# Options and inputs
+
+
+def test_options_that_would_go_unheeded_are_refused(pictures: Path, tmp_path: Path):
+    (tar,) = write_shards(tmp_path / "in", "a", [("a", {"jpg": JPEGS["a.jpg"], "txt": b"x"})])
+    table = save(pictures / "t.csv", b"image,caption\na.jpg,a dog\n")
+    pa.parquet.write_table(
+        pa.table({"jpg": [JPEGS["a.jpg"]], "caption": ["a"]}), tmp_path / "t.parquet"
+    )
+    for source, wanted, key, told in (
+        (
+            tar,
+            Wanted(captions="nope"),
+            None,
+            r"--caption-column nope: is not for tars \(.*leave it",
+        ),
+        (tar, Wanted(image="nope"), None, r"--image-column nope: is not for tars"),
+        (tar, Wanted(pictures), None, r"--images .*: is not for tars"),
+        (tar, Wanted(tmp_path / "no"), None, r"--images .*no: no such folder"),
+        (table, Wanted(tmp_path / "no"), None, r"--images .*no: no such folder"),
+        (table, Wanted(), "foo", r"--caption-key foo: is not for tables"),
+        (tmp_path / "t.parquet", Wanted(pictures), None, r"--images .* that hold the pictures"),
+    ):
+        with pytest.raises(UserError, match=told):
+            write_captions(source, tmp_path / "out", wanted=wanted, caption_key=key)
+    assert not (tmp_path / "out").exists()
+    lines = jsonl(pictures / "t.jsonl", {"image": "a.jpg", "caption": "a"})
+    with pytest.raises(UserError, match=r"no rows of the split train; it has no splits"):
+        write_captions(lines, tmp_path / "out", wanted=Wanted(splits=("train",)))
+
+
+def test_a_changed_table_or_tar_is_refused(pictures: Path, tmp_path: Path):
+    told = r"with other settings \(input_files: '[0-9a-f]{16}', now '[0-9a-f]{16}'\)"
+    table = save(pictures / "t.csv", b"image,caption\na.jpg,a dog\n")
+    write_captions(table, tmp_path / "out")
+    assert write_captions(table, tmp_path / "out").new == 0
+    save(table, b"image,caption\na.jpg,a cat\n")
+    with pytest.raises(UserError, match=told):
+        write_captions(table, tmp_path / "out")
+    (tar,) = write_shards(tmp_path / "in", "a", [("a", {"jpg": JPEGS["a.jpg"], "txt": b"x"})])
+    write_captions(tar, tmp_path / "tar")
+    write_shards(tmp_path / "in", "a", [("a", {"jpg": JPEGS["a.jpg"], "txt": b"y"})])
+    with pytest.raises(UserError, match=told):
+        write_captions(tar, tmp_path / "tar")
+
+
+def test_the_shuffle_and_the_losses_are_the_users_choice(pictures: Path, tmp_path: Path):
+    rows = "".join(f"{name},{name}\n" for name in JPEGS)
+    table = save(pictures / "t.csv", f"image,caption\n{rows}".encode())
+    orders = []
+    for seed in (0, 1):
+        assert run("data", "captions", table, "--seed", seed, "-o", tmp_path / f"{seed}") == 0
+        orders.append(list(made(tmp_path / f"{seed}")))
+    assert orders[0] != orders[1]
+    gone = "".join(f"gone{n}.jpg,x\n" for n in range(20))
+    save(table, f"image,caption\n{rows}{gone}".encode())
+    command = ("data", "captions", table, "-o", tmp_path / "out")
+    assert run(*command) == 2
+    assert run(*command, "--most-lost", 0.9) == 0
+    assert sorted(made(tmp_path / "out")) == sorted(JPEGS)
+
+
 # Several processes
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from material import REAL, encoded, jsonl, run, save
 from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
+from mmfusion.data_pipelines.corpora.inputs import digest
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.pictures import PictureReader
 from mmfusion.data_pipelines.shards import Shards, write_shards
@@ -127,6 +128,13 @@ def test_bad_pictures_are_skipped_with_a_count_unless_all_are(
     assert made.lost == {"picture": 1}
     (entry,) = lost_items(tmp_path / "most/train-00000.tar")
     assert (entry["reason"], str(files[0]) in entry["what"]) == ("picture", True)
+    for n in range(20):
+        save(class_folders / f"n01440764/bad{n}.JPEG", b"")
+    command = ("data", "imagenet", class_folders, "-o", tmp_path / "many")
+    assert run(*command) == 2
+    assert run(*command, "--most-lost", 0.9) == 0
+    for file in class_folders.glob("*/bad*"):
+        file.unlink()
     for file in files:
         file.write_bytes(b"")
     with pytest.raises(UserError, match=r"6 of 6 items cannot be used \(6 picture\)"):
@@ -152,6 +160,91 @@ def test_imagenet_says_what_is_wrong_with_its_input(class_folders: Path, tmp_pat
     (tmp_path / "out/train.settings.json").unlink()
     with pytest.raises(UserError, match=r"already has shards train-\*\.tar"):
         write_imagenet(class_folders, tmp_path / "out")
+
+
+def test_the_numbers_of_names_are_the_labels(class_folders: Path, tmp_path: Path):
+    index = {"0": ["zebra", "a zebra"], "1": ["n03126707", "a hoist"], "2": ["n01440764", "tench"],
+             "3": ["n02012849", "a bird"]}  # fmt: skip
+    names = save(tmp_path / "un.json", json.dumps(index).encode())
+    (class_folders / "zebra").mkdir()
+    outer = tar(tmp_path / "t/n02012849.tar", {"a.JPEG": encoded(0, "jpeg")})
+    flat = val_tar(tmp_path)
+    table = save(tmp_path / "t.txt", b"".join(b"ILSVRC2012_val_%08d 1\n" % n for n in range(1, 5)))
+    write_imagenet(class_folders, tmp_path / "out", class_index=names)
+    write_imagenet(outer, tmp_path / "out", "tar", names)
+    write_imagenet(flat, tmp_path / "out", "val", names, labels=table)
+    expected = {place: int(number) for number, (place, _) in index.items()}
+    samples = [sample.json() for sample in Shards(f"{tmp_path}/out/*.tar")]
+    assert len(samples) == 11
+    for sample in samples:
+        assert sample["label"] == expected[sample["file"].partition("/")[0]]
+        assert sample["captions"][0] == index[str(sample["label"])][1]
+    assert json.loads((tmp_path / "out/classes.json").read_text()) == [
+        "a zebra", "a hoist", "tench", "a bird",
+    ]  # fmt: skip
+    twice = save(tmp_path / "twice.json", b'{"0": ["a", "b"], "1": ["a", "c"]}')
+    with pytest.raises(UserError, match=r"twice\.json: names a folder twice"):
+        write_imagenet(class_folders, tmp_path / "out", class_index=twice)
+
+
+def test_no_class_is_dropped_silently_and_hidden_files_are_none(
+    class_folders: Path, tmp_path: Path
+):
+    save(class_folders / ".hid/a.JPEG", encoded(0, "jpeg"))
+    save(class_folders / "n01440764/._a.JPEG", b"of a Mac")
+    assert not write_imagenet(class_folders, tmp_path / "out").lost
+    assert json.loads((tmp_path / "out/classes.json").read_text()) == sorted(WORDS)
+    save(class_folders / "n00000001/readme.txt", b"no picture")
+    with pytest.raises(UserError, match=r"n00000001: holds no pictures; fetch .* give --names"):
+        write_imagenet(class_folders, tmp_path / "other")
+
+
+def test_a_folder_has_one_list_of_classes(class_folders: Path, tmp_path: Path):
+    write_imagenet(class_folders, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    shutil.rmtree(class_folders / "n02012849")
+    told = r"out/classes\.json: lists other classes than the 2 .* give --names .* another --output"
+    with pytest.raises(UserError, match=told):
+        write_imagenet(class_folders, tmp_path / "out", "val")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_inputs_of_the_same_number_are_refused(class_folders: Path, tmp_path: Path):
+    def captions(text: str) -> Path:
+        return jsonl(tmp_path / "c.jsonl", {"image": "n01440764/a.JPEG", "caption": text})
+
+    told = r"with other settings \(input_files: '[0-9a-f]{16}', now '[0-9a-f]{16}'\)"
+    write_imagenet(class_folders, tmp_path / "out", captions=captions("one"))
+    table = captions("another")
+    with pytest.raises(UserError, match=told):
+        write_imagenet(class_folders, tmp_path / "out", captions=table)
+    write_imagenet(class_folders, tmp_path / "folders")
+    (class_folders / "n01440764/a.JPEG").rename(class_folders / "n01440764/c.JPEG")
+    with pytest.raises(UserError, match=told):
+        write_imagenet(class_folders, tmp_path / "folders")
+    val = val_tar(tmp_path / "tars")
+    wnids = [b"n01440764", b"n02012849"]
+    for shift, name in enumerate(("la", "lb")):
+        lines = [b"ILSVRC2012_val_%08d,%b\n" % (n, wnids[(n + shift) % 2]) for n in range(1, 5)]
+        save(tmp_path / f"{name}.csv", b"".join(lines))
+    write_imagenet(val, tmp_path / "val", labels=tmp_path / "la.csv")
+    with pytest.raises(UserError, match=r"la\.csv', now '.*lb\.csv'"):
+        write_imagenet(val, tmp_path / "val", labels=tmp_path / "lb.csv", name="train")
+
+
+def test_digests_follow_names_sizes_times_and_lists(tmp_path: Path):
+    file = save(tmp_path / "devkit/a", b"1")
+    first = digest([tmp_path / "devkit", None], [b"x"])
+    assert first == digest([tmp_path / "devkit", None], [b"x"])
+    others = {first, digest([None, tmp_path / "devkit"], [b"x"])}
+    others.add(digest([tmp_path / "devkit", None], [b"y"]))
+    os.utime(file, (1, 1))
+    others.add(digest([tmp_path / "devkit", None], [b"x"]))
+    save(tmp_path / "devkit/b", b"")
+    others.add(digest([tmp_path / "devkit", None], [b"x"]))
+    assert len(others) == 5
+    with pytest.raises(UserError, match=r"none: cannot be read"):
+        digest([tmp_path / "none"])
 
 
 # ILSVRC's tars
@@ -263,6 +356,13 @@ def test_labels_are_not_for_pictures_whose_class_is_known(class_folders: Path, t
     table = save(tmp_path / "val.csv", b"a,n01440764\n")
     with pytest.raises(UserError, match=r"--labels is for flat tars"):
         write_imagenet(class_folders, tmp_path / "out", labels=table)
+    class_tar = tar(tmp_path / "n01440764.tar", {"a.JPEG": encoded(0, "jpeg")})
+    with pytest.raises(UserError, match=r"--labels is for flat tars"):
+        write_imagenet(class_tar, tmp_path / "out", labels=table)
+    samples = [("a", {"jpg": encoded(0, "jpeg"), "cls": b"0"})]
+    (shard,) = write_shards(tmp_path / "in", "s", samples)
+    with pytest.raises(UserError, match=r"--labels nope: the samples of .* have labels; leave it"):
+        write_imagenet(shard, tmp_path / "out", labels=Path("nope"))
 
 
 def test_a_damaged_tar_loses_pictures_but_never_a_class(class_folders: Path, tmp_path: Path):
@@ -444,5 +544,5 @@ def test_real_pictures_by_class(tmp_path: Path):
     out = tmp_path / "out"
     assert run("data", "imagenet", tmp_path / "classes", "--names", index, "-o", out) == 0
     samples = list(Shards(f"{out}/*.tar"))
-    assert sorted(sample.json()["label"] for sample in samples) == list(range(6))
-    assert json.loads((out / "classes.json").read_text())[0] == "tench"
+    assert sorted(sample.json()["label"] for sample in samples) == list(range(0, 60, 10))
+    assert len(json.loads((out / "classes.json").read_text())) == 1000

@@ -413,6 +413,9 @@ def test_records_are_shuffled_as_far_as_they_are_near(
         ("a.parquet", b'{"content": []}', "cannot be read as parquet .*; copy it anew"),
         ("a.parquet", pa.table({"text": ["a"]}), "has none of the columns content, text_list"),
         ("a.parquet", pa.table({"texts": pa.array([], pa.list_(pa.string()))}), "holds no records"),
+        ("a.zip", b"PK", r"a\.zip: expected records \(\.jsonl, .*; unpack it first \(`unzip`"),
+        ("a.tar.gz", b"", r"a\.tar\.gz: expected records .* unpack it first"),
+        ("a.csv", b"", r"a\.csv: expected records .*; rename it if it is one"),
         ("b.jsonl", None, r"a\.\*: no such file"),
     ],
 )
@@ -423,6 +426,17 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path, name: str, data:
         save(tmp_path / name, data)
     with pytest.raises(UserError, match=message):
         write_interleaved(f"{tmp_path}/a.*", tmp_path / "out")
+
+
+def test_changed_documents_or_tables_are_refused(tmp_path: Path, pictures: Path):
+    table = jsonl(tmp_path / "urls.jsonl", {"url": f"{URL}0", "path": "0.png"})
+    record = {"content": [{"image": "0.png"}, {"answer": "a"}]}
+    make(tmp_path, record, image_table=table)
+    jsonl(table, {"url": f"{URL}0", "path": "1.png"})
+    told = r"with other settings \(input_files: '[0-9a-f]{16}', now"
+    with pytest.raises(UserError, match=told):
+        write_interleaved(tmp_path / "documents.jsonl", tmp_path / "out", seed=None,
+                          images=tmp_path / "p", image_table=table)  # fmt: skip
 
 
 def test_a_damaged_row_group_loses_no_other(tmp_path: Path):

@@ -40,14 +40,15 @@ class Pictures:
         for row, entry in enumerate(table.rows()):
             hashes[row] = _digest(_image(entry), row)
             if wanted.splits:
-                name = _text((entry or {}).get("split"))
-                splits.add(name)
-                keep[row] = name in wanted.splits
+                split = (entry or {}).get("split")
+                if split is not None:
+                    splits.add(_text(split))
+                keep[row] = split is not None and _text(split) in wanted.splits
         lacking = [name for name in wanted.splits if name not in splits]
         if lacking:
             raise UserError(
                 f"{source}: has no rows of the split {lacking[0]}; it has "
-                f"{', '.join(sorted(splits)[:10])}"
+                + (", ".join(sorted(splits)[:10]) or "no splits, so leave out --split")
             )
         rows = np.flatnonzero(keep)
         _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)

@@ -19,6 +19,7 @@ from ..pictures import PictureReader
 from ..samples import Sample as Given
 from ..shards import Members, Shards
 from .captioned import Pictures, picture_path, texts
+from .inputs import digest
 from .parquet import metadata, parquet_parts, picture_column
 from .reshard import reshard
 from .tables import Wanted, read_table
@@ -35,6 +36,7 @@ def write_captions(
     per_shard: int = 2000,
     wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
     caption_key: str | None = None,
+    most_lost: float = 0.1,
 ) -> Made:
     """Write captioned pictures as shards `name-*.tar`.
 
@@ -49,17 +51,26 @@ def write_captions(
         wanted: which columns, rows and folder of pictures.
         caption_key: under which a tar's `json` members keep their captions; None looks for
             `captions` and `caption`.
+        most_lost: share of the pictures that may be unusable.
 
     Raises:
-        UserError: there is no such file, its form is not known, or too little of it can be used.
+        UserError: there is no such file, its form is not known or has no use for an option, or too
+            little of it can be used.
     """
     files = source_files(str(source))
+    if wanted.images is not None and not wanted.images.is_dir():
+        raise UserError(f"--images {wanted.images}: no such folder")
     if all(file.endswith(".tar") for file in files):
+        columns = {"--image-column": wanted.image, "--caption-column": wanted.captions}
+        _refuse(source, "tars", {"--images": wanted.images, **columns})
+        files += [str(p) for f in files if (p := Path(f).with_suffix(".parquet")).is_file()]
         shards = Shards(str(source))
         parts, items = _tars(shards, output, name, reader, wanted, caption_key), len(shards)
     else:
+        _refuse(source, "tables and parquet files", {"--caption-key": caption_key})
         paths = [Path(file) for file in files]
         if paths[0].suffix.lower() == ".parquet" and picture_column(paths[0], wanted):
+            _refuse(source, "parquet files that hold the pictures", {"--images": wanted.images})
             parts = parquet_parts(paths, output, name, reader, wanted, per_shard)
             items = len(paths)
         else:
@@ -70,7 +81,8 @@ def write_captions(
     settings: dict[str, Any] = {"from": printable(str(source)), "items": items, "seed": seed}
     settings |= {"per_shard": per_shard, **asdict(reader), "caption_key": caption_key}
     settings |= {key: str(value) if value else None for key, value in asdict(wanted).items()}
-    made = write_parts(parts, name, str(source), settings)
+    settings["input_files"] = digest(files)
+    made = write_parts(parts, name, str(source), settings, most_lost=most_lost)
     if wanted.splits and not any(len(open_index(str(p))) for p in parts if p.exists()):
         raise UserError(f"{source}: has nothing of the split {', '.join(wanted.splits)}")
     return made
@@ -88,6 +100,13 @@ def source_files(source: str) -> list[str]:
     if any(Path(file).is_dir() for file in files):
         raise UserError(f"{source}: is a folder; give its files, as '{source}/*.tar'")
     return files
+
+
+def _refuse(source: str | Path, form: str, options: dict[str, Any]) -> None:
+    """Options that would go unheeded are mistakes."""
+    for option, given in options.items():
+        if given is not None:
+            raise UserError(f"{option} {given}: is not for {form} ({source}); leave it out")
 
 
 def _sample_maker(

@@ -5,7 +5,7 @@ They are listed, and read one by one where they lie; nothing is unpacked.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from ..scan import Contents, Lost, plain_files
 from .devkit import WNID, stem
 
 FACTS = (".cls", ".json", ".txt")
+LISTED = 1 << 16  # names at a time
 SNIFFED = 16  # members that say what a tar is
 
 
@@ -30,7 +31,7 @@ class ClassFiles:
     """Pictures by number: sorted by class and name, wherever they lie.
 
     Attributes:
-        classes: their folders' names, sorted.
+        classes: their folders' names, by label.
         labels: (N,) the class of each picture.
         files: its name in the class's folder.
         read: number, reader -> the member's extension and bytes.
@@ -54,6 +55,26 @@ class ClassFiles:
         """That of all pictures."""
         return map(self.file, range(len(self.labels)))
 
+    def numbered(self, classes: list[str], source: str) -> "ClassFiles":
+        """The same with the numbers that all `classes` have, by the file `source`.
+
+        Raises:
+            UserError: it lacks a class.
+        """
+        numbers = {place: number for number, place in enumerate(classes)}
+        missing = [place for place in self.classes if place not in numbers]
+        if missing:
+            raise UserError(f"{source}: has no name for the folder {missing[0]}")
+        new = np.array([numbers[place] for place in self.classes], np.int32)
+        return replace(self, classes=classes, labels=new[self.labels])
+
+    def listing(self) -> Iterator[bytes]:
+        """The names of classes and files, for a digest."""
+        yield from map(os.fsencode, self.classes)
+        yield self.labels.tobytes()
+        for start in range(0, len(self.files), LISTED):
+            yield b"\0".join(self.files[start : start + LISTED].to_pylist())
+
 
 class Place(NamedTuple):
     """A picture in a tar."""
@@ -64,18 +85,27 @@ class Place(NamedTuple):
     size: int
 
 
-def folders(folder: Path) -> ClassFiles:
-    """Pictures in one folder a class.
+def folders(folder: Path, empty_too: bool = False) -> ClassFiles:
+    """Pictures in one folder a class; what is hidden is passed over.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a folder has none (unless `empty_too`): without it, the
+            labels of all others would change.
     """
     found: dict[str, list[str]] = {}
+    empty: list[str] = []
     for place in sorted(_scan(folder)):
         if (folder / place).is_dir():
             files = [f for f in _scan(folder / place) if f.lower().endswith(SUFFIXES)]
             if files:
                 found[place] = sorted(files)
+            else:
+                empty.append(place)
+    if found and empty and not empty_too:
+        raise UserError(
+            f"{folder / empty[0]}: holds no pictures; fetch them anew, give --names with all "
+            "classes, or delete the folder if it is no class"
+        )
     if not found:
         raise UserError(
             f"{folder}: no folders of pictures; expected one a class, as n01440764/, or tars, as "
@@ -218,6 +248,6 @@ def _name(files: pa.Array, number: int) -> str:
 
 def _scan(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None

@@ -1,8 +1,9 @@
 """ImageNet, or any pictures by class, as shards: from folders, ILSVRC's tars, or labelled samples.
 
-Labels number the classes' folders by name, which for ImageNet's 1,000 is the usual order. Pictures
-are shuffled, the same way for the same seed, so that each shard holds a bit of every class. Shards
-of samples that have labels already, as timm's, become one shard each.
+Labels are the numbers of --names. Without it they number the classes' folders by name, which for
+ImageNet's 1,000 is the usual order. Pictures are shuffled, the same way for the same seed, so that
+each shard holds a bit of every class. Shards of samples that have labels already, as timm's, become
+one shard each.
 """
 
 import json
@@ -23,6 +24,7 @@ from ..samples import Sample as Given
 from ..shards import Members, Shards
 from .class_files import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .devkit import DEVKIT, WNID, Labels, beside, read_labels
+from .inputs import digest
 from .recaption import Recaptions
 from .reshard import reshard
 
@@ -43,6 +45,7 @@ def write_imagenet(
     per_shard: int = 2000,
     labels: Path | None = None,
     captions: Path | None = None,
+    most_lost: float = 0.1,
 ) -> Made:
     """Write shards `name-*.tar` and `classes.json`, the list of names for `classes_file`.
 
@@ -50,48 +53,82 @@ def write_imagenet(
         source: a folder of class folders; or tars, as a glob or with braces.
         output: where the shards go.
         name: how the shards' names begin.
-        class_index: JSON of {number: [folder, name]}; without it the names are the devkit's, or
-            else the folders'. Templated captions are written only if the names are words.
+        class_index: JSON of {number: [folder, name]} of all classes, whose numbers are the labels;
+            without it the names are the devkit's, or else the folders'. Templated captions are
+            written only if the names are words.
         reader: how pictures become members.
         seed: of the shuffle; samples that are in shards stay in their order.
         per_shard: pictures; a shard of samples becomes one shard whatever it holds.
         labels: the devkit, or a table of file and class; by default the devkit beside the tars.
         captions: a table with captions of the pictures, in place of the templated ones.
+        most_lost: share of the pictures that may be unusable.
 
     Raises:
-        UserError: there are no pictures, a class has no name, or too few pictures can be read.
+        UserError: there are no pictures, a class has no name, `output` has a list of other classes,
+            or too few pictures can be read.
     """
     index = _read_index(class_index) if class_index else {}
     tars = [] if Path(source).is_dir() else storage.expand(str(source))
     if not tars and not Path(source).is_dir():
         raise UserError(f"{source}: cannot be read (no such file or folder)")
-    kind = kind_of(tars[0]) if tars else "folders"
+    kind = _kind(tars)
+    listing: Iterable[bytes] = ()
     if kind == "samples":
+        if labels:
+            raise UserError(f"--labels {labels}: the samples of {source} have labels; leave it out")
         shards = Shards(str(source))
         names, items = _numbered_names(index), len(shards)
         keys = (shards.place(number)[1] for number in range(items))
         recaptions = _recaptions(captions, keys)
         parts = reshard(shards, output, name, reader, _describer(names, recaptions))
     else:
-        given = _labels(labels or (beside(Path(tars[0])) if tars else None), index, kind)
+        labels = labels or (beside(Path(tars[0])) if tars else None)
+        given = _labels(labels, index, kind)
         found = _found(Path(source), tars, kind, given, index)
+        if index:
+            found = found.numbered([place for place, _ in index.values()], str(class_index))
+        listing = found.listing() if kind == "folders" else ()
         names = class_names(found.classes, dict(index.values()), given.names, class_index)
         worded = bool(index or given.names) or not any(map(WNID.fullmatch, found.classes))
         recaptions, items = _recaptions(captions, found.names()), len(found)
         make = _maker(found, names if worded else [], recaptions, reader)
         parts = cut(output, name, items, make, seed, per_shard)
     settings = {
-        "from": printable(str(source)), "items": items, "names": names, "seed": seed,
-        "per_shard": per_shard, "captions": str(captions) if captions else None, **asdict(reader),
+        "from": printable(str(source)), "items": items, "seed": seed, "per_shard": per_shard,
+        "names": class_index and str(class_index), "labels": labels and str(labels),
+        "captions": captions and str(captions), **asdict(reader),
+        "input_files": digest([*tars, class_index, labels, captions], listing),
     }  # fmt: skip
-    made = write_parts(parts, name, str(source), settings)
+    _check_classes(output, names)
+    made = write_parts(parts, name, str(source), settings, most_lost=most_lost)
     if not names:
         log.warning("%s: no --names, so there is no list of classes to write", source)
         return made
+    _check_classes(output, names)  # another run may have written its own meanwhile
     part = output / f".{CLASSES}.{os.getpid()}.part"
     part.write_text(json.dumps(names, ensure_ascii=False, indent=0), encoding="utf-8")
     os.replace(part, output / CLASSES)
     return made
+
+
+def _check_classes(output: Path, names: list[str]) -> None:
+    """Labels of one folder must mean the same in all of its shards.
+
+    Raises:
+        UserError: it has a list of other classes.
+    """
+    path = output / CLASSES
+    if not names or not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = None
+    if before != names:
+        raise UserError(
+            f"{path}: lists other classes than the {len(names)} of these pictures, so labels would "
+            "differ; give --names with all classes, or another --output"
+        )
 
 
 def class_names(
@@ -125,12 +162,20 @@ def _read_index(path: Path) -> Index:
         found = {}
     if not found or sorted(found) != list(range(len(found))):
         raise UserError(f"{path}: expected {{number: [folder, name], ...}}, numbered from 0")
+    if len({place for place, _ in found.values()}) < len(found):
+        raise UserError(f"{path}: names a folder twice; each number needs one of its own")
     return dict(sorted(found.items()))
 
 
 def _numbered_names(index: Index) -> list[str]:
     folders = [place for place, _ in index.values()]
     return class_names(folders, dict(index.values()))
+
+
+def _kind(tars: list[str]) -> str:
+    kind = kind_of(tars[0]) if tars else "folders"
+    named = kind == "pictures" and all(WNID.fullmatch(Path(tar).stem) for tar in tars)
+    return "tars" if named else kind
 
 
 def _labels(path: Path | None, index: Index, kind: str) -> Labels:
@@ -144,8 +189,8 @@ def _labels(path: Path | None, index: Index, kind: str) -> Labels:
 
 def _found(source: Path, tars: list[str], kind: str, given: Labels, index: Index) -> ClassFiles:
     if kind == "folders":
-        return folders(source)
-    if kind == "tars" or all(WNID.fullmatch(Path(tar).stem) for tar in tars):
+        return folders(source, empty_too=bool(index))
+    if kind == "tars":
         return class_tars(tars)
     if not given.of:
         raise UserError(

@@ -27,6 +27,7 @@ from ..jobs import MOST_WARNINGS, Made, Sample, write_parts
 from ..pictures import PictureReader
 from ..samples import shown
 from .content import FIELDS, Document, Part, PicturePart, Reading, TextPart, parse
+from .inputs import digest
 from .picture_files import PictureFiles, read_table
 from .records import Records, cut_records
 from .splitting import Limits, split
@@ -95,6 +96,7 @@ def write_interleaved(
         **asdict(reading), "max_pictures": limits.pictures, "max_tokens": limits.tokens,
         "tokenizer": limits.tokenizer and str(limits.tokenizer), "images": images and str(images),
         "image_table": image_table and str(image_table), "per_shard": per_shard,
+        "input_files": digest([*records.paths, image_table, limits.tokenizer]),
     }  # fmt: skip
     parts = cut_records(records, output, name, samples, seed, per_shard)
     made = write_parts(parts, name, str(pattern), settings, most_lost=most_lost)

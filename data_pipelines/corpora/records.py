@@ -28,6 +28,7 @@ from ..jobs import JsonLines, Part, facts
 T = TypeVar("T")
 GZIP_LINES = 500  # of a stretch
 HELD = 4  # stretches in memory: threads are in one and in the next
+LINES = (".jsonl", ".json", ".ndjson", ".gz")  # endings of files of lines
 BROKEN_GZIP = (OSError, EOFError, zlib.error)
 BROKEN_PARQUET = (pa.ArrowException, OSError)
 
@@ -144,14 +145,21 @@ class ParquetFile(LineFile):
 
 
 def open_records(path: Path, columns: tuple[str, ...]) -> LineFile:
-    """A file by its name: `.parquet`, `.gz`, or else a JSONL.
+    """A file by its name: parquet, a JSONL, or a JSONL in a gzip.
 
     Raises:
-        UserError: it cannot be read, or a parquet file has none of `columns`.
+        UserError: it has another ending, cannot be read, or is parquet with none of `columns`.
     """
-    if path.suffix == ".parquet":
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         return ParquetFile(path, columns)
-    return GzipFile(path) if path.suffix == ".gz" else LineFile(path)
+    packed = kind in (".zip", ".tar", ".tgz") or path.name.lower().endswith(".tar.gz")
+    if packed or kind not in LINES:
+        remedy = "unpack it first (`unzip`, `tar -x`)" if packed else "rename it if it is one"
+        raise UserError(
+            f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); {remedy}"
+        )
+    return GzipFile(path) if kind == ".gz" else LineFile(path)
 
 
 class Records:
@@ -166,8 +174,9 @@ class Records:
         found = [pattern] if Path(pattern).is_file() else storage.expand(pattern)
         if not found:
             raise UserError(f"{pattern}: no such file")
-        self.files = [open_records(Path(path), columns) for path in found]
-        self.folders = [Path(path).parent for path in found]
+        self.paths = [Path(path) for path in found]
+        self.files = [open_records(path, columns) for path in self.paths]
+        self.folders = [path.parent for path in self.paths]
         self._stretches = [
             (f, n) for f, file in enumerate(self.files) for n in range(len(file.sizes))
         ]

@@ -1,5 +1,6 @@
 """Tars of samples to tars of samples: one for one, in the same order."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..samples import PICTURES
 from ..samples import Sample as Given
 from ..scan import Lost
 from ..shards import Members, Shards
+
+log = logging.getLogger("mmfusion")
 
 
 def reshard(
@@ -32,13 +35,22 @@ def reshard(
             None passes over it.
 
     Raises:
-        UserError: `output` holds the shards that are read.
+        UserError: `output` holds the shards that are read, or one cannot be read at all.
     """
     if any(os.path.realpath(os.path.dirname(p)) == os.path.realpath(output) for p in shards.paths):
         raise UserError(f"{output}: holds the shards that are read; give another --output")
     lost: dict[str, list[Lost]] = {}
     for path, entry in shards.lost:
-        lost.setdefault(path if path in shards.paths else shards.paths[0], []).append(entry)
+        if path not in shards.paths:
+            told = entry.what if path in entry.what else f"{path}: {entry.what}"
+            raise UserError(f"{told}; copy it anew, or leave it out of the pattern")
+        lost.setdefault(path, []).append(entry)
+    for path, entries in lost.items():
+        log.warning(
+            "%s: is damaged, and may have lost many samples (%s); copy it anew",
+            path,
+            "; ".join(f"{e.name}: {e.what}" if e.name else e.what for e in entries[:3]),
+        )
 
     def part(shard: int) -> Part[list[Sample]]:
         path, size = shards.paths[shard], int(shards.sizes[shard])
@@ -47,7 +59,7 @@ def reshard(
         def make(number: int) -> list[Sample]:
             if number >= size:
                 entry = gone[number - size]
-                raise Damage(entry.reason, entry.what).at(f"{path}:{entry.name}")
+                raise Damage(entry.reason, entry.what).at(f"{path}{entry.name and ':'}{entry.name}")
             sample = shards.read(shard, number)
             key = sample.where[len(path) + 1 :]
             own = next((ext for ext in PICTURES if ext in sample), None)

@@ -20,6 +20,9 @@ Size = Annotated[
     int | None, typer.Option(min=1, help="keep only a centre square of so many pixels a side")
 ]
 PerShard = Annotated[int, typer.Option(min=1, help="samples in a shard")]
+MostLost = Annotated[
+    float, typer.Option(min=0, max=1, help="share of the items that may be unusable")
+]
 Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
 
 
@@ -69,12 +72,15 @@ def imagenet(
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
+    most_lost: MostLost = 0.1,
 ) -> None:
     """Write pictures by class as shards, and classes.json."""
     from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
 
     reader = _reader(size, format)
-    made = write_imagenet(source, output, name, names, reader, seed, per_shard, labels, captions)
+    made = write_imagenet(
+        source, output, name, names, reader, seed, per_shard, labels, captions, most_lost
+    )
     _say(made, output)
 
 
@@ -93,8 +99,10 @@ def captions(
     ] = None,
     size: Size = None,
     format: Format = "jpeg",
+    seed: Annotated[int, typer.Option(help="of the shuffle of a table's pictures")] = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
+    most_lost: MostLost = 0.1,
 ) -> None:
     """Write captioned pictures as shards."""
     from mmfusion.data_pipelines.corpora.captions import write_captions
@@ -102,7 +110,9 @@ def captions(
 
     wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
     reader = _reader(size, format)
-    made = write_captions(source, output, name, reader, 0, per_shard, wanted, caption_key)
+    made = write_captions(
+        source, output, name, reader, seed, per_shard, wanted, caption_key, most_lost
+    )
     _say(made, output)
 
 
@@ -134,9 +144,7 @@ def interleaved(
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     name: Name = "train",
     per_shard: Annotated[int, typer.Option(min=1, help="documents of a shard")] = 2000,
-    most_lost: Annotated[
-        float, typer.Option(min=0, max=1, help="share of the documents that may be unusable")
-    ] = 0.1,
+    most_lost: MostLost = 0.1,
 ) -> None:
     """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
     from mmfusion.data_pipelines.corpora.content import Reading
