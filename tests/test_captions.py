@@ -356,6 +356,7 @@ def test_what_a_tar_has_lost_is_counted(tmp_path: Path):
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1]
     path.write_bytes(path.read_bytes()[: last.offset_data])
+    Path(f"{path}.index").unlink()
     result = write_captions(path, tmp_path / "out")
     assert result.lost == {"shard": 1, "caption": 1}
     assert sorted(made(tmp_path / "out")) == sorted(JPEGS)[:5]
@@ -381,6 +382,7 @@ def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.L
     assert any(what.startswith(f"{half}:") and "cut short" in what for what in whats)
     assert not any("::" in what for what in whats)
     whole.write_bytes(b"no tar" * 1000)
+    Path(f"{whole}.index").unlink()
     with pytest.raises(UserError, match=r"a-00000\.tar: not a tar .*copy it anew, or leave it out"):
         write_captions(source, tmp_path / "none")
     whole.unlink()
