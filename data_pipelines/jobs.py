@@ -74,25 +74,27 @@ class Part(Generic[T]):
         return self.make(int(self.items[place]))
 
 
+def shuffled(count: int, seed: int | None) -> np.ndarray:
+    """The numbers from 0, shuffled by `seed`; None keeps their order.
+
+    Training takes neighbours in a shard near each other in time.
+    """
+    return np.arange(count) if seed is None else generator("shards", seed).permutation(count)
+
+
 def cut(
     output: Path,
     name: str,
-    count: int,
+    order: np.ndarray,
     make: Callable[[int], T],
-    seed: int | None = 0,
     per_shard: int = 2000,
 ) -> dict[Path, Callable[[], Part[T]]]:
-    """Items 0 to `count` as parts of one size, for shards `name-00000.tar`, ...
-
-    They are shuffled by `seed`, because training takes neighbours in a shard near each other in
-    time; None keeps their order.
-    """
-    order = np.arange(count) if seed is None else generator("shards", seed).permutation(count)
+    """Items in an order, such as `shuffled`, as parts of one size for `name-00000.tar`, ..."""
 
     def part(start: int) -> Part[T]:
         return Part(order[start : start + per_shard], make)
 
-    starts = range(0, count, per_shard)
+    starts = range(0, len(order), per_shard)
     return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
 
 

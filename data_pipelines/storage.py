@@ -85,13 +85,25 @@ def refuse_shortage(error: Exception) -> None:
         ) from None
 
 
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Each kind of storage has errors of its own: all of them mean that a shard is damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        refuse_shortage(error)
+        raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
+
+
 def size(path: str) -> int:
     """Bytes of a file.
 
     Raises:
         Damage: it is not there, or no plain file.
     """
-    try:
+    with _readable(path):
         if not is_remote(path):
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):  # reading a pipe would not end
@@ -99,11 +111,6 @@ def size(path: str) -> int:
             return found.st_size
         filesystem, inner = _filesystem(path)
         return int(filesystem.size(inner))
-    except UserError:
-        raise
-    except Exception as error:
-        refuse_shortage(error)
-        raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
 
 
 def read(path: str, start: int, end: int) -> bytes:
@@ -112,7 +119,7 @@ def read(path: str, start: int, end: int) -> bytes:
     Raises:
         Damage: it cannot be read.
     """
-    try:
+    with _readable(path):
         if is_remote(path):
             return _read_remote(path, start, end)
         file = os.open(path, os.O_RDONLY)
@@ -120,11 +127,6 @@ def read(path: str, start: int, end: int) -> bytes:
             return os.pread(file, end - start, start)
         finally:
             os.close(file)
-    except UserError:
-        raise
-    except Exception as error:
-        refuse_shortage(error)
-        raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
 
 
 def _read_remote(url: str, start: int, end: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from mmfusion.data_pipelines import storage
-from mmfusion.data_pipelines.jobs import claim, cut, lost_items, write_parts
+from mmfusion.data_pipelines.jobs import claim, cut, lost_items, shuffled, write_parts
 from mmfusion.data_pipelines.shards import Shards
 
 from mmfusion.errors import Damage, UserError
@@ -32,7 +32,7 @@ def item(number: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def make(folder: Path, count: int = 40, work: Any = item, **options: Any) -> Any:
-    parts = cut(folder, "a", count, work, per_shard=5)
+    parts = cut(folder, "a", shuffled(count, 0), work, per_shard=5)
     return write_parts(parts, "a", "numbers", options.pop("settings", {}), most_lost=0.5, **options)
 
 
@@ -95,14 +95,19 @@ def test_processes_share_out_the_shards(tmp_path: Path, world: int):
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_killed_process_leaves_its_shard_to_others(tmp_path: Path):
-    process = fork.Process(target=worker, args=(tmp_path, 0, 1))
+def kill_a_worker(folder: Path) -> None:
+    """While it writes a shard."""
+    process = fork.Process(target=worker, args=(folder, 0, 1))
     process.start()
-    while not list(tmp_path.glob(".a-*.part")):
-        time.sleep(0.005)
+    while not list(folder.glob(".a-*.part")):
+        time.sleep(0.002)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+
+
+def test_a_killed_process_leaves_its_shard_to_others(tmp_path: Path):
+    kill_a_worker(tmp_path)
     assert list(tmp_path.glob(".a-*.part"))
     made = make(tmp_path)
     assert (made.shards, made.missing) == (8, 0)
@@ -155,7 +160,7 @@ def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
             raise Damage("picture", f"picture {number}: broken")
         return item(number)
 
-    parts = cut(tmp_path, "a", 40, mostly_bad, seed=None, per_shard=5)
+    parts = cut(tmp_path, "a", shuffled(40, None), mostly_bad, per_shard=5)
     said = r"numbers: 12 of 29 items cannot be used \(9 picture, 3 caption\); the last: picture"
     with pytest.raises(UserError, match=said):
         write_parts(parts, "a", "numbers", {}, most_lost=0.05)
@@ -170,19 +175,13 @@ def test_damage_at_the_start_is_measured_by_the_whole_shard(tmp_path: Path):
             raise Damage("picture", f"picture {number}: broken")
         return [(f"{number:04d}", {"json": {"label": number}})]
 
-    parts = cut(tmp_path, "a", 200, first_bad, seed=None, per_shard=200)
+    parts = cut(tmp_path, "a", shuffled(200, None), first_bad, per_shard=200)
     made = write_parts(parts, "a", "numbers", {}, most_lost=0.1)
     assert made.lost == {"picture": 12}
 
 
 def test_settings_of_a_killed_run_that_made_nothing_do_not_bind(tmp_path: Path):
-    process = fork.Process(target=worker, args=(tmp_path, 0, 1))
-    process.start()
-    while not list(tmp_path.glob(".a-*.part")):
-        time.sleep(0.002)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    kill_a_worker(tmp_path)
     assert list(tmp_path.glob(".a-*.lock"))
     for path in tmp_path.glob("a-*.tar*"):
         path.unlink()
@@ -204,7 +203,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "", "a b", ".a", "a\n"])
 def test_names_of_shards_stay_in_their_folder(tmp_path: Path, name: str):
-    parts = cut(tmp_path / "out", name, 4, item)
+    parts = cut(tmp_path / "out", name, shuffled(4, 0), item)
     with pytest.raises(UserError, match="--name"):
         write_parts(parts, name, "numbers", {})
 

@@ -14,7 +14,7 @@ from mmfusion.errors import Damage, UserError, printable
 
 from .. import storage
 from ..index import open_index
-from ..jobs import Made, Part, Sample, cut, write_parts
+from ..jobs import Made, Part, Sample, cut, shuffled, write_parts
 from ..pictures import PictureReader
 from ..samples import Sample as Given
 from ..shards import Members, Shards
@@ -77,7 +77,7 @@ def write_captions(
             pictures = Pictures(read_table(paths, wanted), str(source), wanted)
             items = len(pictures)
             make = _sample_maker(pictures, reader, wanted, paths[0].parent)
-            parts = cut(output, name, items, make, seed, per_shard)
+            parts = cut(output, name, shuffled(items, seed), make, per_shard)
     settings: dict[str, Any] = {"from": printable(str(source)), "items": items, "seed": seed}
     settings |= {"per_shard": per_shard, **asdict(reader), "caption_key": caption_key}
     settings |= {key: str(value) if value else None for key, value in asdict(wanted).items()}

@@ -15,7 +15,7 @@ from PIL import Image as Picture
 from mmfusion.codecs.image import open_picture
 from mmfusion.errors import Damage
 
-from ..jobs import Made, Sample, claim, cut, write_parts
+from ..jobs import Made, Sample, claim, cut, shuffled, write_parts
 from ..tokenizer import train_tokenizer
 from .fonts import read_font
 
@@ -61,7 +61,7 @@ def write_emoji(output: Path, font: Path = FONT, size: int = 32) -> Made:
     for name, sequences in parts.items():
         if sequences:
             make = partial(_sample, sequences, drawn, size)
-            shards = cut(output, name, len(sequences), make)
+            shards = cut(output, name, shuffled(len(sequences), 0), make)
             # A new font may well know emoji that an old Python does not.
             made = write_parts(shards, name, f"emoji, {name}", settings, most_lost=0.5)
             total = Made(*(getattr(total, field) + of for field, of in vars(made).items()))

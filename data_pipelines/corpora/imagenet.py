@@ -18,7 +18,7 @@ from typing import Any
 from mmfusion.errors import Damage, UserError, printable
 
 from .. import storage
-from ..jobs import Made, Sample, cut, facts, write_parts
+from ..jobs import Made, Sample, cut, facts, shuffled, write_parts
 from ..pictures import PictureReader
 from ..samples import Sample as Given
 from ..shards import Members, Shards
@@ -92,7 +92,7 @@ def write_imagenet(
         worded = bool(index or given.names) or not any(map(WNID.fullmatch, found.classes))
         recaptions, items = _recaptions(captions, found.names()), len(found)
         make = _maker(found, names if worded else [], recaptions, reader)
-        parts = cut(output, name, items, make, seed, per_shard)
+        parts = cut(output, name, shuffled(items, seed), make, per_shard)
     settings = {
         "from": printable(str(source)), "items": items, "seed": seed, "per_shard": per_shard,
         "names": class_index and str(class_index), "labels": labels and str(labels),

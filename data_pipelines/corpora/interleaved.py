@@ -23,13 +23,13 @@ from typing import Any
 
 from mmfusion.errors import Damage, UserError
 
-from ..jobs import MOST_WARNINGS, Made, Sample, write_parts
+from ..jobs import MOST_WARNINGS, Made, Sample, cut, write_parts
 from ..pictures import PictureReader
 from ..samples import shown
 from .content import FIELDS, Document, Part, PicturePart, Reading, TextPart, parse
 from .inputs import digest
 from .picture_files import PictureFiles, read_table
-from .records import Records, cut_records
+from .records import Records
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
@@ -98,7 +98,7 @@ def write_interleaved(
         "image_table": image_table and str(image_table), "per_shard": per_shard,
         "input_files": digest([*records.paths, image_table, limits.tokenizer]),
     }  # fmt: skip
-    parts = cut_records(records, output, name, samples, seed, per_shard)
+    parts = cut(output, name, records.order(seed), samples, per_shard)
     made = write_parts(parts, name, str(pattern), settings, most_lost=most_lost)
     partly.tell()
     return made

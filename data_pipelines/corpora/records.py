@@ -8,8 +8,8 @@ nothing: all those of JSONLs among each other, the others within their stretch.
 import gzip
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -23,7 +23,7 @@ from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
 from .. import storage
-from ..jobs import JsonLines, Part, facts
+from ..jobs import JsonLines, facts
 
 T = TypeVar("T")
 GZIP_LINES = 500  # of a stretch
@@ -243,21 +243,3 @@ class Records:
             order.append(start + generator("shards", seed, n).permutation(size))
             start += size
         return np.concatenate(order)
-
-
-def cut_records(
-    records: Records,
-    output: Path,
-    name: str,
-    make: Callable[[int], T],
-    seed: int | None,
-    per_shard: int,
-) -> dict[Path, Callable[[], Part[T]]]:
-    """The records as parts for shards `name-00000.tar`, ..., `per_shard` of them each."""
-    order = records.order(seed)
-
-    def part(start: int) -> Part[T]:
-        return Part(order[start : start + per_shard], make)
-
-    starts = range(0, len(records), per_shard)
-    return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
