@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
 from mmfusion.data_pipelines.shards import write_shards
-from mmfusion.eval import captions as scores
-from mmfusion.eval.captions import cider, collapse, named_digit
+from mmfusion.eval.captions import scores
+from mmfusion.eval.captions.scores import cider, collapse
 from mmfusion.eval.curves import charts, read_metrics
-from mmfusion.eval.digits import evaluate
-from mmfusion.eval.edits import MASKS
-from mmfusion.eval.frechet import frechet_distance, frechet_from_moments
-from mmfusion.eval.judge import Judge, features
-from mmfusion.eval.real import Digits, read_digits
+from mmfusion.eval.digits.edits import MASKS
+from mmfusion.eval.digits.judge import Judge, features
+from mmfusion.eval.digits.naming import named_digit
+from mmfusion.eval.digits.real import Digits, read_digits
+from mmfusion.eval.digits.suite import evaluate
+from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.report import write_report
 from PIL import Image as Picture
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.eval.captions import cider
+from mmfusion.eval.captions.scores import cider
 from PIL import Image as Picture
 from torch import nn
 

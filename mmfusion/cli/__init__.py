@@ -6,7 +6,7 @@ import sys
 import typer
 
 from mmfusion.cli.data import app as data
-from mmfusion.cli.evaluate import evaluate
+from mmfusion.cli.evaluation import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
 from mmfusion.cli.train import train
@@ -24,7 +24,7 @@ app.command()(generate)
 app.command()(caption)
 app.command()(edit)
 app.command()(chat)
-app.command(name="eval")(evaluate)
+app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
 

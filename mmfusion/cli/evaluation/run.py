@@ -1,4 +1,4 @@
-"""`mmfusion eval`."""
+"""`mmfusion eval --model M`: a model's whole evaluation."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ from mmfusion.errors import UserError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a run's folder, or any model")] = "digits",
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="a run's folder, or any model")] = "digits",
     data: Annotated[
         Path | None, typer.Option(help="the suite's data (default: what the run's config says)")
     ] = None,
@@ -21,8 +22,10 @@ def evaluate(
     seed: int = 0,
 ) -> None:
     """Measure all tasks and write report.html and report.json."""
+    if context.invoked_subcommand:
+        return
     from mmfusion.config import EvaluationConfig, load
-    from mmfusion.eval.digits import evaluate as measure
+    from mmfusion.eval.digits.suite import evaluate as measure
     from mmfusion.eval.report import write_report
     from mmfusion.export import WEIGHTS, locate
     from mmfusion.manifest import sha256

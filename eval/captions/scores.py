@@ -1,4 +1,4 @@
-r"""Scores of captions: the one digit that a caption names, and CIDEr by pycocoevalcap.
+r"""Scores of captions by pycocoevalcap.
 
 CIDEr depends on the tokenizer, so its choice is explicit and goes with the number:
 
@@ -16,26 +16,11 @@ import re
 import shutil
 from typing import Any, Literal
 
-from mmfusion.data_pipelines.corpora.digits import NAMES
-
 from mmfusion.errors import UserError
 
 Tokenizer = Literal["plain", "ptb", "spaces"]
 FEW = 1000
 """Under so many pictures CIDEr's document frequencies say little; for a single one it is 0."""
-
-# A number such as 1.5 or 1,000 and a compound such as twenty-one are one word each.
-_WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:[-'’]\w+)*")
-_DIGITS = {word: digit for digit in range(10) for word in (NAMES[digit], str(digit))}
-
-
-def named_digit(caption: str) -> int | None:
-    """The one digit that a caption names, by word or numeral; None if it names none or several.
-
-    Only whole words count, in any case: "77", "10" and "seventh" name no digit.
-    """
-    named = {_DIGITS[word] for word in _WORD.findall(caption.lower()) if word in _DIGITS}
-    return named.pop() if len(named) == 1 else None
 
 
 def collapse(caption: str) -> str:

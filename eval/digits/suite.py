@@ -21,10 +21,11 @@ from mmfusion.config import EvaluationConfig
 from mmfusion.errors import UserError
 from mmfusion.generation.masks import region
 
-from .captions import cider, named_digit
+from ..captions.scores import cider
+from ..distances.frechet import frechet_distance
 from .edits import edit_sheet, kept_identical
-from .frechet import frechet_distance
 from .judge import Judge, features
+from .naming import named_digit
 from .real import SIDE, read_digits
 
 SHOWN = 20

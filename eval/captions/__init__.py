@@ -1,0 +1,1 @@
+"""Captions against references: cleaned, tokenised, scored, picture by picture."""

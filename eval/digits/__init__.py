@@ -1,0 +1,1 @@
+"""The digits suite: all five tasks of a digits model, judged by real digits."""

@@ -1,0 +1,60 @@
+"""Work that any number of processes share, on one host or many: files, each made by one of them.
+
+There is no process group: a file that is there is done, a lock that is free is nobody's. So the
+same command runs under a launcher or alone, goes on where it was stopped, and does the part of a
+process that died. What is in a file depends on its number alone, never on who made it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mmfusion.data_pipelines.jobs import claim
+from tqdm import tqdm
+
+WAIT = 0.5
+"""Seconds between two looks at what others are still making."""
+
+
+def rank() -> int:
+    """This process's number under a launcher; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def share(parts: Mapping[Path, Callable[[Path], None]], what: str, unit: str, size: int) -> None:
+    """Make those of the files that are not there; return when all are.
+
+    Args:
+        parts: file -> what makes it, whole or not at all (write beside it and rename).
+        what: shown beside the bar.
+        unit: what the bar counts, such as "picture", with its throughput.
+        size: units in each file but the last, which may have fewer.
+    """
+    paths = list(parts)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    first = rank() * len(paths) // world
+    numbers = [*range(first, len(paths)), *range(first)]
+    done = sum(path.exists() for path in paths)
+    bar = tqdm(
+        total=len(paths) * size, initial=done * size, desc=what, unit=unit, disable=rank() > 0
+    )
+    with bar:
+        while True:
+            for number in numbers:
+                path = paths[number]
+                if path.exists():
+                    continue
+                with claim(path, static=number % world == rank()) as mine:
+                    if mine:
+                        parts[path](path)
+                _count(bar, paths, size)
+            _count(bar, paths, size)
+            if all(path.exists() for path in paths):
+                return
+            time.sleep(WAIT)
+
+
+def _count(bar: "tqdm", paths: list[Path], size: int) -> None:
+    if not bar.disable:
+        bar.update(sum(path.exists() for path in paths) * size - bar.n)

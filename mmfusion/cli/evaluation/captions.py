@@ -1,0 +1,6 @@
+"""`mmfusion eval captions`."""
+
+
+def captions() -> None:
+    """Not there yet."""
+    raise NotImplementedError

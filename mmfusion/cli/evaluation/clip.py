@@ -1,0 +1,6 @@
+"""`mmfusion eval clip`."""
+
+
+def clip() -> None:
+    """Not there yet."""
+    raise NotImplementedError

@@ -1,0 +1,6 @@
+"""`mmfusion eval fid`."""
+
+
+def fid() -> None:
+    """Not there yet."""
+    raise NotImplementedError

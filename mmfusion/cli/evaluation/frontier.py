@@ -1,0 +1,6 @@
+"""`mmfusion eval frontier`."""
+
+
+def frontier() -> None:
+    """Not there yet."""
+    raise NotImplementedError

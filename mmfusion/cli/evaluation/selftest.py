@@ -1,0 +1,6 @@
+"""`mmfusion eval selftest`."""
+
+
+def selftest() -> None:
+    """Not there yet."""
+    raise NotImplementedError
