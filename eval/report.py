@@ -17,7 +17,7 @@ from PIL import Image as Picture
 
 from mmfusion.errors import UserError
 
-from . import curves
+from . import curves, shown
 
 
 def write_report(
@@ -28,7 +28,7 @@ def write_report(
     Args:
         folder: where to write, made if missing. Training's facts (training.json) and curves
             (metrics.jsonl) are taken from it where they are there.
-        report: what `digits.evaluate` measured.
+        report: what `run.evaluate` measured.
         pictures: its sheets; one that is missing or empty is left out of the page.
 
     Returns:
@@ -46,6 +46,7 @@ def write_report(
         charts=curves.charts(curves.read_metrics(metrics)) if metrics.is_file() else [],
         box=curves,
         names=NAMES,
+        directions=shown.directions(report, pictures),
     )
     numbers = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / "report.json", numbers + "\n")

@@ -22,24 +22,24 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def share(parts: Mapping[Path, Callable[[Path], None]], what: str, unit: str, size: int) -> None:
+def share(
+    parts: Mapping[Path, Callable[[Path], None]], what: str, unit: str, count: int, size: int
+) -> None:
     """Make those of the files that are not there; return when all are.
 
     Args:
         parts: file -> what makes it, whole or not at all (write beside it and rename).
         what: shown beside the bar.
         unit: what the bar counts, such as "picture", with its throughput.
+        count: units in all files.
         size: units in each file but the last, which may have fewer.
     """
     paths = list(parts)
     world = int(os.environ.get("WORLD_SIZE", 1))
     first = rank() * len(paths) // world
     numbers = [*range(first, len(paths)), *range(first)]
-    done = sum(path.exists() for path in paths)
-    bar = tqdm(
-        total=len(paths) * size, initial=done * size, desc=what, unit=unit, disable=rank() > 0
-    )
-    with bar:
+    there = min(count, sum(path.exists() for path in paths) * size)
+    with tqdm(total=count, initial=there, desc=what, unit=unit, disable=rank() > 0) as bar:
         while True:
             for number in numbers:
                 path = paths[number]
@@ -48,13 +48,14 @@ def share(parts: Mapping[Path, Callable[[Path], None]], what: str, unit: str, si
                 with claim(path, static=number % world == rank()) as mine:
                     if mine:
                         parts[path](path)
-                _count(bar, paths, size)
-            _count(bar, paths, size)
+                _show(bar, paths, size)
+            _show(bar, paths, size)
             if all(path.exists() for path in paths):
                 return
             time.sleep(WAIT)
 
 
-def _count(bar: "tqdm", paths: list[Path], size: int) -> None:
+def _show(bar: tqdm, paths: list[Path], size: int) -> None:
+    """All processes' work; the last file counts as a full one until all are there."""
     if not bar.disable:
-        bar.update(sum(path.exists() for path in paths) * size - bar.n)
+        bar.update(min(bar.total, sum(path.exists() for path in paths) * size) - bar.n)

@@ -537,8 +537,8 @@ def test_chat_ends_with_its_input(
 def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "model")
-    settings = f"{{data: '{digits_data}', pictures: 20, held_out: 10, edits: 10}}"
-    config = load("tiny", [*tiny(digits_data, folder), f"evaluation={settings}"])
+    suite = f"{{data: '{digits_data}', pictures: 20, held_out: 10, edits: 10}}"
+    config = load("tiny", [*tiny(digits_data, folder), f"evaluation={{digits: {suite}}}"])
     save(config, folder / "config.yaml")
     code, out, err = run("eval", folder)
     assert code == 0, err

@@ -1,14 +1,16 @@
 """A sheet of zero-shot edits (CausalFusion, section 6): every region, new classes and new texts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mmfusion.data_pipelines.corpora.digits import captions
 from PIL import Image as Picture
 
-from mmfusion import Pipeline
+from mmfusion.config import ModelConfig
 from mmfusion.generation.masks import regenerated, region
 
+from ..answers import Answers
 from .real import SIDE, Digits
 
 PICTURES = 6
@@ -19,9 +21,7 @@ MASKS = {
 """Pixels (8, 8) that are drawn anew."""
 
 
-def edit_sheet(
-    pipeline: Pipeline, chosen: Digits, options: dict[str, Any]
-) -> tuple[list[dict[str, Any]], bool]:
+def edit_sheet(answers: Answers, chosen: Digits) -> tuple[list[dict[str, Any]], bool]:
     """Six pictures under each mask, as another class and by a text that names a third one.
 
     Returns:
@@ -33,10 +33,10 @@ def edit_sheet(
     texts = [captions((int(label) + 3) % 10)[i] for i, label in enumerate(labels)]
     rows, kept = [], True
     for name, mask in MASKS.items():
-        by_class = pipeline.edit(pictures, mask, label=classes, **options)
-        by_text = pipeline.edit(pictures, mask, prompt=texts, **options)
+        by_class = answers.edit(pictures, mask, label=classes)
+        by_text = answers.edit(pictures, mask, prompt=texts)
         for made in (by_class, by_text):
-            kept &= kept_identical(pipeline, mask, made, chosen.pictures[: len(pictures)])
+            kept &= kept_identical(answers.config, mask, made, chosen.pictures[: len(pictures)])
         cells = [
             {"original": pictures[i], "label": int(labels[i]), "by_class": by_class[i],
              "class": classes[i], "by_text": by_text[i], "text": texts[i]}
@@ -48,11 +48,11 @@ def edit_sheet(
 
 
 def kept_identical(
-    pipeline: Pipeline, mask: np.ndarray, made: list[Picture.Image], originals: np.ndarray
+    config: ModelConfig, mask: np.ndarray, made: Sequence[Picture.Image], originals: np.ndarray
 ) -> bool:
     """Whether pixels of tokens that the mask does not touch are those of the originals."""
-    rows, columns = pipeline.config.image.grid
-    cells = regenerated(mask, pipeline.config.image, (SIDE, SIDE)).reshape(rows, columns)
+    rows, columns = config.image.grid
+    cells = regenerated(mask, config.image, (SIDE, SIDE)).reshape(rows, columns)
     keep = ~np.kron(cells, np.ones((SIDE // rows, SIDE // columns), bool))
     return all(
         np.array_equal(np.asarray(picture.convert("L"))[keep], original[keep])

@@ -5,10 +5,6 @@ says by the one digit that it names (`captions.py`). No picture is picked: the s
 ones, and of the nearest neighbours those that look most like a copy.
 """
 
-import platform
-import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +12,13 @@ import numpy as np
 from mmfusion.data_pipelines.corpora.digits import CONTINUATION, captions
 from PIL import Image as Picture
 
-from mmfusion import ImageSlot, Pipeline, TextSlot
-from mmfusion.config import EvaluationConfig
+from mmfusion import ImageSlot, TextSlot
+from mmfusion.config import ModelConfig
+from mmfusion.config.evaluation import Digits
 from mmfusion.errors import UserError
 from mmfusion.generation.masks import region
 
+from ..answers import Answers
 from ..captions.scores import cider
 from ..distances.frechet import frechet_distance
 from .edits import edit_sheet, kept_identical
@@ -30,7 +28,6 @@ from .real import SIDE, read_digits
 
 SHOWN = 20
 """Pictures on a sheet; the sheet of classes has ten a class."""
-PACKAGES = ("mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap")
 
 Cells = list[dict[str, Any]]
 """What one sheet of the page shows: pictures, what was wanted and what was found."""
@@ -41,11 +38,9 @@ Findings = tuple[dict[str, Any], dict[str, Cells]]
 class Suite:
     """The measurements of one model; each returns its findings."""
 
-    def __init__(
-        self, pipeline: Pipeline, data: Path, settings: EvaluationConfig, seed: int, progress: bool
-    ) -> None:
-        self.pipeline, self.settings = pipeline, settings
-        self.options: dict[str, Any] = {"seed": seed, "progress": progress}
+    def __init__(self, answers: Answers, settings: Digits) -> None:
+        self.answers, self.settings = answers, settings
+        data = Path(settings.data)
         self.train, self.unseen = read_digits(data, "train"), read_digits(data, "held_out")
         self.judge = Judge(self.train, self.unseen)
         self.held_out = self.unseen.first(settings.held_out)
@@ -53,7 +48,7 @@ class Suite:
     def class_to_image(self) -> Findings:
         """Pictures of each class: right digit, Fréchet distance, and how many are copies."""
         labels = np.arange(self.settings.pictures) % 10
-        made = self.pipeline.class_to_image(labels.tolist(), **self.options)
+        made = self.answers.class_to_image(labels.tolist())
         judged = self.judge(made)
         right = judged == labels
         nearest, distance = self.judge.nearest(made)
@@ -97,7 +92,7 @@ class Suite:
         number = np.arange(self.settings.pictures)
         labels, wordings = number % 10, number // 10 % 10
         prompts = [captions(d)[w] for d, w in zip(labels.tolist(), wordings.tolist(), strict=True)]
-        made = self.pipeline.text_to_image(prompts, **self.options)
+        made = self.answers.text_to_image(prompts)
         judged = self.judge(made)
         cells = [
             {
@@ -114,7 +109,7 @@ class Suite:
     def image_to_text(self) -> Findings:
         """Captions of held-out pictures: they name the digit, and CIDEr against its wordings."""
         labels, pictures = self.held_out.labels, self.held_out.drawn()
-        written = self.pipeline.image_to_text(pictures, **self.options)
+        written = list(self.answers.image_to_text(pictures))
         named = [named_digit(caption) for caption in written]
         score = cider([captions(int(label)) for label in labels], written)
         report = {
@@ -140,7 +135,7 @@ class Suite:
         """After a held-out digit and "then comes": the next digit's name, then a picture of it."""
         following, pictures = (self.held_out.labels + 1) % 10, self.held_out.drawn()
         prompts = [[p, CONTINUATION, TextSlot(), ImageSlot()] for p in pictures]
-        answers = self.pipeline.generate(prompts, **self.options)
+        answers = self.answers.generate(prompts)
         written, made = [a[2] for a in answers], [a[3] for a in answers]
         named, judged = [named_digit(text) for text in written], self.judge(made)
         name_right = np.array([a == b for a, b in zip(named, following, strict=True)])
@@ -171,14 +166,14 @@ class Suite:
         labels, pictures = chosen.labels, chosen.drawn()
         others = (labels + 5) % 10
         same, other = (
-            self.pipeline.edit(pictures, "bottom", label=wanted.tolist(), **self.options)
+            self.answers.edit(pictures, "bottom", label=wanted.tolist())
             for wanted in (labels, others)
         )
         bottom = region("bottom", SIDE, SIDE)
         mask = bottom.astype(np.uint8) * 255
-        rows, kept = edit_sheet(self.pipeline, chosen, {**self.options, "progress": False})
+        rows, kept = edit_sheet(self.answers, chosen)
         for made in (same, other):
-            kept &= kept_identical(self.pipeline, bottom, made, chosen.pictures)
+            kept &= kept_identical(self.answers.config, bottom, made, chosen.pictures)
         judged_same, judged_other = self.judge(same), self.judge(other)
         report = {
             "kept_identical": kept,
@@ -203,81 +198,52 @@ class Suite:
         return {"edit": report}, {"edit": cells, "edits": rows}
 
 
-def evaluate(
-    pipeline: Pipeline,
-    data: Path,
-    settings: EvaluationConfig,
-    seed: int = 0,
-    progress: bool = False,
-    model: str = "",
-) -> Findings:
+def evaluate(answers: Answers, settings: Digits) -> Findings:
     """Measure a digits model on all five tasks.
 
     Args:
-        data: folder that the digits pipeline wrote.
-        seed: of each task's first picture.
-        progress: show a bar for each task.
-        model: where the model came from, for the report.
+        answers: the model's, or anything with the methods of `Pipeline` that answers.
+        settings: the real digits, and how many answers.
 
     Returns:
-        The report (plain data, for report.json), and the sheets' cells (for report.html).
+        Entries of the report (plain data), and the sheets' cells.
 
     Raises:
         UserError: data that is missing or damaged, or a model of something else than digits.
     """
-    _check(pipeline)
-    suite = Suite(pipeline, data, settings, seed, progress)
+    _check(answers.config)
+    suite = Suite(answers, settings)
     report: dict[str, Any] = {
-        "model": model,
-        "seed": seed,
         "judge": {
             "k": suite.judge.k,
             "accuracy_on_held_out": suite.judge.accuracy,
             "n": suite.judge.n_held_out,
         },
     }
-    measures: list[Callable[[], Findings]] = [
+    sheets: dict[str, Cells] = {}
+    for measure in (
         suite.class_to_image,
         suite.text_to_image,
         suite.image_to_text,
         suite.interleaved,
         suite.edit,
-    ]
-    sheets: dict[str, Cells] = {}
-    seconds: dict[str, float] = {}
-    for measure in measures:
-        start = time.perf_counter()
+    ):
         numbers, cells = measure()
         report |= numbers
         sheets |= cells
-        seconds[measure.__name__] = time.perf_counter() - start
-    return report | {
-        "sampling": pipeline.config.generation.model_dump(),
-        "seconds": seconds,
-        "versions": _versions(),
-    }, sheets
+    return report, sheets
 
 
-def _check(pipeline: Pipeline) -> None:
-    image, classes = pipeline.config.image, pipeline.config.classes
+def _check(config: ModelConfig) -> None:
+    image, classes = config.image, config.classes
     if (image.size, image.channels) != (SIDE, 1) or len(classes) != 10:
         raise UserError(
             f"the digits suite measures models of 8x8 grey pictures in ten classes; this one has "
             f"image.size {image.size}, image.channels {image.channels} and {len(classes)} classes"
         )
-    if pipeline.config.text is None:
+    if config.text is None:
         raise UserError("the digits suite needs a model with text; this one has no tokenizer")
 
 
 def _share(right: Any) -> float:
     return float(np.mean(right))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # run from a checkout that is not installed
-    return found

@@ -4,7 +4,8 @@ A YAML file is read into `Config`; unknown keys and wrong types are refused with
 Any key can be overridden on the command line as `train.lr=3e-4`.
 """
 
-from mmfusion.config.files import find, load, save
+from mmfusion.config.evaluation import EvaluationConfig
+from mmfusion.config.files import find, load, load_evaluation, save
 from mmfusion.config.model import (
     DecoderConfig,
     DiffusionConfig,
@@ -16,7 +17,6 @@ from mmfusion.config.run import (
     CapacityConfig,
     Config,
     DataConfig,
-    EvaluationConfig,
     SourceConfig,
     TrainConfig,
 )
@@ -41,5 +41,6 @@ __all__ = [
     "build",
     "find",
     "load",
+    "load_evaluation",
     "save",
 ]

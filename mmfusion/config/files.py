@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.classes import read_names
+from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.run import Config
-from mmfusion.config.section import Section, build
+from mmfusion.config.section import S, Section, build
 from mmfusion.errors import UserError
 from mmfusion.overrides import apply_override, read_yaml, write_yaml
 
@@ -36,11 +37,20 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         UserError: a missing file, an unknown key or a wrong value, with the key's path.
     """
+    return _named(_load(Config, name, overrides))
+
+
+def load_evaluation(name: str, overrides: list[str] | tuple[str, ...] = ()) -> EvaluationConfig:
+    """Read what `mmfusion eval` is to measure, as `load` reads a run's config."""
+    return _load(EvaluationConfig, name, overrides)
+
+
+def _load(kind: type[S], name: str, overrides: list[str] | tuple[str, ...]) -> S:
     path = find(name)
     raw = _read(path)
     for override in overrides:
         apply_override(raw, override)
-    return _named(build(Config, raw, str(path)))
+    return build(kind, raw, str(path))
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.model import ModelConfig
 from mmfusion.config.section import Positive, Section
 from mmfusion.errors import UserError
@@ -95,18 +96,6 @@ class TrainConfig(Section):
     """What the sample sheets show beside the first classes."""
     keep: int = Field(2, gt=0)
     """Newest checkpoints to keep."""
-
-
-class EvaluationConfig(Section):
-    """What `mmfusion eval` measures."""
-
-    suite: Literal["digits"] = "digits"
-    data: str
-    """Folder that the suite's data pipeline wrote."""
-    pictures: int = Field(1000, gt=0)
-    held_out: int | None = Field(None, gt=0)
-    """Use only so many held-out pictures; default: all."""
-    edits: int = Field(100, gt=0)
 
 
 class Config(ModelConfig):

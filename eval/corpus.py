@@ -1,0 +1,72 @@
+"""Captioned pictures as an evaluation asks for them: prompts, pictures and references by number."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmfusion.data_pipelines.shards import Shards
+from PIL import Image as Picture
+from tqdm import tqdm
+
+from mmfusion.errors import UserError
+from mmfusion.rng import generator
+
+
+class Corpus:
+    """Shards with captions. A damaged sample stops the evaluation: a hole would go unseen."""
+
+    def __init__(self, pattern: str) -> None:
+        """Open the shards and read their captions.
+
+        Raises:
+            UserError: no shards, or a sample without captions.
+        """
+        self.shards = Shards(pattern)
+        if self.shards.lost:
+            path, lost = self.shards.lost[0]
+            raise UserError(
+                f"{pattern}: {len(self.shards.lost)} places are damaged, such as {path} "
+                f"({lost.what}); an evaluation needs all of it: see `mmfusion data verify`"
+            )
+        self.captions: list[list[str]] = []
+        for number in tqdm(range(len(self.shards)), "reading captions", leave=False, delay=2):
+            sample = self.shards.sample(number, ("json", "txt", "cls"))
+            self.captions.append(sample.captions(sample.json()))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def prompts(self, count: int, seed: int) -> list[str]:
+        """Captions in random order, one a picture before any picture has its turn again.
+
+        The first of more prompts are the same as fewer.
+        """
+        n, prompts = len(self), []
+        for turn in range(-(-count // n)):
+            order = generator("prompts", seed, turn).permutation(n)
+            prompts += [self._caption(int(i), turn) for i in order]
+        return prompts[:count]
+
+    def _caption(self, number: int, turn: int) -> str:
+        captions = self.captions[number]
+        return captions[turn % len(captions)]
+
+    def pictures(self, count: int | None = None) -> "Pictures":
+        """The first `count` pictures."""
+        return Pictures(self.shards, min(count or len(self), len(self)))
+
+
+class Pictures(Sequence[Picture.Image]):
+    """Pictures of shards, read when they are asked for."""
+
+    def __init__(self, shards: Shards, count: int) -> None:
+        self._shards, self._count = shards, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return self._shards[number].picture()

@@ -1,0 +1,106 @@
+"""What `mmfusion eval` measures: a section for each direction, and what it is compared with."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mmfusion.config.sampling import Sampling
+from mmfusion.config.section import Section
+
+PictureMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
+CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
+
+
+class Asked(Section):
+    """How answers are made: what differs from the model's own defaults for the task."""
+
+    sampling: dict[str, Any] = Field({})
+    """Options of `Sampling`."""
+    best_of: int = Field(1, gt=0)
+    """Answers made for each prompt, of which the model keeps the one that it finds likeliest."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        Sampling.model_validate(given)
+        return given
+
+
+class Drawn(Asked):
+    """Pictures against a reference set, by features."""
+
+    pictures: int = Field(gt=0)
+    """How many are drawn. Only distances of the same number compare."""
+    reference: str | None = None
+    """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
+    features: list[str] = Field(["inception"])
+    """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, module:FILE, pixels."""
+    metrics: list[PictureMetric] = Field(["fid", "sfid", "is", "precision", "recall", "kid"])
+
+
+class ClassToImage(Drawn):
+    """Pictures of all classes in turn."""
+
+    pictures: int = Field(50_000, gt=0)
+
+
+class TextToImage(Drawn):
+    """Pictures of a corpus's captions, one caption of a sample each."""
+
+    data: str
+    """Shards with captions; also the reference, if no other is given."""
+    pictures: int = Field(30_000, gt=0)
+    clip: str | None = None
+    """MODEL:WEIGHTS of the CLIP score and of the retrieval rank."""
+    cycle: bool = True
+    """Measure how likely the prompt is as a caption of its picture, by the model itself."""
+
+
+class ImageToText(Asked):
+    """Captions of a corpus's pictures, against its own."""
+
+    data: str
+    """Shards with captions."""
+    pictures: int | None = Field(None, gt=0)
+    """Use only the first so many; default: all."""
+    metrics: list[CaptionMetric] = Field(["bleu", "rouge_l", "cider", "meteor", "spice"])
+    tokenizer: Literal["auto", "ptb", "plain", "spaces"] = "auto"
+    """auto: as published scores (ptb) where Java is, else plain."""
+    clip: str | None = None
+    """MODEL:WEIGHTS of RefCLIPScore."""
+    perplexity: bool = True
+    """Of the references, given their picture."""
+
+
+class Digits(Section):
+    """The digits suite: five tasks, judged by real digits."""
+
+    data: str
+    """Folder that `mmfusion data digits` wrote."""
+    pictures: int = Field(1000, gt=0)
+    held_out: int | None = Field(None, gt=0)
+    """Use only so many held-out pictures; default: all."""
+    edits: int = Field(100, gt=0)
+
+
+class EvaluationConfig(Section):
+    """A whole evaluation."""
+
+    seed: int = 0
+    """Answer i of a task uses seed + i and nothing else."""
+    batch: int = Field(100, gt=0)
+    """Answers made side by side and kept as one file, on whichever rank; figures may differ in
+    their last bits between batches of different sizes."""
+    class_to_image: ClassToImage | None = None
+    text_to_image: TextToImage | None = None
+    image_to_text: ImageToText | None = None
+    digits: Digits | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluationConfig":
+        if not any((self.class_to_image, self.text_to_image, self.image_to_text, self.digits)):
+            raise ValueError(
+                "there is nothing to measure: name class_to_image, text_to_image, image_to_text "
+                "or digits"
+            )
+        return self
