@@ -11,6 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image as Picture
 from mmfusion import Pipeline
 from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError, first_line
+from mmfusion.generation.scoring import Likelihood
 
 from . import work
 
@@ -29,20 +31,21 @@ VERSION = 1
 """Of what is in the files."""
 SECONDS = "seconds.jsonl"
 
-Answer = list[str | Picture.Image]
+Answer = list[str | Picture.Image | dict[str, Any]]
 
 
 class Kept(Sequence[Any]):
-    """Answers on disk: a picture, a text, or with several slots the list of both, by number."""
+    """Answers on disk: a picture, a text, or with several slots the list of both, by number.
+
+    Attributes:
+        folder: of the shards.
+        digest: SHA-256 of what they hold.
+    """
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder = folder
         self._shards = Shards([str(path) for path in paths])
-
-    @property
-    def pattern(self) -> str:
-        """The shards."""
-        return str(self.folder / "*.tar")
+        self.digest = self._shards.digest
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -56,6 +59,8 @@ class Kept(Sequence[Any]):
         except (OSError, UnicodeDecodeError) as error:
             told = f"{sample.where}: {first_line(error)}; delete {self.folder} and start again"
             raise UserError(told) from None
+        if not made:
+            return sample.json()
         return made.get("png", made.get("txt", list(made.values())))
 
     def __iter__(self) -> Iterator[Any]:
@@ -134,6 +139,15 @@ class Answers:
                 items[place] = item
         return filled
 
+    def log_likelihood(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[Likelihood]:
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            size = common["batch_size"]
+            found = self.pipeline.log_likelihood(prompts[at], answers[at], batch_size=size)
+            return [[asdict(each)] for each in found]
+
+        kept = self._kept("log_likelihood", len(answers), [prompts, list(answers)], ask, {})
+        return [Likelihood(**each) for each in kept]
+
     def _kept(
         self,
         task: str,
@@ -152,7 +166,7 @@ class Answers:
             "seed": self.seed,
             "batch": self.batch,
             "options": options,
-            "sampling": getattr(self.config.generation, task).model_dump(),
+            "sampling": self.config.generation.model_dump().get(task),
             "asked_sha256": _digest(asked),
         }
         folder = self.folder / f"{task}-{_digest(question)[:12]}"
@@ -178,7 +192,7 @@ class Answers:
 
         starts = range(0, count, self.batch)
         parts = {folder / f"{n:05d}.tar": partial(make, start) for n, start in enumerate(starts)}
-        unit = "caption" if task == "image_to_text" else "picture"
+        unit = {"image_to_text": "caption", "log_likelihood": "text"}.get(task, "picture")
         work.share(parts, task.replace("_", " "), unit, count, self.batch)
         self.seconds[task] = self.seconds.get(task, 0.0) + _seconds(folder / SECONDS)
         return Kept(folder, list(parts))
@@ -200,7 +214,9 @@ def _members(answer: Answer, facts: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"json": facts} if facts else {}
     for place, item in enumerate(answer):
         head = f"{place}." if len(answer) > 1 else ""
-        if isinstance(item, str):
+        if isinstance(item, dict):
+            found["json"] = item
+        elif isinstance(item, str):
             found[f"{head}txt"] = item.encode("utf-8", "replace")
         else:
             file = io.BytesIO()
@@ -218,7 +234,7 @@ def _read(ext: str, data: bytes) -> str | Picture.Image:
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 of plain data, arrays and pictures."""
+    """SHA-256 of plain data, arrays and pictures, and of what has a digest of its own."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -228,6 +244,8 @@ def _digest(value: Any) -> str:
         elif isinstance(value, np.ndarray):
             digest.update(f"array {value.dtype} {value.shape} ".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(own := getattr(value, "digest", None), str):
+            digest.update(f"digest {own} ".encode())
         elif isinstance(value, dict):
             add([[key, value[key]] for key in sorted(value)])
         elif isinstance(value, Sequence) and not isinstance(value, str):

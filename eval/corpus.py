@@ -1,5 +1,6 @@
 """Captioned pictures as an evaluation asks for them: prompts, pictures and references by number."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,25 +49,32 @@ class Corpus:
 
     def _caption(self, number: int, turn: int) -> str:
         captions = self.captions[number]
-        return captions[turn % len(captions)]
+        return captions[(number + turn) % len(captions)]  # pictures differ in their wording
 
     def pictures(self, count: int | None = None) -> "Pictures":
-        """The first `count` pictures."""
-        return Pictures(self.shards, min(count or len(self), len(self)))
+        """The first `count` pictures (default: all)."""
+        return Pictures(self.shards, range(min(count or len(self), len(self))))
 
 
 class Pictures(Sequence[Picture.Image]):
-    """Pictures of shards, read when they are asked for."""
+    """Pictures of shards by number, in any order, read when they are asked for.
 
-    def __init__(self, shards: Shards, count: int) -> None:
-        self._shards, self._count = shards, count
+    Attributes:
+        digest: SHA-256 of which pictures they are.
+    """
+
+    def __init__(self, shards: Shards, numbers: Sequence[int]) -> None:
+        self._shards, self._numbers = shards, numbers
+        self.digest = hashlib.sha256(f"{shards.digest} {list(numbers)}".encode()).hexdigest()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        return self._shards[number].picture()
+        return self._shards[self._numbers[number]].picture()
+
+    def chosen(self, numbers: Sequence[int]) -> "Pictures":
+        """Some of them, each as often as it is named."""
+        return Pictures(self._shards, [self._numbers[number] for number in numbers])
