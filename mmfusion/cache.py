@@ -46,6 +46,17 @@ class Cache:
         part.doc, part.order, part.stream = self.doc[rows], self.order[rows], self.stream[rows]
         return part
 
+    def take(self, other: "Cache", rows: Tensor, since: int = 0) -> None:
+        """Hold what `rows` (B,) of another cache, or of this one, hold from `since` on.
+
+        A row may be named several times: beams of a search share what came before them.
+        """
+        end = self.used = other.used
+        self.kv[..., since:end, :] = other.kv[:, :, rows, :, since:end]
+        self.doc[:, since:end] = other.doc[rows, since:end]
+        self.order[:, since:end] = other.order[rows, since:end]
+        self.stream[:, since:end] = other.stream[rows, since:end]
+
     def mask(self, batch: Batch) -> Tensor:
         """(B, Q, used + Q): what the batch's tokens see of the cache and of each other."""
         own = (batch.doc, batch.order, batch.stream)

@@ -1,8 +1,8 @@
 """The public way to use a model: class→image, text→image, image→text, editing, interleaving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.generation.items import (
+    OnPicture,
+    OnToken,
+    PictureReport,
+    TokenReport,
+    each,
+    listed,
+    seeds_of,
+)
 from mmfusion.generation.masks import EditMask
 from mmfusion.generation.prompt import (
     ImagePart,
@@ -25,11 +34,15 @@ from mmfusion.generation.prompt import (
     TextPart,
     shape_of,
 )
+from mmfusion.generation.scoring import (
+    Likelihood,
+    best_candidates,
+    candidate_seeds,
+    check_best_of,
+)
 from mmfusion.generation.session import Session
+from mmfusion.sequence import Segment
 
-T = TypeVar("T")
-OnPicture = Callable[[int, float, Picture.Image], None]
-OnToken = Callable[[int, str], None]
 Answer = list[str | Picture.Image]
 
 
@@ -44,8 +57,15 @@ class Pipeline:
         on_token: called with (item, text so far) while writing.
         progress: show a bar.
         Any option of `mmfusion.config.Sampling`: guidance, guidance_interval,
-            num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p,
-            max_new_tokens. The defaults are the model's own for the task.
+            num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p, beams,
+            length_penalty, max_new_tokens. The defaults are the model's own for the task.
+
+    `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
+    drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
+    log p(prompt | picture), or the caption with the highest score log p(caption | picture) /
+    tokens ** length_penalty, for beams and candidates mean the same by the best. What is judged is
+    what is returned: 8-bit pictures and finished texts. Candidate 0 has the item's own seed,
+    candidate k one that follows from that seed and k alone; of equals the first is kept.
 
     Raises `mmfusion.errors.UserError` for any input that cannot be answered.
     """
@@ -88,17 +108,25 @@ class Pipeline:
             "class_to_image", labels, options, self.read.label, self.read.image_slot
         )
 
-    def text_to_image(self, prompts: str | Sequence[str], **options: Any) -> Any:
+    def text_to_image(self, prompts: str | Sequence[str], best_of: int = 1, **options: Any) -> Any:
         """Pictures of what the prompts say."""
-        return self._one_slot(
-            "text_to_image", prompts, options, self.read.text, self.read.image_slot
-        )
 
-    def image_to_text(self, images: Picture.Image | Sequence[Picture.Image], **options: Any) -> Any:
+        def judged(prompt: str, given: Any, made: Any) -> list[Segment]:
+            return [self.read.picture(made), self.read.answer(prompt)]
+
+        read, slot = self.read.text, self.read.image_slot
+        return self._one_slot("text_to_image", prompts, options, read, slot, best_of, judged)
+
+    def image_to_text(
+        self, images: Picture.Image | Sequence[Picture.Image], best_of: int = 1, **options: Any
+    ) -> Any:
         """Captions of pictures."""
-        return self._one_slot(
-            "image_to_text", images, options, self.read.picture, self.read.text_slot
-        )
+
+        def judged(image: Any, given: Any, said: Any) -> list[Segment]:
+            return [given, self.read.answer(said)]
+
+        read, slot = self.read.picture, self.read.text_slot
+        return self._one_slot("image_to_text", images, options, read, slot, best_of, judged)
 
     def edit(
         self,
@@ -118,9 +146,9 @@ class Pipeline:
         """
         if (prompt is None) == (label is None):
             raise UserError("edit: give either a prompt or a label")
-        images, single = _listed(image, Picture.Image)
-        conditions = _each(label if prompt is None else prompt, len(images), "label or prompt")
-        masks = _each(mask, len(images), "mask")
+        images, single = listed(image, Picture.Image)
+        conditions = each(label if prompt is None else prompt, len(images), "label or prompt")
+        masks = each(mask, len(images), "mask")
         make = self.read.label if prompt is None else self.read.text
         common, given = _split_options(options)
         parts: list[list[Part]] = [
@@ -151,20 +179,86 @@ class Pipeline:
             filled.append([next(answer) if w else i for i, w in zip(items, wanted, strict=True)])
         return filled if many else filled[0]
 
+    def log_likelihood(
+        self,
+        prompts: Any,
+        answers: str | Sequence[str],
+        batch_size: int = 128,
+        progress: bool = False,
+    ) -> Any:
+        """How likely the model finds answers: log p(answer | prompt) and its number of tokens.
+
+        Args:
+            prompts: what is given before each answer: a picture, a text, or a list of both.
+            answers: a text for each prompt; with a str alone, `prompts` is its one prompt.
+
+        Returns:
+            A `Likelihood`, or one for each answer.
+
+        Raises:
+            UserError: an answer that no row of the model holds, named by its place, or one for
+                which there is no prompt.
+        """
+        texts, single = listed(answers, str)
+        given = [prompts] if single else listed(prompts, ())[0]
+        if len(given) != len(texts):
+            raise UserError(f"log_likelihood: {len(given)} prompts for {len(texts)} answers")
+        documents = [
+            [*self.read.given(prompt), self.read.answer(text)]
+            for prompt, text in zip(given, texts, strict=True)
+        ]
+        for number, document in enumerate(documents):
+            self.read.check_length(document, f"item {number}")
+        found = self._likelihoods(documents, batch_size, progress)
+        return found[0] if single else found
+
     def _one_slot(
         self,
         task: str,
         items: Any,
         options: dict[str, Any],
-        given: Callable[[Any], Part],
-        slot: Callable[[str, dict[str, Any]], Part],
+        given: Callable[[Any], Segment],
+        slot: Callable[[str, dict[str, Any]], ImagePart | TextPart],
+        best_of: int = 1,
+        judged: Callable[[Any, Segment, Any], list[Segment]] | None = None,
     ) -> Any:
-        """A task of one given segment and one slot, whose answer is returned."""
-        listed, single = _listed(items, (int, str, np.integer, Picture.Image))
+        """A task of one given segment and one slot, whose answer, or best answer, is returned.
+
+        `judged` makes an item, what was given for it and an answer into the document whose last
+        text is to be likely.
+        """
+        wanted, single = listed(items, (int, str, np.integer, Picture.Image))
         common, own = _split_options(options)
-        prompts = [[given(item), slot(task, own)] for item in listed]
-        answers = [answer[0] for answer in self._answer(prompts, task, **common)]
+        asked = slot(task, own)
+        check_best_of(best_of, asked, common)
+        seeds = candidate_seeds(seeds_of(common.pop("seed", 0), len(wanted)), best_of)
+        drawn = [pair for item in wanted for pair in [(item, given(item))] * best_of]
+        prompts: list[list[Part]] = [[segment, asked] for _, segment in drawn]
+        answers = [answer[0] for answer in self._answer(prompts, task, seed=seeds, **common)]
+        if judged and best_of > 1:
+            documents = [judged(*pair, made) for pair, made in zip(drawn, answers, strict=True)]
+            scores = self._likelihoods(
+                documents, common.get("batch_size", 128), common.get("progress", False)
+            )
+            penalty = asked.sampling.length_penalty
+            best = best_candidates([score.score(penalty) for score in scores], best_of)
+            answers = [answers[at] for at in best]
         return answers[0] if single else answers
+
+    def _likelihoods(
+        self, documents: list[list[Segment]], batch_size: int, progress: bool
+    ) -> list[Likelihood]:
+        """The likelihood of each document's last segment, a text with its loss."""
+        found: dict[int, Likelihood] = {}
+        for batch in self._batches(documents, "log_likelihood", batch_size, progress):
+            columns = list(zip(*(documents[number] for number in batch), strict=True))
+            session = self._session(columns, [torch.Generator()] * len(batch), guided=False)
+            for column in columns[:-1]:
+                session.append(list(column))
+            log_p = session.log_likelihood(list(columns[-1])).tolist()
+            for number, text, value in zip(batch, columns[-1], log_p, strict=True):
+                found[number] = Likelihood(value, len(text.ids) - 1)
+        return [found[number] for number in range(len(documents))]
 
     def _answer(
         self,
@@ -177,31 +271,37 @@ class Pipeline:
         progress: bool = False,
     ) -> list[Answer]:
         """Answer all prompts, those of one shape side by side."""
+        seeds = seeds_of(seed, len(prompts))
+        for parts in prompts:
+            self.read.check_length(parts)
+        answers: list[Answer] = [[] for _ in prompts]
+        for batch in self._batches(prompts, task, batch_size, progress):
+            self._answer_batch(prompts, seeds, batch, answers, on_picture, on_token)
+        return answers
+
+    def _batches(
+        self, prompts: Sequence[Sequence[Part]], task: str, batch_size: int, progress: bool
+    ) -> Iterator[list[int]]:
+        """Numbers of the prompts that are run side by side, `batch_size` of one shape."""
         if not prompts:
             raise UserError(f"{task}: nothing was given")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size}; give 1 or more")
-        if isinstance(seed, (int, np.integer)):
-            seed = range(int(seed), int(seed) + len(prompts))
-        seeds = list(seed) if isinstance(seed, (Sequence, np.ndarray)) else [seed]
-        if not all(isinstance(each, (int, np.integer)) for each in seeds):
-            raise UserError(f"seed {seed!r}: give a whole number, or one for each item")
-        if not all(-(2**63) <= each < 2**63 for each in seeds):
-            raise UserError("seed: a seed is a whole number of at most 63 bits")
-        if len(seeds) != len(prompts):
-            raise UserError(f"seed: {len(seeds)} seeds for {len(prompts)} items")
         groups: dict[tuple, list[int]] = {}
         for number, parts in enumerate(prompts):
-            self.read.check_length(parts)
             groups.setdefault(shape_of(parts), []).append(number)
-        answers: list[Answer] = [[] for _ in prompts]
         with tqdm(total=len(prompts), desc=task, disable=not progress) as bar:
             for numbers in groups.values():
                 for at in range(0, len(numbers), batch_size):
-                    batch = numbers[at : at + batch_size]
-                    self._answer_batch(prompts, seeds, batch, answers, on_picture, on_token)
-                    bar.update(len(batch))
-        return answers
+                    yield numbers[at : at + batch_size]
+                    bar.update(len(numbers[at : at + batch_size]))
+
+    def _session(
+        self, columns: list[tuple[Part, ...]], generators: list[torch.Generator], guided: bool
+    ) -> Session:
+        """Rows with room for all their parts, side by side in columns."""
+        length = sum(max(self.read.room(part) for part in column) for column in columns)
+        return Session(self.decoder, self.config, self.tokenizer, length, generators, guided)
 
     def _answer_batch(
         self,
@@ -214,14 +314,8 @@ class Pipeline:
     ) -> None:
         columns = list(zip(*(prompts[number] for number in batch), strict=True))
         guided = any(isinstance(c[0], ImagePart) and c[0].sampling.guidance != 1 for c in columns)
-        session = Session(
-            self.decoder,
-            self.config,
-            self.tokenizer,
-            length=sum(max(self.read.room(part) for part in column) for column in columns),
-            generators=[torch.Generator().manual_seed(int(seeds[number])) for number in batch],
-            guided=guided,
-        )
+        generators = [torch.Generator().manual_seed(int(seeds[number])) for number in batch]
+        session = self._session(columns, generators, guided)
         for place, column in enumerate(columns):
             follows = place + 1 < len(columns)
             first = column[0]
@@ -229,12 +323,12 @@ class Pipeline:
                 kept = None
                 if first.keep is not None:
                     kept = np.stack([p.latents for p in column]), np.stack([p.keep for p in column])
-                report = on_picture and _PictureReport(self.codec, batch, on_picture)
+                report = on_picture and PictureReport(self.codec, batch, on_picture)
                 latents = session.image(first.sampling, follows, kept, report)
                 made: list[Any] = self.codec.decode(latents)
             elif isinstance(first, TextPart):
                 image_follows = follows and isinstance(columns[place + 1][0], ImagePart)
-                write = on_token and _TokenReport(self.tokenizer, batch, on_token)
+                write = on_token and TokenReport(self.tokenizer, batch, on_token)
                 ids = session.text(first.sampling, image_follows, follows, write)
                 assert self.tokenizer is not None
                 made = [self.tokenizer.decode(i).strip() for i in ids]
@@ -245,50 +339,9 @@ class Pipeline:
                 answers[number].append(answer)
 
 
-class _PictureReport:
-    """Latents as they stand, shown to the caller as pictures."""
-
-    def __init__(self, codec: ImageCodec, batch: list[int], tell: OnPicture) -> None:
-        self.codec, self.batch, self.tell = codec, batch, tell
-
-    def __call__(self, share: float, latents: torch.Tensor) -> None:
-        for number, picture in zip(self.batch, self.codec.decode(latents.numpy()), strict=True):
-            self.tell(number, share, picture)
-
-
-class _TokenReport:
-    """Token ids as they come, shown to the caller as the text so far."""
-
-    def __init__(self, tokenizer: Tokenizer | None, batch: list[int], tell: OnToken) -> None:
-        self.tokenizer, self.batch, self.tell = tokenizer, batch, tell
-        self.ids: dict[int, list[int]] = {}
-
-    def __call__(self, row: int, token: int) -> None:
-        assert self.tokenizer is not None
-        ids = self.ids.setdefault(row, [])
-        ids.append(token)
-        self.tell(self.batch[row], self.tokenizer.decode(ids).strip())
-
-
 COMMON = ("seed", "batch_size", "on_picture", "on_token", "progress")
 
 
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     common = {name: value for name, value in options.items() if name in COMMON}
     return common, {name: value for name, value in options.items() if name not in COMMON}
-
-
-def _listed(items: Any, single: Any) -> tuple[list, bool]:
-    if isinstance(items, single):
-        return [items], True
-    if isinstance(items, (list, tuple, np.ndarray, range, torch.Tensor)):
-        return [i.item() if isinstance(i, torch.Tensor) else i for i in items], False
-    raise UserError(f"expected one item or a list of them, got {type(items).__name__}")
-
-
-def _each(value: Any, count: int, what: str) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        return [value] * count
-    if len(value) != count:
-        raise UserError(f"edit: {len(value)} of {what} for {count} pictures")
-    return list(value)

@@ -18,6 +18,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="a sampling option as name=value, such as guidance=2 (repeatable)"),
 ]
+BestOf = Annotated[
+    int,
+    typer.Option(
+        min=1, help="draw so many candidates of each and keep the one that the model likes best"
+    ),
+]
 Exact = Annotated[bool, typer.Option(help="save small pictures at their own size, not enlarged")]
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
@@ -35,6 +41,7 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     model: Model = "digits",
     seed: Seed = 0,
+    best_of: BestOf = 1,
     options: Set = None,
     exact: Exact = False,
 ) -> None:
@@ -49,7 +56,8 @@ def generate(
     columns = len(asked) if count > 1 and 1 < len(asked) <= 10 else 10  # one column a prompt
     pipeline = _pipeline(model)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
-    pictures = draw(wanted, seed=seed, progress=True, **_options(options))
+    chosen = {"best_of": best_of} if best_of > 1 else {}
+    pictures = draw(wanted, seed=seed, progress=True, **chosen, **_options(options))
     if len(pictures) == 1 or output.suffix:
         _save(pictures[0] if len(pictures) == 1 else grid(pictures, columns), output, exact)
         return
@@ -61,11 +69,14 @@ def caption(
     images: Annotated[list[Path], typer.Argument(help="picture files")],
     model: Model = "digits",
     seed: Seed = 0,
+    best_of: BestOf = 1,
     options: Set = None,
 ) -> None:
     """Say what is in pictures."""
     pictures = [_open(path) for path in images]
-    texts = _pipeline(model).image_to_text(pictures, seed=seed, **_options(options))
+    texts = _pipeline(model).image_to_text(
+        pictures, seed=seed, best_of=best_of, **_options(options)
+    )
     for path, text in zip(images, texts, strict=True):
         typer.echo(f"{path}: {text}" if len(images) > 1 else text)
 

@@ -28,6 +28,13 @@ class Sampling(Section):
     temperature: float = Field(0.0, ge=0)
     """0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
+    beams: int = Field(1, gt=0)
+    """Hypotheses that beam search keeps side by side, with the memory of as many rows; 1 is greedy
+    decoding or, with a temperature, sampling."""
+    length_penalty: float = Field(1.0, ge=0)
+    """Beams and `best_of` rank texts by log p / tokens ** length_penalty, the end symbol counted,
+    as transformers does. 0 takes the most probable text, which favours short ones; 1 the highest
+    mean over its tokens."""
     max_new_tokens: int = Field(32, gt=0)
 
     @model_validator(mode="after")
@@ -37,6 +44,11 @@ class Sampling(Section):
             raise ValueError("guidance_interval needs 0 <= low < high <= 1")
         if self.ar_sizes is not None and min(self.ar_sizes, default=0) < 1:
             raise ValueError("ar_sizes needs positive sizes")
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"beams: {self.beams} at temperature {self.temperature}; beam search draws "
+                "nothing: give temperature 0, or beams 1 to sample"
+            )
         return self
 
 

@@ -4,6 +4,7 @@ A prompt is a list of str, PIL pictures and slots. A part is a segment that is g
 be filled; class labels and edits are parts too, so that all five tasks are one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import ImageCodec
-from mmfusion.codecs.text import Tokenizer
+from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError
 from mmfusion.generation.masks import EditMask, regenerated
@@ -71,6 +72,11 @@ class PromptReader:
         Raises:
             UserError: an unknown option, a wrong value, or guidance that the model never learned.
         """
+        if "best_of" in options:
+            raise UserError(
+                f"best_of: {task} has no text that its candidates could be judged by; "
+                "text_to_image and image_to_text have"
+            )
         base: Sampling = getattr(self.config.generation, task)
         given = {
             name: list(value) if isinstance(value, tuple) else value
@@ -92,6 +98,14 @@ class PromptReader:
         if not text.strip():
             raise UserError("the prompt is empty; write what is wanted")
         return self.tokenizer.given(" ".join(text.split()))
+
+    def answer(self, text: str) -> Text:
+        """A text whose likelihood is asked, on one line as the captions of training; may be ""."""
+        if self.tokenizer is None:
+            raise UserError("this model reads and writes no text: it has no tokenizer")
+        if not isinstance(text, str):
+            raise UserError(f"expected an answer of text, got {type(text).__name__}")
+        return self.tokenizer.answer(" ".join(clean(text).split()))
 
     def image_slot(self, task: str, options: dict[str, Any]) -> ImagePart:
         """A picture to be generated."""
@@ -133,6 +147,15 @@ class PromptReader:
         keep = ~regenerated(mask, self.config.image, picture.size)
         return ImagePart(self.sampling(task, options), self.picture(picture).latents, keep)
 
+    def given(self, prompt: str | Picture.Image | Sequence[str | Picture.Image]) -> list[Segment]:
+        """What an answer is given: a text, a picture, or a list of them."""
+        items = [prompt] if isinstance(prompt, (str, Picture.Image)) else prompt
+        if not isinstance(items, (list, tuple)):
+            raise UserError(
+                f"a prompt is a str, a PIL picture or a list of them, not {type(prompt).__name__}"
+            )
+        return [self.text(i) if isinstance(i, str) else self.picture(i) for i in items]
+
     def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[Part]:
         """An interleaved prompt.
 
@@ -169,18 +192,19 @@ class PromptReader:
             return part.sampling.max_new_tokens + 2
         return count([part], self.config.decoder.label_tokens).tokens
 
-    def check_length(self, parts: list[Part]) -> None:
+    def check_length(self, parts: Sequence[Part], what: str = "the prompt") -> None:
         """Refuse a prompt that is longer than anything the model was trained on."""
         limit = self.config.row_length
         used = sum(self.room(part) for part in parts)
         if used > limit:
+            lower = any(isinstance(part, TextPart) for part in parts)
             raise UserError(
-                f"the prompt takes {used} tokens with its answers, the model's rows hold {limit}; "
-                "shorten it, or lower max_new_tokens"
+                f"{what} takes {used} tokens with its answers, the model's rows hold {limit}; "
+                f"shorten it{', or lower max_new_tokens' if lower else ''}"
             )
 
 
-def shape_of(parts: list[Part]) -> tuple:
+def shape_of(parts: Sequence[Part]) -> tuple:
     """What must be equal for prompts to be answered side by side."""
 
     def one(part: Part) -> tuple:

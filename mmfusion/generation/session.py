@@ -8,11 +8,13 @@ visibility rule hides, so a row's answer does not depend on the rows beside it.
 Shapes: R rows asked for, 2R with their twins, N tokens of an image, D numbers in a token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmfusion.cache import Cache
 from mmfusion.codecs.text import Tokenizer
@@ -20,13 +22,13 @@ from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import UserError
+from mmfusion.generation.decoding import OnToken, begin_choice
 from mmfusion.generation.guidance import guidance_scale
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 from mmfusion.split import even_sizes
 
 OnStep = Callable[[float, Tensor], None]
-OnToken = Callable[[int, int], None]
 
 
 class Session:
@@ -108,39 +110,54 @@ class Session:
     def text(
         self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
     ) -> list[list[int]]:
-        """Decode an answer in every row; ids without control symbols, and how each row ended.
+        """Decode an answer in every row; ids without control symbols.
 
-        The ending symbol (`<image>` where a picture is to follow, else `</s>`) is appended when
-        anything follows.
+        Beams live in a branch that is thrown away; the chosen answer is then read in one clean
+        pass, so that the cache never holds another. The ending symbol (`<image>` where
+        a picture is to follow, else `</s>`) is appended when anything follows.
         """
         assert self.tokenizer is not None
-        ends = {self.tokenizer.end_id, self.tokenizer.image_id}
         begin = Text([self.tokenizer.answer_id])
-        logits = self._append([begin] * len(self.order), ask=True)
-        answers: list[list[int]] = [[] for _ in range(self.rows)]
-        self.ended_with_image = [False] * self.rows
-        alive = [True] * self.rows
+        logits = self._append([begin] * len(self.order), ask=True)[: self.rows]
+        branch, since, branched = self, self.cache.used, sampling.beams > 1
+        if branched:
+            branch = self._branch(sampling.beams, room=sampling.max_new_tokens)
+            logits = logits.repeat_interleave(sampling.beams, 0)
+        choice = begin_choice(sampling, self.tokenizer, self.generators, self.device, on_token)
         for turn in range(sampling.max_new_tokens):
-            feed: list[Segment | None] = [None] * self.rows
-            for row, token in enumerate(self._choose(logits, sampling, alive)):
-                if alive[row] and token in ends:
-                    alive[row] = False
-                    self.ended_with_image[row] = token == self.tokenizer.image_id
-                elif alive[row]:
-                    answers[row].append(token)
-                    feed[row] = Text([token])
-                    if on_token:
-                        on_token(row, token)
-            if not any(alive) or (turn == sampling.max_new_tokens - 1 and not follows):
+            feed = choice.extend(logits)
+            last = turn == sampling.max_new_tokens - 1 and (branched or not follows)
+            if last or not any(token is not None for token in feed):
                 break
-            logits = self._append(feed, ask=True)
+            if choice.origin is not None:
+                branch._take(branch, choice.origin, since)
+            said = [None if token is None else Text([token]) for token in feed]
+            logits = branch._append(said, ask=True)
+        answers = choice.answers()
         if follows:
             end = self.tokenizer.image_id if image_follows else self.tokenizer.end_id
-            self._append([Text([end])] * self.rows)
+            self._append([Text([*ids, end] if branched else [end]) for ids in answers])
         return answers
 
-    def _append(self, segments: list[Segment | None], ask: bool = False) -> Tensor:
+    @torch.inference_mode()
+    def log_likelihood(self, answers: list[Text]) -> Tensor:
+        """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
+        batch = self._clean_batch(answers)
+        logits = self._pass(batch)[1]
+        assert logits is not None
+        nats = F.cross_entropy(
+            logits.flatten(0, 1), batch.predict_id.flatten(), ignore_index=-1, reduction="none"
+        )
+        return -nats.view(batch.predict_id.shape).cpu().double().sum(1)
+
+    def _append(self, segments: Sequence[Segment | None], ask: bool = False) -> Tensor:
         """One clean pass over the first len(segments) rows; logits (rows, V) after the last."""
+        # Rows without a segment predict nothing; their padded entry is cut off in the decoder.
+        logits = self._pass(self._clean_batch(segments, ask))[1]
+        return logits[:, 0] if ask and logits is not None else torch.empty(0)
+
+    def _clean_batch(self, segments: Sequence[Segment | None], ask: bool = False) -> Batch:
+        """A segment of each row, or None; with `ask` the last token predicts what comes next."""
         tokens = self.config.decoder.label_tokens
         sizes = [count([s], tokens).tokens if s else 0 for s in segments]
         rows = []
@@ -152,27 +169,23 @@ class Session:
                     row.predict[row.used - 1] = 0
             self._leave(at, row)
             rows.append(row)
-        # Rows without a segment predict nothing; their padded entry is cut off in the decoder.
-        _, logits = self._pass(collate(rows).to(self.device), keep=True)
-        return logits[:, 0] if ask and logits is not None else torch.empty(0)
+        return collate(rows).to(self.device)
 
-    def _choose(self, logits: Tensor, sampling: Sampling, alive: list[bool]) -> list[int]:
-        """The next id of each row, greedily or by nucleus sampling (Holtzman et al. 2020).
+    def _branch(self, beams: int, room: int) -> "Session":
+        """Each row, without its twin, `beams` times, with room for that many more tokens."""
+        branch = copy(self)
+        rows = torch.arange(self.rows, device=self.device).repeat_interleave(beams)
+        branch.rows, branch.guided = len(rows), False
+        length, kv = self.cache.used + room, self.cache.kv
+        branch.cache = Cache(self.decoder.config, len(rows), length, kv.device, kv.dtype)
+        branch._take(self, rows)
+        return branch
 
-        A row that has ended draws nothing: its generator must not depend on the others' lengths.
-        """
-        assert self.tokenizer is not None
-        logits = logits[: self.rows].cpu()
-        logits[:, self.tokenizer.unspeakable] = -torch.inf
-        if sampling.temperature == 0:
-            return logits.argmax(-1).tolist()
-        share, place = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True)
-        share = share.masked_fill(share.cumsum(-1) - share >= sampling.top_p, 0)
-        drawn = [
-            int(torch.multinomial(p, 1, generator=g)) if drawing else 0
-            for p, g, drawing in zip(share, self.generators, alive, strict=True)
-        ]
-        return place[torch.arange(len(drawn)), torch.tensor(drawn)].tolist()
+    def _take(self, other: "Session", rows: Tensor, since: int = 0) -> None:
+        """Go on from where `rows` of another session, or of this one, are; equal before `since`."""
+        self.cache.take(other.cache, rows, since)
+        self.order = [other.order[row] for row in rows.tolist()]
+        self.time = [other.time[row] for row in rows.tolist()]
 
     def _denoise(
         self,
@@ -207,7 +220,7 @@ class Session:
             report((step + 1) / len(scheduler.timesteps))
 
     def _image_pass(self, latents: Tensor, at_grid: Tensor, clean: bool) -> None:
-        self._pass(self._image_batch(latents, at_grid, clean), keep=True)
+        self._pass(self._image_batch(latents, at_grid, clean))
         self.order = [order + 1 for order in self.order]
 
     def _image_batch(self, latents: Tensor, at_grid: Tensor, clean: bool) -> Batch:
@@ -221,12 +234,12 @@ class Session:
             rows.append(row)
         return collate(rows).to(self.device)
 
-    def _pass(self, batch: Batch, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Clean tokens through the decoder and into the cache."""
         part = self.cache.part(slice(0, len(batch.doc)))
         output = self.decoder(batch, part.mask(batch), part)
-        if keep:
-            part.keep(batch)
-            self.cache.used = part.used
+        part.keep(batch)
+        self.cache.used = part.used
         return output
 
     def _row(self, at: int, length: int) -> Row:
