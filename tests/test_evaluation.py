@@ -1,0 +1,151 @@
+"""`mmfusion eval --model M --config E.yaml`, whole: on any ranks, killed and gone on with, looked at.
+
+The model is the shipped one, the settings are small.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ranks import CHECKOUT, environment, launch
+
+from mmfusion.config import load_evaluation
+
+STEPS = {"num_inference_steps": 4}
+COMMAND = [sys.executable, "-m", "mmfusion", "eval"]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Path:
+    train, held_out = f"{digits_data}/train-*.tar", f"{digits_data}/held_out-*.tar"
+    evaluation = {
+        "batch": 8,
+        "class_to_image": {
+            "pictures": 40, "reference": held_out, "features": ["pixels"], "sampling": STEPS,
+        },
+        "text_to_image": {
+            "pictures": 24, "data": train, "features": ["pixels"], "sampling": STEPS, "best_of": 2,
+        },
+        "image_to_text": {
+            "data": held_out, "pictures": 20, "metrics": ["bleu", "cider"], "tokenizer": "plain",
+            "sampling": {"beams": 2},
+        },
+        "digits": {"data": str(digits_data), "pictures": 20, "held_out": 10, "edits": 10},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("settings") / "e.yaml"
+    path.write_text(yaml.safe_dump(evaluation), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(settings: Path, output: Path) -> list[str]:
+    return [*COMMAND, "--model", "digits", "--config", str(settings), "-o", str(output)]
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / "report.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    settings: Path, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("alone")
+    os.environ["MMFUSION_CACHE"] = str(cache)
+    return output, launch(command(settings, output))
+
+
+def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
+    output, said = alone
+    report = report_of(output)
+    drawn, told, written = (
+        report[name] for name in ("class_to_image", "text_to_image", "image_to_text")
+    )
+    for figures, n in ((drawn, 40), (told, 24)):
+        assert figures["fd_pixels"]["n"] == n
+        assert figures["fd_pixels"]["value"] > 0
+        assert 0 <= figures["precision_pixels"]["value"] <= 1
+        assert "warning" in figures["fd_pixels"]
+        assert len(figures["fd_pixels"]["reference_sha256"]) == 64
+        assert set(figures["left_out"]) == {"sfid_pixels", "is_pixels"}
+    assert told["cycle_accuracy"]["value"] > 0.8
+    assert told["cycle_gain"]["value"] > 0
+    assert written["bleu_4"]["n"] == written["perplexity"]["n"] == 20
+    assert 1 < written["perplexity"]["value"] < 20
+    assert drawn["accuracy"] > 0.5  # the digits suite's entries stand beside them
+    assert drawn["n"] == 20
+    assert written["cider"]["tokenizer"] == "plain"
+    assert "class to image: 100%" in said
+    assert "picture/s" in said
+
+
+def test_two_ranks_give_the_same_figures(
+    alone: tuple[Path, str], settings: Path, tmp_path: Path
+) -> None:
+    launch(command(settings, tmp_path), ranks=2)
+    assert figures(report_of(tmp_path)) == figures(report_of(alone[0]))
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_figures(
+    alone: tuple[Path, str], settings: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command(settings, tmp_path), cwd=CHECKOUT, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while len(list(tmp_path.glob("answers/text_to_image-*/*.tar"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "report.json").exists()
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*/*.tar")}
+    launch(command(settings, tmp_path))
+    assert figures(report_of(tmp_path)) == figures(report_of(alone[0]))
+    assert made.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("answers/*/*.tar")}.items()
+    assert "already there" in launch(command(settings, tmp_path))
+
+
+def figures(report: dict[str, Any]) -> dict[str, Any]:
+    """All but how long it took, and where samples lie."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items() if k not in ("seconds", "source")}
+        return value
+
+    return plain(report)
+
+
+def test_samples_are_written_as_the_adm_suite_takes_them(alone: tuple[Path, str]) -> None:
+    with np.load(alone[0] / "class_to_image.npz", allow_pickle=False) as file:
+        assert file["arr_0"].shape == (40, 8, 8, 3)
+        assert file["arr_0"].dtype == np.uint8
+        assert file["arr_1"].tolist() == [i % 10 for i in range(40)]
+
+
+def test_the_page_shows_figures_and_answers(alone: tuple[Path, str]) -> None:
+    page = (alone[0] / "report.html").read_text("utf-8")
+    report = report_of(alone[0])
+    for text in ("Class → image", "Text → image", "Image → text", "Cycle", "BLEU-4", "Perplexity"):
+        assert text in page
+    assert report["text_to_image"]["fd_pixels"]["reference_sha256"][:12] in page
+    assert page.count("<img") > 100
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CHECKOUT / "configs/eval").glob("*.yaml")))
+def test_shipped_evaluations_parse(name: str) -> None:
+    settings = load_evaluation(f"eval/{name}")
+    assert settings.model_validate(settings.model_dump()) == settings
