@@ -1,6 +1,7 @@
 """Inception score of Salimans et al. 2016, by the protocol of ADM (Dhariwal and Nichol 2021)."""
 
 import numpy as np
+
 from mmfusion.errors import UserError
 
 from .checked import checked
