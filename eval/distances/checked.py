@@ -22,7 +22,7 @@ def checked(features: np.ndarray, metric: str, which: str, least: int = 2) -> np
     if features.ndim != 2 or len(features) < least or not features.shape[1]:
         raise UserError(
             f"{metric}: the {which} feature set has the shape {features.shape}; it needs "
-            f"{least} samples or more, one a row"
+            f"{least} or more samples, one a row"
         )
     if not all(np.isfinite(features[rows]).all() for rows in blocks(features)):
         raise UserError(f"{metric}: the {which} feature set has NaN or infinite numbers")

@@ -77,7 +77,7 @@ def _mean_and_factor(side: np.ndarray | Moments, which: str) -> Moments:
 def _root(cov: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(cov)
     # Rounding makes zero eigenvalues slightly negative, or positive: the root of 1e-16 is 1e-8.
-    values[values < len(values) * np.finfo(float).eps * values.max()] = 0
+    values[values < len(values) * np.finfo(float).eps * max(0.0, values.max())] = 0
     return (vectors * np.sqrt(values)).T
 
 
@@ -91,4 +91,8 @@ def _checked_moments(side: Moments, which: str) -> Moments:
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise UserError(f"{METRIC}: the {which} moments have NaN or infinite numbers")
+    if not np.allclose(cov, cov.T, rtol=0, atol=1e-6 * np.abs(cov).max()):
+        raise UserError(
+            f"{METRIC}: the {which} covariance is not symmetric; is it the reference's sigma?"
+        )
     return mean, cov

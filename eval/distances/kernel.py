@@ -8,6 +8,8 @@ the sets are alike, it may be below.
 import numpy as np
 from tqdm import tqdm
 
+from mmfusion.errors import UserError
+
 from .checked import checked_pair
 
 
@@ -20,9 +22,14 @@ def kernel_distance(
     with fewer samples than `size` makes all subsets as small as itself.
 
     Raises:
-        UserError: fewer than two samples, different dimensions, or numbers that are not finite.
+        UserError: fewer than two samples (in a subset too), no subsets, different dimensions, or
+            numbers that are not finite.
     """
     a, b = checked_pair(a, b, "kernel distance")
+    if subsets < 1 or size < 2:
+        raise UserError(
+            f"kernel distance: {subsets} subsets of {size} samples; give 1 or more of 2 or more"
+        )
     size = min(size, len(a), len(b))
     rng = np.random.RandomState(seed)
     found = []

@@ -92,12 +92,11 @@ def _inside(points: _Points, balls: _Points, radii: np.ndarray, bar: tqdm) -> np
     """Whether each distinct point is in any ball (n,)."""
     inside = np.zeros(len(points.given), bool)
     for rows, low, high in _bounds(points, balls):
-        sure = (high <= radii).any(1)
-        i, j = np.nonzero((low <= radii) & ~sure[:, None])
+        inside[rows] = (high <= radii).any(1)
+        i, j = np.nonzero((low <= radii) & ~inside[rows, None])
         i += rows.start
-        inside[rows] = sure
         inside[i[_exact(points, i, balls, j) <= radii[j]]] = True
-        bar.update(len(sure))
+        bar.update(len(low))
     return inside
 
 
