@@ -52,7 +52,7 @@ def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[fl
 
 
 def _points(features: np.ndarray, centre: np.ndarray) -> _Points:
-    features = np.ascontiguousarray(features + 0)  # -0 becomes 0
+    features = np.ascontiguousarray(features)
     first: dict[bytes, int] = {}
     keys = [hashlib.blake2b(row, digest_size=16).digest() for row in features]
     for number, key in enumerate(keys):
