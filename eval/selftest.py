@@ -69,7 +69,7 @@ def checks(
     adm: Path | None = None,
     inception: Path | None = None,
     work: Path = Path("runs/selftest"),
-    device: str = "cpu",
+    device: str | None = None,
 ) -> list[Group]:
     """All groups.
 
@@ -78,7 +78,7 @@ def checks(
         adm: folder with ADM's reference and sample files of ImageNet 256.
         inception: file of the Inception weights that go with them.
         work: folder for the features of ADM's 60,000 pictures.
-        device: where Inception runs.
+        device: where Inception runs (default: a GPU, or the CPU).
 
     Raises:
         UserError: a file that was named and is not there or is not what it should be.
@@ -298,7 +298,7 @@ SAMPLES = "admnet_guided_upsampled_imagenet256.npz"
 # metric -> its check. The tolerances are chosen: for precision and recall because the original
 # takes its distances in float16, for the others for a port of the network.
 PUBLISHED = {
-    "inception_score": ("ADM-G, ADM-U: inception score", 215.837, 1.0),
+    "is": ("ADM-G, ADM-U: inception score", 215.837, 1.0),
     "fid": ("ADM-G, ADM-U: FID", 3.94256, 0.05),
     "sfid": ("ADM-G, ADM-U: sFID", 6.14043, 0.05),
     "precision": ("ADM-G, ADM-U: precision", 0.8265, 0.005),
@@ -306,7 +306,7 @@ PUBLISHED = {
 }
 
 
-def _adm(folder: Path | None, inception: Path | None, work: Path, device: str) -> Group:
+def _adm(folder: Path | None, inception: Path | None, work: Path, device: str | None) -> Group:
     source = "evaluations of openai/guided-diffusion, ImageNet 256"
     known = {name: (value, tolerance) for name, value, tolerance in PUBLISHED.values()}
     if folder is None or inception is None:
@@ -324,12 +324,11 @@ def _adm(folder: Path | None, inception: Path | None, work: Path, device: str) -
         from .pictures import open_pictures
 
         found = figures(
-            open_pictures(folder / SAMPLES),
-            open_pictures(folder / REFERENCE),
+            open_pictures(str(folder / SAMPLES)),
+            open_pictures(str(folder / REFERENCE)),
             make_extractor(f"inception:{inception}", device),
-            list(PUBLISHED),
-            work,
-            device,
+            metrics=list(PUBLISHED),
+            work=work,
         )
         return {PUBLISHED[metric][0]: figure["value"] for metric, figure in found.items()}
 

@@ -18,7 +18,7 @@ from mmfusion.errors import UserError
 
 COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
 ADM_FIGURES = {
-    "inception_score": 215.84, "fid": 3.94, "sfid": 6.14, "precision": 0.83, "recall": 0.53,
+    "is": 215.84, "fid": 3.94, "sfid": 6.14, "precision": 0.83, "recall": 0.53,
 }  # fmt: skip
 
 
@@ -45,9 +45,11 @@ def adm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, li
         path.touch()
     asked: list[tuple] = []
 
-    def measure(*given: Any) -> dict[str, dict]:
-        asked.append(given)
-        return {name: {"value": ADM_FIGURES[name], "n": 50_000} for name in given[3]}
+    def measure(
+        made: Any, reference: Any, extractor: Any, metrics: list[str], work: Path
+    ) -> dict[str, dict]:
+        asked.append((made, reference, extractor, metrics, work))
+        return {name: {"value": ADM_FIGURES[name], "n": 50_000} for name in metrics}
 
     for module, name, function in (
         ("distribution", "measure", measure),
@@ -215,7 +217,7 @@ def test_adm_figures_are_asked_for_and_judged(
     assert "32 passed, 0 failed, 7 skipped" in out
     extractor = (f"inception:{weights}", "cpu")
     assert asked == [
-        (folder / SAMPLES, folder / REFERENCE, extractor, list(ADM_FIGURES), work, "cpu")
+        (str(folder / SAMPLES), str(folder / REFERENCE), extractor, list(ADM_FIGURES), work)
     ]
 
 

@@ -16,7 +16,7 @@ def selftest(
     ] = None,
     inception: Annotated[Path | None, typer.Option(help="file of Inception's weights")] = None,
     work: Annotated[Path, typer.Option(help="folder for features")] = Path("runs/selftest"),
-    device: str = "cpu",
+    device: Annotated[str | None, typer.Option(help="default: a GPU, or the CPU")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
