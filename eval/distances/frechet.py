@@ -1,15 +1,14 @@
 """Fréchet distance between two sets of features, in float64.
 
 The distance between two Gaussians N(m, A) and N(w, B) is (Dowson and Landau 1982; used on Inception
-features as FID by Heusel et al. 2017):
+features as FID by Heusel et al. 2017, on spatial ones as sFID by Nash et al. 2021):
 
     |m - w|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2
 
-Two ways to the last trace give the same value. A^1/2 B A^1/2 is symmetric, so its eigenvalues are
-found without the complex roots of a general matrix square root. And the trace is the sum of the
-singular values of A^1/2 B^1/2 (its nuclear norm), for which samples can stand in for roots: with
-the centred features X (n, d) and Y (k, d) it is |X Y^T|_* / sqrt((n - 1) (k - 1)). That is cheaper
-and more exact where there are fewer samples than dimensions and a covariance is singular.
+The last trace is the sum of the singular values of F G^T (its nuclear norm) for any factors with
+F^T F = A and G^T G = B: no complex root of a general matrix, and no root of a rounding error. A
+factor is the symmetric root of the covariance, or, where there are fewer samples n than dimensions,
+the centred samples themselves over (n - 1)^1/2: smaller, and exact although A is singular.
 
 A distance falls with the number of samples: compare only distances with the same n.
 """
@@ -18,55 +17,82 @@ import numpy as np
 
 from mmfusion.errors import UserError
 
+from .checked import blocks, check_dimensions, checked
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance between features `a` (n, d) and `b` (k, d).
+METRIC = "Fréchet distance"
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean (d,) and covariance (d, d), as reference files hold them."""
+
+
+def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
+    """Fréchet distance between `a` and `b`, each of them features (n, d) or moments.
 
     Raises:
         UserError: fewer than two samples, different dimensions, or numbers that are not finite.
     """
-    a, b = _checked(a, "first"), _checked(b, "second")
-    if a.shape[1] != b.shape[1]:
-        raise UserError(
-            f"Fréchet distance: {a.shape[1]} and {b.shape[1]} dimensions; "
-            "take both feature sets from the same extractor"
-        )
-    if min(len(a), len(b)) >= a.shape[1]:
-        return frechet_from_moments(
-            a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
-        )
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    x = (a - mean_a) / np.sqrt(len(a) - 1)
-    y = (b - mean_b) / np.sqrt(len(b) - 1)
-    overlap = np.linalg.norm(x @ y.T, "nuc")
-    return _distance(mean_a - mean_b, np.sum(x**2) + np.sum(y**2), float(overlap))
+    mean_a, factor_a = _mean_and_factor(a, "first")
+    mean_b, factor_b = _mean_and_factor(b, "second")
+    check_dimensions(len(mean_a), len(mean_b), METRIC)
+    gap = mean_a - mean_b
+    spread = np.sum(factor_a**2) + np.sum(factor_b**2)
+    overlap = np.linalg.norm(factor_a @ factor_b.T, "nuc")
+    return max(0.0, float(gap @ gap + spread - 2 * overlap))
 
 
 def frechet_from_moments(
     mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray
 ) -> float:
-    """Fréchet distance from means (d,) and covariances (d, d), as reference files hold them."""
-    cov_a = np.atleast_2d(np.asarray(cov_a, dtype=np.float64))
-    cov_b = np.atleast_2d(np.asarray(cov_b, dtype=np.float64))
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    # Rounding makes zero eigenvalues slightly negative.
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    gap = np.asarray(mean_a, dtype=np.float64) - np.asarray(mean_b, dtype=np.float64)
-    return _distance(gap, np.trace(cov_a) + np.trace(cov_b), overlap)
+    """Fréchet distance from means (d,) and covariances (d, d)."""
+    return frechet_distance((mean_a, cov_a), (mean_b, cov_b))
 
 
-def _distance(gap: np.ndarray, spread: float, overlap: float) -> float:
-    return max(0.0, float(gap @ gap + spread - 2 * overlap))
+def moments(features: np.ndarray) -> Moments:
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), in float64.
+
+    Raises:
+        UserError: fewer than two samples, or numbers that are not finite.
+    """
+    features = checked(features, METRIC, "given")
+    mean = features.mean(0, dtype=np.float64)
+    cov = np.zeros((len(mean), len(mean)))
+    for rows in blocks(features):
+        centred = features[rows] - mean
+        cov += centred.T @ centred
+    return mean, cov / (len(features) - 1)
 
 
-def _checked(features: np.ndarray, which: str) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 2:
+def _mean_and_factor(side: np.ndarray | Moments, which: str) -> Moments:
+    """The mean m (d,) and a factor F (at most d, d), F^T F being the covariance."""
+    if isinstance(side, tuple):
+        mean, cov = _checked_moments(side, which)
+        return mean, _root(cov)
+    features = checked(side, METRIC, which)
+    if len(features) > features.shape[1]:
+        mean, cov = moments(features)
+        return mean, _root(cov)
+    mean = features.mean(0, dtype=np.float64)
+    return mean, (features - mean) / np.sqrt(len(features) - 1)
+
+
+def _root(cov: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(cov)
+    # Rounding makes zero eigenvalues slightly negative, or positive: the root of 1e-16 is 1e-8.
+    values[values < len(values) * np.finfo(float).eps * max(0.0, values.max())] = 0
+    return (vectors * np.sqrt(values)).T
+
+
+def _checked_moments(side: Moments, which: str) -> Moments:
+    mean, cov = (np.asarray(part, dtype=np.float64) for part in side)
+    mean, cov = np.atleast_1d(mean), np.atleast_2d(cov)
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise UserError(
-            f"Fréchet distance: the {which} feature set has the shape {features.shape}; "
-            "it needs two samples or more, one a row"
+            f"{METRIC}: the {which} moments have the shapes {mean.shape} and {cov.shape}; "
+            "they need to be a mean (d,) and a covariance (d, d)"
         )
-    if not np.isfinite(features).all():
-        raise UserError(f"Fréchet distance: the {which} feature set has NaN or infinite numbers")
-    return features
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise UserError(f"{METRIC}: the {which} moments have NaN or infinite numbers")
+    if not np.allclose(cov, cov.T, rtol=0, atol=1e-6 * np.abs(cov).max()):
+        raise UserError(
+            f"{METRIC}: the {which} covariance is not symmetric; is it the reference's sigma?"
+        )
+    return mean, cov

@@ -1,6 +1,52 @@
 """`mmfusion eval selftest`."""
 
+import json
+from pathlib import Path
+from typing import Annotated
 
-def selftest() -> None:
-    """Not there yet."""
-    raise NotImplementedError
+import typer
+
+
+def selftest(
+    coco: Annotated[
+        Path | None, typer.Option(help="folder of COCO's example captions: gts.json, res.json")
+    ] = None,
+    adm: Annotated[
+        Path | None, typer.Option(help="folder of ADM's files for ImageNet 256; with --inception")
+    ] = None,
+    inception: Annotated[Path | None, typer.Option(help="file of Inception's weights")] = None,
+    work: Annotated[Path, typer.Option(help="folder for features")] = Path("runs/selftest"),
+    device: Annotated[str | None, typer.Option(help="default: a GPU, or the CPU")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
+) -> None:
+    """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
+    from mmfusion.eval.selftest import checks, run
+
+    done: list[dict] = []
+    title = ""
+    for check in run(checks(coco, adm, inception, work, device)):
+        done.append(check)
+        if title != (title := ": ".join(filter(None, [check["source"], check.get("skipped")]))):
+            typer.echo(f"\n{title}")
+        typer.echo(f"  {_line(check)}")
+    count = {
+        "passed": sum(check.get("passed") is True for check in done),
+        "failed": sum(check.get("passed") is False for check in done),
+        "skipped": sum("skipped" in check for check in done),
+    }
+    typer.echo("\n" + ", ".join(f"{number} {what}" for what, number in count.items()))
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        report = json.dumps({**count, "checks": done}, indent=2, allow_nan=False)
+        output.write_text(report + "\n", encoding="utf-8")
+        typer.echo(f"wrote {output}")
+    if count["failed"]:
+        raise typer.Exit(1)
+
+
+def _line(check: dict) -> str:
+    name = f"{check['name']:<44} {check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
+    if "skipped" in check:
+        return f"skipped  {name}".rstrip()
+    found = check["error"] if check["found"] is None else f"{check['found']:.5g}"
+    return f"{'passed' if check['passed'] else 'FAILED'}   {name} {found}"
