@@ -8,6 +8,7 @@ open_clip's registry has, or by the code of a TorchScript archive. Tensors thems
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,9 +60,8 @@ def find(spec: str) -> Source:
     """
     if spec.startswith(HUB):
         return _from_hub(spec)
-    folder = Path(spec.removeprefix(FOLDER))
-    if folder.is_dir() or spec.startswith(FOLDER):
-        return _from_folder(folder)
+    if os.path.isdir(spec) or spec.startswith(FOLDER):
+        return _from_folder(Path(spec.removeprefix(FOLDER)))
     model, colon, rest = spec.partition(":")
     if not (model and colon and rest):
         raise UserError(f"CLIP model {spec}: expected MODEL:WEIGHTS or a folder, {EXAMPLE}")
