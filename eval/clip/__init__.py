@@ -1,0 +1,1 @@
+"""CLIP models: which weights, under which activation, and pictures and texts as embeddings."""

@@ -1,0 +1,144 @@
+"""A CLIP model (Radford et al. 2021): pictures and texts as embeddings, by open_clip."""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image as Picture
+
+from mmfusion.codecs.image import flat
+from mmfusion.errors import UserError
+
+from .archive import is_archive, read_archive
+from .weights import Source, check, find
+
+BATCH = 64
+"""Pictures or texts at a time; always the same, so that arithmetic is."""
+
+
+class Pictures(Protocol):
+    """PIL pictures or uint8 arrays by number: a list, or what reads them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Picture.Image | np.ndarray: ...
+
+
+def load_clip(spec: str, device: str | torch.device | None = None) -> "Clip":
+    """A CLIP model for evaluation: fp32, its own preprocessing and tokenizer.
+
+    Args:
+        spec: `MODEL:TAG` of open_clip's registry, `MODEL:FILE`, a folder that open_clip saved, or
+            `hf-hub:ORG/NAME`.
+        device: default: this rank's GPU, or the CPU without one.
+
+    Raises:
+        UserError: there is no such model, its weights hold code or do not fit, or they were trained
+            with another activation than the model name means.
+    """
+    return Clip(find(spec), torch.device(device or _device()))
+
+
+class Clip:
+    """Embeddings of pictures and texts in one space, in which likeness is a cosine.
+
+    Attributes:
+        name: model and weights, for figures.
+        sha256: of the weights' file.
+        quick_gelu: whether the activation is QuickGELU.
+        known: whether that is certain; else `other` lets pairs decide.
+    """
+
+    def __init__(
+        self, source: Source, device: torch.device, quick_gelu: bool | None = None
+    ) -> None:
+        self.name, self.sha256, self.known = source.name, source.sha256, source.known
+        self.quick_gelu = source.quick_gelu if quick_gelu is None else quick_gelu
+        self._source, self._device = source, device
+        archive = is_archive(source.file)
+        if archive:
+            tensors = read_archive(source.file)
+        else:
+            check(source)
+        bare = ":" not in source.model
+        try:
+            self._model = open_clip.create_model(
+                source.model,
+                str(source.file) if bare and not archive else None,
+                require_pretrained=not archive,
+                pretrained_text=False,
+                force_preprocess_cfg=source.preprocess,
+                quick_gelu=self.quick_gelu,
+            )
+            if archive:
+                self._model.load_state_dict(tensors)
+            self._tokenizer = open_clip.get_tokenizer(source.model)
+        except Exception as error:  # of open_clip, timm, transformers and torch
+            told = " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
+            raise UserError(
+                f"CLIP model {source.name}: cannot load {source.file} as {source.model} ({told})"
+            ) from None
+        self._model = self._model.float().eval().requires_grad_(False).to(device)
+        self._preprocess = image_transform_v2(
+            PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False
+        )
+
+    def other(self) -> "Clip":
+        """The same weights under the other activation."""
+        return Clip(self._source, self._device, quick_gelu=not self.quick_gelu)
+
+    def embed_pictures(self, pictures: Pictures, normalised: bool = True) -> np.ndarray:
+        """Embeddings (n, d), float32, of PIL pictures or of uint8 (H, W, 3) or (H, W) arrays.
+
+        Transparent pictures are laid on white.
+        """
+        parts = []
+        for first in range(0, len(pictures), BATCH):
+            batch = [self._pixels(pictures[i]) for i in range(first, len(pictures))[:BATCH]]
+            parts.append(self._run(self._model.encode_image, torch.stack(batch), normalised))
+        return np.concatenate(parts)
+
+    def embed_texts(self, texts: Sequence[str], normalised: bool = True) -> np.ndarray:
+        """Embeddings (n, d), float32; what is longer than the model's context is cut."""
+        parts = []
+        for first in range(0, len(texts), BATCH):
+            tokens = self._tokenizer(list(texts[first : first + BATCH]))
+            parts.append(self._run(self._model.encode_text, tokens, normalised))
+        return np.concatenate(parts)
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model's context."""
+        length = self._tokenizer([""]).shape[1] + 1
+        padding = self._tokenizer([""], context_length=length)[0, -1]
+        longer = 0
+        for first in range(0, len(texts), BATCH):
+            batch = list(texts[first : first + BATCH])
+            tokens = self._tokenizer(batch, context_length=length)
+            longer += int((tokens[:, -1] != padding).sum())
+        return longer
+
+    def _pixels(self, picture: Picture.Image | np.ndarray) -> torch.Tensor:
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8:
+                raise UserError(f"CLIP: expected a picture of uint8, got {picture.dtype}")
+            picture = Picture.fromarray(picture.squeeze())
+        return self._preprocess(flat(picture))
+
+    def _run(self, encode: torch.nn.Module, batch: torch.Tensor, normalised: bool) -> np.ndarray:
+        # TF32 would make a GPU's convolutions less exact than fp32.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
+            found = encode(batch.to(self._device), normalize=normalised).float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise UserError(f"CLIP model {self.name}: gives numbers that are not finite")
+        return found
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

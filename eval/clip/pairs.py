@@ -1,0 +1,223 @@
+"""Pictures and their texts, embedded by a CLIP model: in parts, by any number of processes.
+
+The pairs also tell whether a model has the activation that its weights were trained with, where
+nothing else does.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Picture
+from scipy.stats import ttest_1samp, wilcoxon
+from tqdm import tqdm
+
+from mmfusion.errors import UserError
+
+from ..work import share
+from .model import Clip, Pictures
+
+Figure = dict[str, Any]
+
+PART = 1024  # rows in a file of a shared work folder
+FEW = 1000  # samples under which a mean cosine is not to be compared
+FEWEST, PROBE = 16, 512  # pairs by which two activations are compared
+CLEAR = 1e-4  # how improbable a better match under the other activation must be by chance
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and their texts, embedded: row i of each belongs together.
+
+    Attributes:
+        pictures, texts: (n, d) float32, of length 1.
+        words: the n texts, without the prefix.
+        about: what every figure depends on.
+        cut: how many of the texts the model's context cut off.
+    """
+
+    pictures: np.ndarray
+    texts: np.ndarray
+    words: list[str]
+    about: Figure
+    cut: int = 0
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """(n,) float64, one a pair."""
+        return np.einsum("nd,nd->n", self.pictures.astype(np.float64), self.texts)
+
+    def figure(self, value: float | np.floating, doubt: str = "", **more: Any) -> Figure:
+        """A number with what it depends on, and why to be careful with it."""
+        n, doubts = len(self.words), []
+        if n < FEW:
+            doubts.append(f"{n} pairs are few: compare means of {FEW:,} or more")
+        if self.cut:
+            doubts.append(f"{self.cut} texts are longer than the model's context and were cut")
+        if doubt:
+            doubts.append(doubt)
+        warning = {"warning": "; ".join(doubts)} if doubts else {}
+        return {"value": float(value), "n": n, **self.about, **more, **warning}
+
+
+def embed_pairs(
+    clip: Clip,
+    pictures: Pictures,
+    texts: Sequence[str],
+    prefix: str = "",
+    work: Path | None = None,
+    digest: str = "",
+    insist: bool = False,
+) -> Pairs:
+    """Embed pictures and the text of each.
+
+    Args:
+        clip: the model.
+        pictures: n of them; read one at a time.
+        texts: n of them.
+        prefix: put before each text; CLIP scores use none, CLIPScore's own code `PREFIX`.
+        work: a folder that processes share and that goes on where it was stopped; needs `digest`.
+        digest: of the pictures' contents.
+        insist: take a model under which the other activation matches these pairs clearly better.
+
+    Raises:
+        UserError: their numbers differ, a text is empty, a picture cannot be read, or the model
+            was trained with the other activation, as these pairs tell.
+    """
+    words = _checked(pictures, texts)
+    if work is not None and not digest:
+        raise ValueError("a work folder needs the pictures' digest")
+    key = [clip.name, clip.sha256, clip.quick_gelu, prefix, digest, words]
+    folder = work and work / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    distinct = list(dict.fromkeys(words))
+    place = {text: number for number, text in enumerate(distinct)}
+    rows = functools.partial(_rows, folder)
+    shown = rows("pictures", len(words), lambda a, b: clip.embed_pictures(_Slice(pictures, a, b)))
+    told = rows(
+        "texts", len(distinct), lambda a, b: clip.embed_texts([prefix + t for t in distinct[a:b]])
+    )
+    cut = clip.cut([prefix + text for text in distinct])
+    about = {"model": clip.name, "model_sha256": clip.sha256, "prefix": prefix}
+    pairs = Pairs(shown, told[[place[text] for text in words]], words, about, cut)
+    if not clip.known and not insist:
+        _check_activation(clip, pairs, pictures, rows)
+    return pairs
+
+
+class _Slice:
+    """Pictures a to b, read when they are asked for."""
+
+    def __init__(self, pictures: Pictures, a: int, b: int) -> None:
+        self._pictures, self._a, self._b = pictures, a, b
+
+    def __len__(self) -> int:
+        return self._b - self._a
+
+    def __getitem__(self, number: int) -> Picture.Image | np.ndarray:
+        return self._pictures[self._a + number]
+
+
+def _checked(pictures: Pictures, texts: Sequence[str]) -> list[str]:
+    if len(pictures) != len(texts):
+        raise UserError(f"{len(pictures)} pictures and {len(texts)} texts; each needs the other")
+    if not len(texts):
+        raise UserError("no pictures to score")
+    empty = [number for number, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise UserError(
+            f"text {empty[0]} is empty ({len(empty)} of {len(texts)} are); "
+            "give each picture a text, or leave the picture out"
+        )
+    return list(texts)
+
+
+def _rows(
+    folder: Path | None, what: str, n: int, make: Callable[[int, int], np.ndarray]
+) -> np.ndarray:
+    """Rows 0 to n, made in parts that are the same for any number of processes."""
+    spans = [(a, min(a + PART, n)) for a in range(0, n, PART)]
+    if folder is None:
+        bar = tqdm(total=n, desc=what, unit=what.rstrip("s"), delay=2, leave=False)
+        with bar:
+            made = []
+            for a, b in spans:
+                made.append(make(a, b))
+                bar.update(b - a)
+        return np.concatenate(made)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path, a: int, b: int) -> None:
+        part = path.with_name(f".{path.name}.part")
+        with part.open("wb") as file:
+            np.save(file, make(a, b), allow_pickle=False)
+        os.replace(part, path)
+
+    parts = {folder / f"{what}-{a:08d}.npy": functools.partial(write, a=a, b=b) for a, b in spans}
+    share(parts, what, what.rstrip("s"), min(PART, n))
+    held = []
+    for path, (a, b) in zip(parts, spans, strict=True):
+        try:
+            rows = np.load(path, allow_pickle=False)
+            if len(rows) != b - a:
+                raise ValueError(f"{len(rows)} rows")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it and start again") from None
+        held.append(rows)
+    return np.concatenate(held)
+
+
+def _check_activation(clip: Clip, pairs: Pairs, pictures: Pictures, rows: Callable) -> None:
+    """Refuse a model under whose other activation pictures and their own texts belong together
+    clearly better: the sign of weights that were trained with that one.
+
+    A sign, no proof, so only what is clear counts: the pairs match under the other activation (by
+    a t-test), and more than under this one (by Wilcoxon's test of the pairs' differences).
+    """
+    first = {text: number for number, text in reversed(list(enumerate(pairs.words)))}
+    chosen = sorted(first.values())
+    chosen = (
+        [chosen[i * len(chosen) // PROBE] for i in range(PROBE)] if len(chosen) > PROBE else chosen
+    )
+    if len(chosen) < FEWEST:
+        return  # too few to tell
+    other = functools.cache(clip.other)
+    prefix = pairs.about["prefix"]
+
+    def picture_rows(a: int, b: int) -> np.ndarray:
+        return other().embed_pictures([pictures[i] for i in chosen[a:b]])
+
+    def text_rows(a: int, b: int) -> np.ndarray:
+        return other().embed_texts([prefix + pairs.words[i] for i in chosen[a:b]])
+
+    with_other = _matches(
+        rows("other pictures", len(chosen), picture_rows),
+        rows("other texts", len(chosen), text_rows),
+    )
+    with_this = _matches(pairs.pictures[chosen], pairs.texts[chosen])
+    if (
+        ttest_1samp(with_other, 0, alternative="greater").pvalue < CLEAR
+        and wilcoxon(with_other, with_this, alternative="greater").pvalue < CLEAR
+    ):
+        this, that = ("QuickGELU", "plain GELU")[:: 1 if clip.quick_gelu else -1]
+        raise UserError(
+            f"CLIP model {clip.name}: has {this}, but under {that} {len(chosen)} of these pairs "
+            f"match clearly better ({with_other.mean():.2f} standard deviations above chance, not "
+            f"{with_this.mean():.2f}): the weights were trained with it; give the model name with "
+            f"{that}, or insist (--insist)"
+        )
+
+
+def _matches(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """How far each pair's cosine is above what its picture and its text have with all others.
+
+    In standard deviations of all these cosines. That a picture or a text is near to everything, or
+    that all cosines are high, does not count; 0 is chance.
+    """
+    cosines = pictures.astype(np.float64) @ texts.astype(np.float64).T
+    cosines -= cosines.mean(0) + cosines.mean(1, keepdims=True) - cosines.mean()
+    return np.diag(cosines) / max(cosines.std(), 1e-12)

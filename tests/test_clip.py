@@ -1,0 +1,909 @@
+"""CLIP scores against a forward pass written a second time, and all ways to load wrong weights.
+
+The models are tiny and random, saved to disk as open_clip saves them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from mmfusion.data_pipelines.corpora.digits import png
+from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.eval.alignment import PREFIX, clip_score, ranks, ref_clip_score, retrieval
+from mmfusion.eval.clip import model as clip_model
+from mmfusion.eval.clip import pairs as clip_pairs
+from mmfusion.eval.clip import weights
+from mmfusion.eval.clip.captioned import open_captioned, read_texts
+from mmfusion.eval.clip.model import Clip, load_clip
+from mmfusion.eval.clip.pairs import Pairs, embed_pairs
+from open_clip import factory
+from PIL import Image as Picture
+from torch.nn import functional as F
+
+from mmfusion.cli import main
+from mmfusion.errors import UserError
+
+SIDE, CONTEXT, WIDTH = 16, 12, 64
+TINY: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": SIDE,
+        "layers": 2,
+        "width": WIDTH,
+        "head_width": 32,
+        "patch_size": 8,
+    },
+    "text_cfg": {
+        "context_length": CONTEXT,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
+COLOURS = "red green blue yellow black white grey orange".split()
+TEXTS = [f"{a} over {b}" for a in COLOURS for b in COLOURS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """open_clip knows the tiny model under both activations."""
+    folder = tmp_path_factory.mktemp("configs")
+    for quick, name in NAMES.items():
+        config = {**TINY, "quick_gelu": True} if quick else TINY
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    paths, configs = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
+    open_clip.add_model_config(folder)
+    yield
+    factory._MODEL_CONFIG_PATHS[:] = paths
+    factory._MODEL_CONFIGS.clear()
+    factory._MODEL_CONFIGS.update(configs)
+
+
+def random_model(quick: bool, seed: int = 0) -> torch.nn.Module:
+    """Larger weights than open_clip's first ones, so that the activations differ in what follows."""
+    torch.manual_seed(seed)
+    model = open_clip.create_model(NAMES[quick]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tensors(registered: None) -> dict[str, torch.Tensor]:
+    return random_model(False).state_dict()
+
+
+@pytest.fixture(scope="module")
+def files(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in every form; to be read, not changed."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(tensors, folder / "bare.pt")
+    torch.save({"epoch": 3, "name": "x", "state_dict": tensors}, folder / "training.pt")
+    save_file(tensors, folder / "bare.safetensors")
+    for quick, name in NAMES.items():
+        (folder / name).mkdir()
+        save_file(tensors, folder / name / "open_clip_model.safetensors")
+        config = {"model_cfg": {**TINY, "quick_gelu": quick}, "preprocess_cfg": {}}
+        (folder / name / weights.CONFIG).write_text(json.dumps(config))
+        model = open_clip.create_model(name).eval()
+        model.load_state_dict(tensors)
+        tokens = torch.zeros(2, CONTEXT, dtype=torch.int)
+        picture = torch.ones(2, 3, SIDE, SIDE)
+        inputs = {"forward": (picture, tokens), "encode_text": (tokens,)}
+        torch.jit.save(
+            torch.jit.trace_module(model, inputs, check_trace=False), folder / f"{name}-archive.pt"
+        )
+    return folder
+
+
+def noise(count: int, seed: int = 0, side: int = SIDE) -> list[Picture.Image]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+    return [Picture.fromarray(p) for p in pixels]
+
+
+# The forward pass a second time
+
+
+def by_hand(
+    tensors: dict[str, torch.Tensor], quick: bool, pictures: list, texts: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of CLIP's two transformers (Radford et al. 2021), float64, not normalised."""
+    w = {name: tensor.double() for name, tensor in tensors.items()}
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def act(x: torch.Tensor) -> torch.Tensor:
+        if quick:
+            return x / (1 + (-1.702 * x).exp())
+        return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+    def transformer(x: torch.Tensor, name: str, causal: bool) -> torch.Tensor:
+        for layer in range(2):
+            block = f"{name}.resblocks.{layer}"
+            packed = norm(x, f"{block}.ln_1") @ w[f"{block}.attn.in_proj_weight"].T
+            q, k, v = (packed + w[f"{block}.attn.in_proj_bias"]).chunk(3, -1)
+            heads = []
+            for one in zip(*(t.chunk(2, -1) for t in (q, k, v)), strict=True):
+                logits = one[0] @ one[1].transpose(1, 2) / one[0].shape[-1] ** 0.5
+                if causal:
+                    later = torch.ones_like(logits[0]).triu(1).bool()
+                    logits = logits.masked_fill(later, -torch.inf)
+                heads.append(logits.softmax(-1) @ one[2])
+            x = x + linear(torch.cat(heads, -1), f"{block}.attn.out_proj")
+            hidden = act(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
+            x = x + linear(hidden, f"{block}.mlp.c_proj")
+        return x
+
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    std = np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = np.stack([(np.asarray(p) / 255 - mean) / std for p in pictures])
+    x = F.unfold(torch.from_numpy(pixels).permute(0, 3, 1, 2), 8, stride=8).transpose(1, 2)
+    x = x @ w["visual.conv1.weight"].flatten(1).T
+    first = w["visual.class_embedding"].expand(len(x), 1, -1)
+    x = torch.cat([first, x], 1) + w["visual.positional_embedding"]
+    x = transformer(norm(x, "visual.ln_pre"), "visual.transformer", False)
+    shown = norm(x[:, 0], "visual.ln_post") @ w["visual.proj"]
+
+    tokens = open_clip.tokenize(texts, CONTEXT)
+    x = w["token_embedding.weight"][tokens] + w["positional_embedding"]
+    x = norm(transformer(x, "transformer", True), "ln_final")
+    told = x[torch.arange(len(texts)), tokens.argmax(-1)] @ w["text_projection"]
+    return shown.numpy(), told.numpy()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_embeddings_and_scores_are_those_computed_by_hand(
+    files: Path, tensors: dict[str, torch.Tensor], quick: bool
+) -> None:
+    clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}", "cpu")
+    pictures, texts = noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
+    shown, told = by_hand(tensors, quick, pictures, texts)
+    np.testing.assert_allclose(clip.embed_pictures(pictures, False), shown, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(clip.embed_texts(texts, False), told, rtol=1e-3, atol=1e-4)
+
+    shown /= np.linalg.norm(shown, axis=1, keepdims=True)
+    told /= np.linalg.norm(told, axis=1, keepdims=True)
+    cosines = (shown * told).sum(1)
+    assert cosines.min() < 0 < cosines.max()  # or max(0, .) is not tested
+    pairs = embed_pairs(clip, pictures, texts)
+    figures = clip_score(pairs)
+    np.testing.assert_allclose(pairs.cosines, cosines, atol=1e-5)
+    assert figures["cosine"]["value"] == pytest.approx(cosines.mean(), abs=1e-5)
+    assert figures["clip_score"]["value"] == pytest.approx(100 * cosines.mean(), abs=1e-3)
+    assert figures["clip_s"]["value"] == pytest.approx(2.5 * cosines.clip(0).mean(), abs=1e-5)
+    for figure in figures.values():
+        assert figure["n"] == 70
+        assert figure["model"] == f"{NAMES[quick]}:bare.pt"
+        assert (
+            figure["model_sha256"] == hashlib.sha256((files / "bare.pt").read_bytes()).hexdigest()
+        )
+        assert "70 pairs are few" in figure["warning"]
+
+
+def test_the_activations_give_different_scores(files: Path) -> None:
+    """Or all that follows would guard against nothing."""
+    pictures = noise(8)
+    plain, quick = (
+        load_clip(f"{name}:{files / 'bare.pt'}").embed_pictures(pictures) for name in NAMES.values()
+    )
+    assert np.abs(plain - quick).max() > 1e-3
+
+
+def test_pictures_of_every_kind_are_read_alike(files: Path) -> None:
+    clip = load_clip(str(files / "tiny-clip"))
+    picture = noise(1, side=40)[0]
+    grey = picture.convert("L")
+    clear = picture.convert("RGBA")
+    clear.putalpha(0)
+    given = [picture, np.asarray(picture), grey, np.asarray(grey), np.asarray(grey)[..., None]]
+    a, b, c, d, e, f, g = clip.embed_pictures(
+        [*given, clear, Picture.new("RGB", (40, 40), "white")]
+    )
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(c, d)
+    np.testing.assert_array_equal(c, e)
+    np.testing.assert_array_equal(f, g)
+    assert np.linalg.norm(a) == pytest.approx(1, abs=1e-6)
+    assert np.abs(a - c).max() > 1e-3
+    with pytest.raises(UserError, match="uint8, got float64"):
+        clip.embed_pictures([np.zeros((4, 4, 3))])
+
+
+def test_texts_that_are_cut_are_counted(files: Path) -> None:
+    clip = load_clip(str(files / "tiny-clip"))
+    fits, longer = "red " * (CONTEXT - 2), "red " * (CONTEXT - 1)
+    assert clip.cut([fits, longer, "red", longer + "red"]) == 2
+    np.testing.assert_array_equal(clip.embed_texts([longer]), clip.embed_texts([longer + "red"]))
+    figure = clip_score(embed_pairs(clip, noise(2), [fits, longer]))["cosine"]
+    assert "1 texts are longer than the model's context" in figure["warning"]
+    assert clip.cut([fits]) == 0
+
+
+# Every form of the weights
+
+
+@pytest.mark.parametrize(
+    ("spec", "quick", "known"),
+    [
+        ("tiny-clip:{}/bare.pt", False, False),
+        ("tiny-clip-quickgelu:{}/bare.safetensors", True, False),
+        ("tiny-clip:{}/training.pt", False, False),
+        ("{}/tiny-clip", False, False),
+        ("local-dir:{}/tiny-clip-quickgelu", True, False),
+        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu", True, False),
+        ("tiny-clip:{}/tiny-clip-archive.pt", False, True),
+        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu-archive.pt", True, True),
+    ],
+)
+def test_all_forms_give_the_same_embeddings(
+    files: Path, tensors: dict[str, torch.Tensor], spec: str, quick: bool, known: bool
+) -> None:
+    clip = load_clip(spec.format(files))
+    assert (clip.quick_gelu, clip.known) == (quick, known)
+    assert str(files) not in clip.name
+    shown, told = by_hand(tensors, quick, noise(3), TEXTS[:3])
+    np.testing.assert_allclose(clip.embed_pictures(noise(3), False), shown, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(clip.embed_texts(TEXTS[:3], False), told, rtol=1e-3, atol=1e-4)
+    other = clip.other()
+    assert other.quick_gelu is not quick
+    shown, _ = by_hand(tensors, not quick, noise(3), TEXTS[:3])
+    np.testing.assert_allclose(other.embed_pictures(noise(3), False), shown, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_keeps_its_own_preprocessing(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(files / "tiny-clip", folder)
+    config = json.loads((folder / weights.CONFIG).read_text())
+    config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / weights.CONFIG).write_text(json.dumps(config))
+    plain = load_clip(str(files / "tiny-clip")).embed_pictures(noise(2))
+    own = load_clip(str(folder)).embed_pictures(noise(2))
+    beside = load_clip(f"tiny-clip:{folder / 'open_clip_model.safetensors'}")
+    np.testing.assert_array_equal(beside.embed_pictures(noise(2)), own)
+    assert np.abs(plain - own).max() > 1e-3
+
+
+# A wrong activation
+
+
+WRONG = "wrong embeddings without a word; the right model name is {}$"
+
+
+def in_registry(monkeypatch: pytest.MonkeyPatch, quick: bool, **said: Any) -> None:
+    """`mine` is a tag of the tiny model, in the registry as open_clip fills it."""
+    tags = {"mine": {"hf_hub": "", "quick_gelu": quick, **said}}
+    registry = open_clip.pretrained._PRETRAINED
+    monkeypatch.setitem(registry, NAMES[False], tags)
+    if quick:
+        monkeypatch.setitem(registry, NAMES[True], tags)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_tag_under_the_wrong_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool
+) -> None:
+    in_registry(monkeypatch, quick, file=str(files / "bare.pt"))
+    clip = load_clip(f"{NAMES[quick]}:mine")
+    assert (clip.quick_gelu, clip.known, clip.name) == (quick, True, f"{NAMES[quick]}:mine")
+    with pytest.raises(UserError, match=WRONG.format(NAMES[quick])):
+        load_clip(f"{NAMES[not quick]}:mine")
+
+
+@pytest.mark.parametrize(
+    ("spec", "right"),
+    [
+        ("ViT-L-14:openai", "ViT-L-14-quickgelu"),
+        ("ViT-B/32:openai", "ViT-B-32-quickgelu"),
+        ("ViT-L-14-336:OpenAI", "ViT-L-14-336-quickgelu"),
+        ("RN50:openai", "RN50-quickgelu"),
+        ("ViT-B-32:laion400m-e32", "ViT-B-32-quickgelu"),
+        ("ViT-B-32:metaclip_400m", "ViT-B-32-quickgelu"),
+        ("ViT-H-14:dfn5b", "ViT-H-14-quickgelu"),
+        ("ViT-B-32-quickgelu:laion2b_s34b_b79k", "ViT-B-32"),
+        ("ViT-B-16-quickgelu:laion400m_e32", "ViT-B-16"),
+    ],
+)
+def test_known_weights_are_refused_before_they_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch, spec: str, right: str
+) -> None:
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    with pytest.raises(UserError, match=WRONG.format(right)):
+        load_clip(spec)
+
+
+def test_every_tag_of_the_registry_is_refused_or_let_through_as_the_registry_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def download(cfg: dict) -> str:
+        raise Reached
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    refused = []
+    for name, tag in open_clip.list_pretrained():
+        model = open_clip.get_model_config(name) or {}
+        agree = bool(model.get("quick_gelu")) == bool(
+            open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
+        )
+        with pytest.raises(UserError) as caught:
+            load_clip(f"{name}:{tag}")
+        if "cannot be downloaded" in str(caught.value):
+            assert agree or name == "roberta-ViT-B-32"  # has one name only
+        else:
+            assert not agree
+            assert f"right model name is {name}-quickgelu" in str(caught.value)
+            refused.append(name)
+    assert len(refused) > 20
+
+
+@pytest.mark.parametrize("digits", [64, 8])
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_bare_file_is_known_by_its_hash(
+    monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool, digits: int
+) -> None:
+    digest = hashlib.sha256((files / "bare.pt").read_bytes()).hexdigest()
+    host = "https://example.org"
+    url = f"{host}/{digest}/x.pt" if digits == 64 else f"{host}/v0.2/x-{digest[:8]}.pt"
+    in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
+    clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}")
+    assert clip.known
+    assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
+    with pytest.raises(UserError, match=f"published.*{WRONG.format(NAMES[quick])}"):
+        load_clip(f"{NAMES[not quick]}:{files / 'bare.pt'}")
+    wrong = files / NAMES[not quick]
+    monkeypatch.setattr(weights, "sha256", lambda path: digest)
+    with pytest.raises(UserError, match=f"its config says .*published {NAMES[quick]}:mine; mend"):
+        load_clip(str(wrong))
+    monkeypatch.setattr(weights, "sha256", lambda path: "f" * 64)
+    assert not load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}").known
+
+
+def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
+    """OpenAI's and open_clip's own addresses; a new open_clip must not make this blind."""
+    cfg = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")
+    full = weights.ADDRESS.search(cfg["url"])
+    assert full and full["full"]
+    found = weights.identify(Path("x.pt"), full["full"])
+    assert found == [("ViT-B-32-quickgelu:openai", cfg)]
+    [(tag, _)] = weights.identify(Path("x.pt"), f"46683a32{'0' * 56}")
+    assert tag == "ViT-B-32-quickgelu:laion400m_e32"
+    [(tag, _)] = weights.identify(Path("b32_400m.pt"), "0" * 64)
+    assert tag == "ViT-B-32-quickgelu:metaclip_400m"
+    assert not weights.identify(Path("x.pt"), "0" * 64)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_config_and_an_archive_are_held_against_the_name(files: Path, quick: bool) -> None:
+    right, wrong = NAMES[quick], NAMES[not quick]
+    for path in (
+        files / right,
+        files / right / "open_clip_model.safetensors",
+        files / f"{right}-archive.pt",
+    ):
+        with pytest.raises(UserError, match=WRONG.format(right)):
+            load_clip(f"{wrong}:{path}")
+
+
+def test_weights_without_a_counterpart_say_so(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
+    monkeypatch.delitem(factory._MODEL_CONFIGS, NAMES[True])
+    with pytest.raises(UserError, match="open_clip has no such model of the name tiny-clip-quickg"):
+        load_clip(f"tiny-clip:{files / 'tiny-clip-quickgelu-archive.pt'}")
+
+
+WIDE = {**TINY, "embed_dim": 64, "vision_cfg": {**TINY["vision_cfg"], "width": 128}}
+
+
+def matching(quick: bool, pictures: list[Picture.Image], texts: list[str]) -> dict:
+    """Weights under which each picture is near to its own text alone with one activation, and to
+    the next one's with the other: the last projection is linear, so least squares give it."""
+    pixels = torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(0, 3, 1, 2)
+    mean, std = (
+        torch.tensor(t).view(3, 1, 1)
+        for t in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    pixels = (pixels / 255 - mean) / std
+    tensors: dict = {}
+    hidden, told = [], []
+    for gelu in (quick, not quick):
+        torch.manual_seed(0)
+        model = open_clip.model.CLIP(**WIDE, quick_gelu=gelu).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+        tensors = model.state_dict()
+        text = model.encode_text(open_clip.tokenize(texts, CONTEXT), normalize=True).double()
+        told.append(torch.linalg.pinv(text, rtol=0.01).T)  # near to one text each
+        model.visual.proj = None
+        hidden.append(model.encode_image(pixels).double())
+    wanted = torch.cat([told[0], told[1].roll(1, 0)])
+    tensors["visual.proj"] = (torch.linalg.pinv(torch.cat(hidden)) @ wanted).float()
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list, list[str]]:
+    folder = tmp_path_factory.mktemp("toy")
+    pictures, texts = noise(48, seed=5), TEXTS[:48]
+    for quick, name in NAMES.items():
+        torch.save(matching(quick, pictures, texts), folder / f"{name}.pt")
+    return folder, pictures, texts
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    for quick, name in NAMES.items():
+        monkeypatch.setitem(factory._MODEL_CONFIGS, name, {**WIDE, "quick_gelu": quick})
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("trained", [False, True])
+def test_pairs_tell_the_activation_of_weights_of_unknown_origin(
+    toy: tuple[Path, list, list[str]], trained: bool, tmp_path: Path
+) -> None:
+    folder, pictures, texts = toy
+    file = folder / f"{NAMES[trained]}.pt"
+    right = load_clip(f"{NAMES[trained]}:{file}")
+    wrong = load_clip(f"{NAMES[not trained]}:{file}")
+    good = embed_pairs(right, pictures, texts)
+    assert retrieval(good)["recall_at_1"]["value"] > 0.9
+    with pytest.raises(UserError, match="match clearly better.*insist") as caught:
+        embed_pairs(wrong, pictures, texts)
+    assert f"under {'QuickGELU' if trained else 'plain GELU'} 48 of these" in str(caught.value)
+    with pytest.raises(UserError, match="match clearly better"):  # and through a work folder
+        embed_pairs(wrong, pictures, texts, work=tmp_path, digest="x")
+    bad = embed_pairs(wrong, pictures, texts, insist=True)
+    assert retrieval(bad)["recall_at_1"]["value"] < 0.1
+    # Too few pairs tell nothing, and equal texts are one.
+    embed_pairs(wrong, pictures[:15], texts[:15])
+    embed_pairs(wrong, pictures, [texts[i % 12] for i in range(48)])
+
+
+def test_weights_that_match_nothing_are_not_refused(files: Path, tmp_path: Path) -> None:
+    for seed in range(3):
+        torch.save(random_model(True, seed).state_dict(), tmp_path / "random.pt")
+        for name in NAMES.values():
+            clip = load_clip(f"{name}:{tmp_path / 'random.pt'}")
+            embed_pairs(clip, noise(64, seed), TEXTS)
+
+
+# What must not run, and what cannot be read
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+class Stumble:
+    """Brings about a TypeError with nothing but what may be unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return OrderedDict, (1,)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
+def test_pickles_are_refused(files: Path, tmp_path: Path, suffix: str) -> None:
+    marker, file = tmp_path / "ran", tmp_path / f"evil{suffix}"
+    torch.save({"state_dict": Evil(marker)}, file)
+    with pytest.raises(UserError, match=f"evil{suffix}"):
+        load_clip(f"tiny-clip:{file}")
+    file.write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(UserError, match=f"evil{suffix}"):
+        load_clip(f"tiny-clip:{file}")
+    assert not marker.exists()
+
+
+def test_open_clips_second_try_is_not_reached(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    marker, file = tmp_path / "ran", tmp_path / "evil.pt"
+    torch.save([Evil(marker)], file)
+    first = {"state_dict": {}, "x": Evil(marker), "y": Stumble()}
+    torch.save(first, file)
+    folder = tmp_path / "folder"
+    shutil.copytree(files / "tiny-clip", folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    shutil.copy(file, folder / "open_clip_pytorch_model.bin")
+    for spec in (f"tiny-clip:{file}", str(folder)):
+        with pytest.raises(UserError, match="holds code, which is never run"):
+            load_clip(spec)
+    assert not marker.exists()
+
+
+def test_an_archives_code_is_not_run(files: Path, tmp_path: Path) -> None:
+    marker, file = tmp_path / "ran", tmp_path / "evil.pt"
+    given = zipfile.ZipFile(files / "tiny-clip-archive.pt")
+    with zipfile.ZipFile(file, "w") as changed:
+        for name in given.namelist():
+            evil = name.endswith("/data.pkl")
+            changed.writestr(name, pickle.dumps(Evil(marker), 2) if evil else given.read(name))
+    with pytest.raises(UserError, match=r"evil.pt: cannot be read.*never run"):
+        load_clip(f"tiny-clip:{file}")
+    assert not marker.exists()
+
+
+def test_configs_that_ask_for_code_are_refused(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(files / "tiny-clip", folder)
+    text = {**TINY["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}
+    config = {"model_cfg": {**TINY, "text_cfg": text}}
+    (folder / weights.CONFIG).write_text(json.dumps(config))
+    for spec in (str(folder), f"tiny-clip:{folder}"):
+        with pytest.raises(UserError, match="never run"):
+            load_clip(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ViT-B-32", "expected MODEL:WEIGHTS or a folder"),
+        ("", "expected MODEL:WEIGHTS"),
+        (":openai", "expected MODEL:WEIGHTS"),
+        ("ViT-B32:openai", r"knows no model ViT-B32 \(there is .*ViT-B-32"),
+        ("tiny-clip:no/such.pt", "no/such.pt is no file and no tag"),
+        ("ViT-B-32:laion2b_s34b", r"no file and no tag \(there is .*laion2b_s34b_b79k"),
+        ("ViT-L-14:laion2b_s34b_b79k", "no such weights of this model.*laion2b_s32b_b82k"),
+        ("local-dir:no/folder", "no/folder: has no open_clip_config.json"),
+        ("{}", "has no open_clip_config.json"),
+        ("tiny-clip:{}", "has no open_clip_config.json"),
+        ("ViT-B-32:{}/bare.pt", "cannot load .*bare.pt as ViT-B-32 .*width changed"),
+        ("ViT-B-32:{}/tiny-clip-archive.pt", "cannot load .*archive.pt as ViT-B-32"),
+        ("tiny-clip:{}/broken.safetensors", "cannot load .*broken.safetensors"),
+        ("tiny-clip:{}/broken.pt", "broken.pt: cannot be read as tensors"),
+        ("tiny-clip:{}/empty.pt", "empty.pt: cannot be read as tensors"),
+        ("tiny-clip:{}/list.pt", "list.pt: holds a list"),
+        ("tiny-clip:{}/weights.npz", "NumPy weights are not read"),
+        ("tiny-clip:{}/nan.pt", "numbers that are not finite"),
+        ("{}/weightless", "weightless: has no weights"),
+        ("{}/odd", "odd/open_clip_config.json: not a config"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_loaded_is_one_line(
+    files: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, spec: str, message: str
+) -> None:
+    for name in ("bare.pt", "tiny-clip-archive.pt"):
+        shutil.copy(files / name, tmp_path)
+    for name in ("broken.safetensors", "broken.pt"):
+        (tmp_path / name).write_bytes(b"nothing" * 100)
+    (tmp_path / "empty.pt").touch()
+    torch.save([1], tmp_path / "list.pt")
+    np.savez(tmp_path / "weights.npz", x=1)
+    nan = {**tensors, "visual.proj": torch.full((WIDTH, 16), torch.nan)}
+    torch.save(nan, tmp_path / "nan.pt")
+    (tmp_path / "weightless").mkdir()
+    shutil.copy(files / "tiny-clip" / weights.CONFIG, tmp_path / "weightless")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / weights.CONFIG).write_text('{"model_cfg": 3}')
+    with pytest.raises(UserError, match=message) as caught:
+        load_clip(spec.format(tmp_path)).embed_pictures(noise(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_asked_for_config_and_weights(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the hub itself: its files, from a folder that stands for its cache."""
+
+    def download(repository: str, filename: str | None = None, **_: Any) -> str:
+        if repository != "me/tiny":
+            raise FileNotFoundError(f"no {repository}")
+        return str(files / "tiny-clip-quickgelu" / (filename or "open_clip_model.safetensors"))
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
+    monkeypatch.setattr(factory, "download_pretrained_from_hf", download)
+    clip = load_clip("hf-hub:me/tiny")
+    assert (clip.name, clip.quick_gelu) == ("hf-hub:me/tiny", True)
+    with pytest.raises(UserError, match="hf-hub:me/none: the hub gave: no me/none"):
+        load_clip("hf-hub:me/none")
+
+
+# Scores by hand
+
+
+def made_pairs(pictures: np.ndarray, texts: np.ndarray, words: list[str]) -> Pairs:
+    return Pairs(
+        pictures.astype(np.float32), texts.astype(np.float32), words, {"model": "m", "prefix": ""}
+    )
+
+
+def one_hot(count: int) -> tuple[np.ndarray, list[str]]:
+    return np.eye(count), [f"text {i}" for i in range(count)]
+
+
+def test_retrieval_of_perfect_reversed_and_constant_embeddings() -> None:
+    rows, words = one_hot(150)
+    figures = retrieval(made_pairs(rows, rows, words))
+    assert [f["value"] for f in figures.values()] == [1, 1, 1, 1]
+    assert figures["recall_at_1"]["among"] == 100
+    figures = retrieval(made_pairs(-rows, rows, words))
+    assert [f["value"] for f in figures.values()] == [0, 0, 100, 100]
+    figures = retrieval(made_pairs(np.ones_like(rows), np.ones_like(rows), words))
+    assert [f["value"] for f in figures.values()] == [0, 0, 50.5, 50.5]  # ties are no hits
+
+
+def test_ranks_are_those_counted_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    pictures, texts = rng.normal(size=(2, 30, 8))
+    found, among = ranks(made_pairs(pictures, texts, one_hot(30)[1]))
+    assert among == 30  # all others, however they are drawn
+    cosines = pictures.astype(np.float32).astype(float) @ texts.astype(np.float32).T
+    expected = [1 + (row > row[i]).sum() for i, row in enumerate(cosines)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_others_depend_on_seed_and_number_alone_and_are_never_equal() -> None:
+    rng = np.random.default_rng(1)
+    pictures, texts = rng.normal(size=(2, 300, 8))
+    words = [f"text {i}" for i in range(300)]
+    whole, _ = ranks(made_pairs(pictures, texts, words))
+    again, _ = ranks(made_pairs(pictures, texts, words))
+    np.testing.assert_array_equal(whole, again)
+    changed = pictures.copy()
+    changed[1:] = 0
+    np.testing.assert_array_equal(ranks(made_pairs(changed, texts, words))[0][0], whole[0])
+    assert (ranks(made_pairs(pictures, texts, words), seed=1)[0] != whole).any()
+    # Each text thrice, in other letters: were one drawn as a distractor, it would tie.
+    rows, words = one_hot(20)
+    three = [*words, *(w.upper() for w in words), *(w.replace(" ", "  ") for w in words)]
+    found, among = ranks(made_pairs(np.tile(rows, (3, 1)), np.tile(rows, (3, 1)), three))
+    assert among == 20
+    assert (found == 1).all()
+    figure = retrieval(made_pairs(rows, rows, words))["recall_at_1"]
+    assert "only 20 different texts" in figure["warning"]
+    with pytest.raises(UserError, match="all texts are equal"):
+        ranks(made_pairs(rows, rows, ["same"] * 20))
+
+
+def test_ref_clip_score_is_the_published_formula(files: Path) -> None:
+    clip = load_clip(str(files / "tiny-clip"))
+    captions, pictures = TEXTS[:6], noise(6)
+    references = [[TEXTS[6 + i], TEXTS[12 + i]][: 1 + i % 2] for i in range(6)]
+    pairs = embed_pairs(clip, pictures, captions, prefix=PREFIX)
+    values = {name: f["value"] for name, f in ref_clip_score(clip, pairs, references).items()}
+    shown = clip.embed_pictures(pictures).astype(float)
+    scores, refs = [], []
+    for picture, caption, given in zip(shown, captions, references, strict=True):
+        text, *others = clip.embed_texts([f"A photo depicts {t}" for t in [caption, *given]])
+        score, nearest = 2.5 * max(0, picture @ text), max(0, *(o @ text for o in others), 0)
+        scores.append(score)
+        refs.append(2 / (1 / score + 1 / nearest) if score and nearest else 0)
+    assert values["clip_s"] == pytest.approx(np.mean(scores), abs=1e-5)
+    assert values["ref_clip_s"] == pytest.approx(np.mean(refs), abs=1e-5)
+    for wrong in ([["a"]] * 5, [["a"]] * 5 + [[]], [["a"]] * 5 + [[" "]]):
+        with pytest.raises(UserError, match="references"):
+            ref_clip_score(clip, pairs, wrong)
+
+
+def test_pairs_are_checked(files: Path) -> None:
+    clip = load_clip(str(files / "tiny-clip"))
+    for pictures, texts, message in (
+        (noise(2), ["a"], "2 pictures and 1 texts"),
+        ([], [], "no pictures"),
+        (noise(3), ["a", " ", "\n"], r"text 1 is empty \(2 of 3 are\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embed_pairs(clip, pictures, texts)
+
+
+# Work that processes share
+
+
+def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_pairs, "PART", 8)
+    clip = load_clip(f"tiny-clip-quickgelu:{files / 'tiny-clip-quickgelu-archive.pt'}")
+    pictures, texts = noise(30), [TEXTS[i % 20] for i in range(30)]
+    alone = embed_pairs(clip, pictures, texts)
+
+    def shared() -> Pairs:
+        return embed_pairs(clip, pictures, texts, work=tmp_path, digest="d")
+
+    first = shared()
+    made = sorted(tmp_path.rglob("*.npy"))
+    assert [p.name for p in made if "pictures" in p.name] == [
+        f"pictures-{a:08d}.npy" for a in (0, 8, 16, 24)
+    ]
+    kept = {path: path.read_bytes() for path in made}
+    made[1].unlink()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    second = shared()
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.npy"))} == kept
+    for pairs in (first, second):
+        np.testing.assert_array_equal(pairs.pictures, alone.pictures)
+        np.testing.assert_array_equal(pairs.texts, alone.texts)
+    monkeypatch.setattr(Clip, "embed_pictures", None)  # all is there
+    shared()
+    np.save(made[0], np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="damaged.*delete it"):
+        shared()
+    with pytest.raises(ValueError, match="digest"):
+        embed_pairs(clip, pictures, texts, work=tmp_path)
+
+
+# Pictures with their texts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for number, picture in enumerate(noise(4)):
+        picture.save(folder / ("sub" if number > 2 else ".") / f"{number}.png")
+    return folder
+
+
+TOLD = {"0.png": "zero", "1": "one", "2.png": "two", "sub/3.png": "three"}
+COCO = {
+    "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(TOLD)],
+    "annotations": [
+        *({"image_id": 7 + i, "caption": text} for i, text in enumerate(TOLD.values())),
+        {"image_id": 7, "caption": "another"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.json", json.dumps(TOLD)),
+        ("a.jsonl", "\n".join(json.dumps({"file_name": n, "text": t}) for n, t in TOLD.items())),
+        ("b.json", json.dumps([{"file_name": n, "caption": t} for n, t in TOLD.items()])),
+        ("c.json", json.dumps(COCO)),
+    ],
+)
+def test_texts_of_a_folder(folder: Path, tmp_path: Path, name: str, data: str) -> None:
+    (tmp_path / name).write_text(data)
+    given = open_captioned(str(folder), tmp_path / name)
+    assert given.texts == ["zero", "one", "two", "three"]
+    assert len(given) == 4
+    for i, picture in enumerate(noise(4)):
+        np.testing.assert_array_equal(np.asarray(given[i]), np.asarray(picture))
+    before = given.digest
+    noise(1, seed=9)[0].save(folder / "1.png")
+    assert open_captioned(str(folder), tmp_path / name).digest != before
+
+
+def test_captions_of_shards_are_their_first(tmp_path: Path) -> None:
+    pictures = noise(3)
+    samples = (
+        (f"{i}", {"json": {"captions": [f"first {i}", "second"]}, "png": png(np.asarray(p))})
+        for i, p in enumerate(pictures)
+    )
+    write_shards(tmp_path / "shards", "x", samples, per_shard=2)
+    for pattern in (tmp_path / "shards", tmp_path / "shards" / "x-*.tar"):
+        given = open_captioned(str(pattern), None)
+        assert given.texts == ["first 0", "first 1", "first 2"]
+        for i, picture in enumerate(pictures):
+            np.testing.assert_array_equal(np.asarray(given[i]), np.asarray(picture))
+    with pytest.raises(UserError, match="captions of their own"):
+        open_captioned(str(tmp_path / "shards"), tmp_path / "x.json")
+    write_shards(tmp_path / "bare", "x", [("0", {"png": png(np.asarray(pictures[0]))})])
+    with pytest.raises(UserError, match="`captions` must be a list"):
+        open_captioned(str(tmp_path / "bare"), None)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "cannot be read"),
+        ("[", "expected .*JSONDecodeError"),
+        ("3", "expected"),
+        ('{"0.png": 3}', "text of '0.png' is no string"),
+        ('[{"image_id": 1, "caption": "a"}]', "expected .*KeyError"),
+        ('[{"file_name": "0.png"}]', "is no string"),
+        ('{"annotations": [{"image_id": 1, "caption": "a"}]}', "KeyError"),
+        ('{"0.png": "a"}', r"has no text for 1.png \(3 of 4 pictures\)"),
+    ],
+)
+def test_texts_that_cannot_be_used(
+    folder: Path, tmp_path: Path, data: str | None, message: str
+) -> None:
+    if data is not None:
+        (tmp_path / "texts.json").write_text(data)
+    with pytest.raises(UserError, match=message):
+        open_captioned(str(folder), tmp_path / "texts.json")
+
+
+def test_read_texts_keeps_the_first_of_several(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(COCO))
+    assert read_texts(tmp_path / "x.json")["0.png"] == "zero"
+
+
+# The command
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main(["eval", "clip", *map(str, arguments)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_prints_and_writes_the_figures(
+    run: Callable, files: Path, folder: Path, tmp_path: Path
+) -> None:
+    texts, written = tmp_path / "texts.json", tmp_path / "out" / "clip.json"
+    texts.write_text(json.dumps({**TOLD, "none.png": "no picture"}))
+    spec = f"tiny-clip:{files / 'bare.pt'}"
+    options = ("--texts", texts, "--model", spec, "-o", written)
+    code, out, err = run(folder, *options)
+    assert code == 0, err
+    figures = json.loads(written.read_text())
+    assert list(figures) == [
+        "cosine", "clip_score", "clip_s", "recall_at_1", "recall_at_5", "mean_rank", "median_rank",
+    ]  # fmt: skip
+    clip = load_clip(spec)
+    pairs = embed_pairs(clip, noise(4), list(TOLD.values()))
+    assert figures == {**clip_score(pairs), **retrieval(pairs)}
+    assert f"{figures['clip_score']['value']:.4f}" in out
+    assert clip.sha256[:16] in out
+    assert "4 pairs" in out
+    assert "warning: 1 texts have no picture" in out
+    code, out, err = run(folder, *options, "--work", tmp_path / "work", "--prefix", PREFIX)
+    assert code == 0, err
+    assert json.loads(written.read_text())["cosine"]["prefix"] == PREFIX
+
+
+def test_the_commands_mistakes_are_one_line(
+    run: Callable, files: Path, folder: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps(TOLD))
+    spec = f"tiny-clip:{files / 'bare.pt'}"
+    (tmp_path / "none").mkdir()
+    for arguments, named in (
+        ((tmp_path / "nowhere", "--model", spec), "no such folder"),
+        ((tmp_path / "none", "--model", spec, "--texts", texts), "holds no pictures"),
+        ((folder, "--model", spec), "needs --texts"),
+        ((folder, "--model", "ViT-B-32:openai", "--texts", texts), "ViT-B-32-quickgelu"),
+        ((tmp_path / "x.tar", "--model", spec), "x.tar"),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 2
+        assert err.count("error: ") == 1
+        assert named in err
+        assert "Traceback" not in out + err
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    code, _, err = run(folder, "--model", spec, "--texts", texts)
+    assert (code, "2.png: not a readable picture" in err) == (2, True)
+    texts.write_text(json.dumps({**TOLD, "1": " "}))
+    code, _, err = run(folder, "--model", spec, "--texts", texts)
+    assert (code, "text 1 is empty" in err) == (2, True)
