@@ -226,19 +226,20 @@ def test_adversarial_captions_touch_no_other_picture(tokenizer: str) -> None:
 def test_adversarial_captions_touch_no_other_picture_with_ptb_and_meteor() -> None:
     folder = java.package("meteor").parent
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    words = [*of_tokenizer("ptb"), *of_tokenizer("plain")]
+    words = [*of_tokenizer("ptb"), *of_tokenizer("plain"), *of_tokenizer("spaces")]
     references = [texts for known, _ in words for texts in known]
     candidates = [text for _, written in words for text in written]
     total, each = meteor(
-        [*references, ["a cat on a mat"], ["a cat"]],
-        [*candidates, "a cat on a mat", "one two"],
-        [str(i) for i in range(len(candidates) + 2)],
+        [*references, ["a cat on a mat"], ["a cat on a mat"], ["a cat"], ["one two ||| a cat"]],
+        [*candidates, "a cat on a mat", "a cat on ||||a mat|||", "one two", "a cat"],
+        [str(i) for i in range(len(candidates) + 4)],
     )
-    assert each[-2:] == [1, 0]
+    assert each[-4:-1] == [1, 1, 0]  # the same words, twice, and none of them
+    assert 0 < each[-1] < 0.9  # not one of two references
     assert 0 < total < 1
     n = len(CANDIDATES)
-    runs = [each[start : start + n] for start in range(0, 6 * n, n)]
-    for ordinary, *others in (runs[:3], runs[3:]):
+    runs = [each[start : start + n] for start in range(0, 9 * n, n)]
+    for ordinary, *others in (runs[:3], runs[3:6], runs[6:]):
         for other in others:
             assert [ordinary[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES]
     assert len(set(runs[0])) > 3
