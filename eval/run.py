@@ -48,8 +48,8 @@ def evaluate(
         sheets |= cells
     for name in ("class_to_image", "text_to_image", "image_to_text"):
         if asked := getattr(settings, name):
-            numbers, cells = getattr(directions, name)(answers, asked, output)
-            report[name] = {**report.get(name, {}), **numbers}
+            figures, cells = getattr(directions, name)(answers, asked, output)
+            report.setdefault("figures", {})[name] = figures
             sheets |= cells
     return report | {
         "sampling": pipeline.config.generation.model_dump(),

@@ -88,7 +88,7 @@ def directions(
                 "depends": depends(figure),
                 "warning": figure.get("warning"),
             }
-            for key, figure in figures(report.get(key, {}))
+            for key, figure in figures(report.get("figures", {}).get(key, {}))
         ]
         cells = sheets.get(f"{key}_answers", [])
         if rows or cells:

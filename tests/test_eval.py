@@ -5,7 +5,6 @@ The models are stand-ins: one answers with real held-out digits, one with noise.
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
 from mmfusion.data_pipelines.shards import write_shards
-from mmfusion.eval.captions import scores
-from mmfusion.eval.captions.scores import cider, collapse
 from mmfusion.eval.curves import charts, read_metrics
 from mmfusion.eval.digits.edits import MASKS
 from mmfusion.eval.digits.judge import Judge, features
@@ -31,7 +28,6 @@ from mmfusion.config.evaluation import Digits as Settings
 from mmfusion.errors import UserError
 from mmfusion.generation.masks import region
 
-COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
 MODEL = {
     "image": {"size": 8, "channels": 1, "patch": 2},
     "text": {"tokenizer": "tokenizer.model"},
@@ -294,69 +290,6 @@ def test_named_digit(caption: str, digit: int | None) -> None:
 
 def test_every_caption_of_the_pipeline_names_its_digit() -> None:
     assert all(named_digit(c) == d for d in range(10) for c in [*captions(d), NAMES[d]])
-
-
-def test_all_unicode_white_space_collapses() -> None:
-    spaces = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2009\u2028\u2029\u202f\u205f\u3000"
-    assert collapse("".join(f"{space}a" for space in spaces)) == " ".join("a" * len(spaces))
-    assert collapse(f"{spaces}a b{spaces}") == "a b"
-
-
-def test_cider_of_a_closed_form() -> None:
-    # Two pictures without a common word: each is its only reference, with all four n-gram orders.
-    texts = ["a b c d", "e f g h"]
-    assert cider([[t] for t in texts], texts)["value"] == pytest.approx(10)
-    assert cider([[t] for t in texts], texts[::-1])["value"] == 0
-    # One of two references agrees, the other shares nothing: half.
-    two = [[texts[0], "x y z w"], [texts[1], "p q r s"]]
-    assert cider(two, texts)["value"] == pytest.approx(5)
-    # Only unigrams and one bigram of two words: the orders three and four count 0.
-    assert cider([["a b"], ["c d"]], ["a b", "c d"])["value"] == pytest.approx(5)
-
-
-def test_cider_warns_of_few_pictures_and_names_its_tokenizer() -> None:
-    score = cider([captions(d) for d in range(10)], [captions(d)[0] for d in range(10)])
-    assert (score["n"], score["tokenizer"]) == (10, "plain")
-    assert "10 pictures" in score["warning"]
-    many = cider([["a b"], ["c d"]] * 500, ["a b", "c d"] * 500)
-    assert "warning" not in many
-
-
-def test_cider_does_not_see_case_punctuation_or_white_space() -> None:
-    references = [captions(d) for d in range(10)]
-    plain = cider(references, [captions(d)[5] for d in range(10)])
-    odd = cider(references, [f"{NAMES[d].upper()}!\r\u2028drawn\vBY hand\f" for d in range(10)])
-    assert odd["value"] == plain["value"] > 1
-
-
-def test_cider_refuses_what_it_cannot_score() -> None:
-    for references, candidates in (([["a"]], []), ([["a"]], ["a", "b"]), ([], [])):
-        with pytest.raises(UserError, match="one caption a picture"):
-            cider(references, candidates)
-    with pytest.raises(UserError, match="picture 1 has no reference"):
-        cider([["a"], []], ["a", "b"])
-
-
-def test_ptb_without_java_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="needs Java"):
-        cider([["a"]], ["a"], "ptb")
-
-
-@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
-def test_ptb_pairs_every_caption_and_agrees_with_plain_on_digits() -> None:
-    texts = [[c] for d in range(10) for c in captions(d)]
-    assert scores._tokenise(texts, "ptb") == scores._tokenise(texts, "plain")
-    odd = ["", "a\rb", "c\u2028\v\fd", "\ud800 e", "-", "", "last one", ""]
-    tokens = scores._tokenise([[collapse(t)] for t in odd], "ptb")
-    assert [tokens[i] for i in (0, 1, 2, 6, 7)] == [[""], ["a b"], ["c d"], ["last one"], [""]]
-
-
-@pytest.mark.skipif(not COCO.is_dir(), reason="../shared/data/coco_caption_eval is not here")
-def test_cider_equals_the_published_coco_example() -> None:
-    gts, res = (json.loads((COCO / f"{n}.json").read_text("utf-8")) for n in ("gts", "res"))
-    score = cider(list(gts.values()), [res[key][0] for key in gts], "spaces")
-    assert score == {"value": pytest.approx(0.59979, abs=1e-5), "n": 1000, "tokenizer": "spaces"}
 
 
 # The suite

@@ -71,7 +71,7 @@ def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
     output, said = alone
     report = report_of(output)
     drawn, told, written = (
-        report[name] for name in ("class_to_image", "text_to_image", "image_to_text")
+        report["figures"][name] for name in ("class_to_image", "text_to_image", "image_to_text")
     )
     for figures, n in ((drawn, 40), (told, 24)):
         assert figures["fd_pixels"]["n"] == n
@@ -84,8 +84,8 @@ def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
     assert told["cycle_gain"]["value"] > 0
     assert written["bleu_4"]["n"] == written["perplexity"]["n"] == 20
     assert 1 < written["perplexity"]["value"] < 20
-    assert drawn["accuracy"] > 0.5  # the digits suite's entries stand beside them
-    assert drawn["n"] == 20
+    assert report["class_to_image"]["accuracy"] > 0.5  # of the digits suite
+    assert report["class_to_image"]["n"] == 20
     assert written["cider"]["tokenizer"] == "plain"
     assert "class to image: 100%" in said
     assert "picture/s" in said
@@ -140,7 +140,7 @@ def test_the_page_shows_figures_and_answers(alone: tuple[Path, str]) -> None:
     report = report_of(alone[0])
     for text in ("Class → image", "Text → image", "Image → text", "Cycle", "BLEU-4", "Perplexity"):
         assert text in page
-    assert report["text_to_image"]["fd_pixels"]["reference_sha256"][:12] in page
+    assert report["figures"]["text_to_image"]["fd_pixels"]["reference_sha256"][:12] in page
     assert page.count("<img") > 100
     assert "http" not in page.replace("http-equiv", "")
 

@@ -1,87 +1,152 @@
-r"""Scores of captions by pycocoevalcap.
+"""Scores of captions against references, as COCO's evaluation gives them: by pycocoevalcap.
 
-CIDEr depends on the tokenizer, so its choice is explicit and goes with the number:
-
-- `plain` (the default): lower-cased runs of letters and digits. It needs nothing but Python, so a
-  report is the same on every machine; a score that silently changed where Java is missing would
-  not compare. On the digits' captions it gives the very tokens of `ptb`.
-- `ptb`: the Stanford PTB tokenizer, which published scores use. It needs Java.
-- `spaces`: for captions that are tokenised already.
-
-White space is collapsed first: the PTB tokenizer reads one caption a line, and a caption with \r,
-\v, \f or U+2028 in it would move all later captions to wrong pictures, without an error.
+| metric | figures | needs |
+|---|---|---|
+| bleu | bleu_1 to bleu_4 (Papineni et al., 2002), of the corpus | |
+| rouge_l | ROUGE-L (Lin, 2004) | |
+| cider | CIDEr-D (Vedantam et al., 2015): clipped, with a length penalty, 0 to 10 | |
+| meteor | METEOR 1.5 | Java |
+| spice | SPICE | Java, Stanford CoreNLP |
 """
 
-import re
-import shutil
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from mmfusion.errors import UserError
 
-Tokenizer = Literal["plain", "ptb", "spaces"]
+from .meteor import Scored, meteor
+from .meteor import lacking as meteor_lacking
+from .spice import lacking as spice_lacking
+from .spice import spice
+from .tokenizers import Tokenizer, choose, tokenise
+
 FEW = 1000
 """Under so many pictures CIDEr's document frequencies say little; for a single one it is 0."""
 
 
-def collapse(caption: str) -> str:
-    """The caption with every run of Unicode white space (line ends too) as one space."""
-    return " ".join(caption.split())
+@dataclass
+class Scores:
+    """Of all pictures together, and of each.
+
+    Attributes:
+        figures: name -> {"value", "n", "tokenizer"}, with a "warning" where there is one.
+        per_picture: name -> a score for each picture, in their order.
+        left_out: metric -> what is missing to measure it.
+    """
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    per_picture: dict[str, list[float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def cider(
-    references: list[list[str]], candidates: list[str], tokenizer: Tokenizer = "plain"
-) -> dict[str, Any]:
-    """CIDEr of one candidate a picture against that picture's references, over n pictures.
+def score(
+    references: list[list[str]],
+    candidates: list[str],
+    metrics: Sequence[str] | None = None,
+    tokenizer: Tokenizer = "auto",
+    names: list[str] | None = None,
+) -> Scores:
+    """Score one candidate a picture against that picture's references.
 
-    This is pycocoevalcap's variant: with clipping and length penalty, from 0 to 10.
-
-    Returns:
-        {"value", "n", "tokenizer"}, and "warning" with fewer than 1,000 pictures.
+    Args:
+        references: of each picture, one or more captions.
+        candidates: of each picture, one caption; it may be empty.
+        metrics: some of `METRICS`; None takes all that can be measured here, and says in
+            `left_out` what the others need.
+        tokenizer: see tokenizers.py; `spaces` if captions are tokenised already.
+        names: of the pictures, for messages (default: their numbers).
 
     Raises:
-        UserError: lists of different lengths, a picture without references, or no Java for `ptb`.
+        UserError: lists of different lengths, a picture whose references hold no word, a metric
+            that is not known or, if asked for by name, cannot be measured here.
     """
     if len(references) != len(candidates) or not candidates:
         raise UserError(
-            f"CIDEr: {len(candidates)} captions for the references of {len(references)} pictures; "
-            "it needs one caption a picture, and a picture at least"
+            f"{len(candidates)} captions for the references of {len(references)} pictures; "
+            "scores need one caption a picture, and a picture at least"
         )
-    for number, texts in enumerate(references):
-        if not any(collapse(text) for text in texts):
-            raise UserError(f"CIDEr: picture {number} has no reference caption; leave it out")
+    names = names or [str(number) for number in range(len(candidates))]
+    scores = Scores()
+    for metric in _known(metrics):
+        missing = LACKING[metric]() if metric in LACKING else None
+        if missing and metrics is not None:
+            raise UserError(f"{metric} needs {missing}")
+        if missing:
+            scores.left_out[metric] = f"needs {missing}"
+    chosen = choose(tokenizer)
+    flat = tokenise([*candidates, *(text for texts in references for text in texts)], chosen)
+    words, rest = flat[: len(candidates)], iter(flat[len(candidates) :])
+    known = [[next(rest) for _ in texts] for texts in references]
+    for name, texts in zip(names, known, strict=True):
+        if not any(texts):
+            raise UserError(f"picture {name}: no word in its references; leave the picture out")
+    for metric in _known(metrics):
+        if metric in scores.left_out:
+            continue
+        for name, (value, each) in METRICS[metric](known, words, names).items():
+            scores.per_picture[name] = [float(one) for one in each]
+            figure: dict[str, Any] = {"value": float(value), "n": len(words), "tokenizer": chosen}
+            if warning := _warning(metric, len(words), chosen):
+                figure["warning"] = warning
+            scores.figures[name] = figure
+    return scores
+
+
+def _known(metrics: Sequence[str] | None) -> list[str]:
+    wanted = list(METRICS) if metrics is None else list(metrics)
+    unknown = [metric for metric in wanted if metric not in METRICS]
+    if unknown or not wanted:
+        raise UserError(f"metric {', '.join(unknown) or '(none)'}: there are {', '.join(METRICS)}")
+    return wanted
+
+
+def _warning(metric: str, n: int, tokenizer: str) -> str:
+    found = []
+    if metric == "cider" and n < FEW:
+        found.append(f"CIDEr of {n} pictures: compare only with the same {n} pictures")
+    if tokenizer == "plain":
+        found.append("published scores use the tokenizer ptb (Java): do not compare with them")
+    return "; ".join(found)
+
+
+Metric = Callable[[list[list[str]], list[str], list[str]], dict[str, Scored]]
+
+
+def _python(references: list[list[str]], candidates: list[str]) -> tuple[dict, dict]:
+    """The form in which pycocoevalcap's classes take captions."""
+    return dict(enumerate(references)), {n: [text] for n, text in enumerate(candidates)}
+
+
+def _bleu(references: list[list[str]], candidates: list[str], _: list[str]) -> dict[str, Scored]:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    total, each = Bleu(4).compute_score(*_python(references, candidates), verbose=0)
+    return {f"bleu_{k + 1}": (total[k], each[k]) for k in range(4)}
+
+
+def _rouge(references: list[list[str]], candidates: list[str], _: list[str]) -> dict[str, Scored]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    _, each = Rouge().compute_score(*_python(references, candidates))
+    # Its split gives an empty caption one empty word, which an empty reference would share.
+    each = [one if text else 0.0 for one, text in zip(each, candidates, strict=True)]
+    return {"rouge_l": (float(np.mean(each)), each)}
+
+
+def _cider(references: list[list[str]], candidates: list[str], _: list[str]) -> dict[str, Scored]:
     from pycocoevalcap.cider.cider import Cider
 
-    per_picture = [*references, *([text] for text in candidates)]
-    tokens = _tokenise([[collapse(text) for text in texts] for texts in per_picture], tokenizer)
-    n = len(candidates)
-    value, _ = Cider().compute_score(dict(enumerate(tokens[:n])), dict(enumerate(tokens[n:])))
-    score: dict[str, Any] = {"value": float(value), "n": n, "tokenizer": tokenizer}
-    if n < FEW:
-        score["warning"] = f"CIDEr of {n} pictures: compare only with the same {n} pictures"
-    return score
+    return {"cider": Cider().compute_score(*_python(references, candidates))}
 
 
-def _tokenise(texts: list[list[str]], tokenizer: Tokenizer) -> list[list[str]]:
-    if tokenizer == "spaces":
-        return texts
-    if tokenizer == "plain":
-        return [[" ".join(re.findall(r"\w+", t.lower())) for t in group] for group in texts]
-    if shutil.which("java") is None:
-        raise UserError("CIDEr: the tokenizer ptb needs Java; install it or take `plain`")
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    # It pairs lines with captions by zip: the ends are checked so that no shift stays unseen.
-    ends = [[{"caption": "first"}], [{"caption": "last"}]]
-    groups = [ends[0], *([{"caption": _writable(t)} for t in group] for group in texts), ends[1]]
-    try:
-        tokens = PTBTokenizer().tokenize(dict(enumerate(groups)))
-    except OSError as error:  # it writes a temporary file into its own package
-        raise UserError(f"CIDEr: the PTB tokenizer cannot run ({error}); take `plain`") from None
-    if tokens.get(0) != ["first"] or tokens.get(len(groups) - 1) != ["last"]:
-        raise UserError("CIDEr: the PTB tokenizer lost or split a caption; take `plain`")
-    return [tokens[number] for number in range(1, len(groups) - 1)]
-
-
-def _writable(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot hold, as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+METRICS: dict[str, Metric] = {
+    "bleu": _bleu,
+    "rouge_l": _rouge,
+    "cider": _cider,
+    "meteor": lambda *given: {"meteor": meteor(*given)},
+    "spice": lambda *given: {"spice": spice(*given)},
+}
+LACKING = {"meteor": meteor_lacking, "spice": spice_lacking}

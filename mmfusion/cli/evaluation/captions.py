@@ -1,6 +1,79 @@
-"""`mmfusion eval captions`."""
+"""`mmfusion eval captions`: a model's captions against references."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
-def captions() -> None:
-    """Not there yet."""
-    raise NotImplementedError
+class Tokenizers(str, Enum):
+    """See eval/captions/tokenizers.py."""
+
+    auto = "auto"
+    ptb = "ptb"
+    plain = "plain"
+    spaces = "spaces"
+
+
+def captions(
+    results: Annotated[Path, typer.Argument(help='JSON list of {"image_id", "caption"}')],
+    references: Annotated[
+        Path, typer.Argument(help="COCO's annotations, Karpathy's splits, or {id: [captions]}")
+    ],
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="bleu, rouge_l, cider, meteor, spice (default: what can be measured)"),
+    ] = None,
+    tokenizer: Annotated[
+        Tokenizers, typer.Option(help="auto: as published where Java is, else plain")
+    ] = Tokenizers.auto,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="score the pictures that are in both files")
+    ] = False,
+    per_picture: Annotated[
+        Path | None, typer.Option(help="write each picture's scores, one JSON object a line")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON of figures")] = None,
+) -> None:
+    """BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, as COCO's evaluation gives them."""
+    from mmfusion.eval.captions.coco import pair, read_references, read_results
+    from mmfusion.eval.captions.scores import score
+    from mmfusion.manifest import sha256
+
+    paired = pair(read_results(results), read_references(references), partial)
+    for file in filter(None, (per_picture, output)):
+        file.parent.mkdir(parents=True, exist_ok=True)  # found out before the work, not after it
+    wanted = None if metrics is None else [m for m in metrics.replace(",", " ").split() if m]
+    scores = score(
+        paired.references, paired.candidates, wanted, tokenizer.value, names=paired.names
+    )
+    typer.echo(f"{'figure':<10}{'value':>10}{'n':>9}  tokenizer")
+    for name, figure in scores.figures.items():
+        typer.echo(f"{name:<10}{figure['value']:>10.4f}{figure['n']:>9}  {figure['tokenizer']}")
+    for warning in dict.fromkeys(f["warning"] for f in scores.figures.values() if "warning" in f):
+        typer.echo(f"note: {warning}")
+    for metric, reason in scores.left_out.items():
+        typer.echo(f"{metric}: left out: {reason}")
+    if paired.without_result or paired.without_reference:
+        typer.echo(
+            f"left out: {paired.without_result} pictures without a caption, "
+            f"{paired.without_reference} captions without references"
+        )
+    if per_picture:
+        with per_picture.open("w", encoding="utf-8") as lines:
+            for number, name in enumerate(paired.names):
+                each = {key: values[number] for key, values in scores.per_picture.items()}
+                line = {"image_id": name, "caption": paired.candidates[number], **each}
+                lines.write(json.dumps(line) + "\n")
+    if output:
+        report = {
+            "results": {"file": results.name, "sha256": sha256(results)},
+            "references": {"file": references.name, "sha256": sha256(references)},
+            "without_result": paired.without_result,
+            "without_reference": paired.without_reference,
+            "figures": scores.figures,
+            "left_out": scores.left_out,
+        }
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Captions as words. Every score depends on it, so the tokenizer goes with the number.
+
+- `ptb`: the Stanford PTB tokenizer, lower case, without punctuation, which published scores use.
+  It needs Java.
+- `plain`: lower-cased runs of letters and digits. It needs nothing but Python, so it gives the same
+  on every machine; its scores do not compare with published ones.
+- `spaces`: for captions that are tokenised already.
+- `auto`: `ptb` where Java is, else `plain`.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from mmfusion.errors import UserError, printable
+
+from . import java
+from .clean import clean
+
+Tokenizer = Literal["auto", "ptb", "plain", "spaces"]
+FENCE = "x"
+"""A line between two captions. The PTB tokenizer looks past the end of a line ("No." keeps its dot
+if the next line begins with a number), so without it the words of a caption depend on the next."""
+
+
+def choose(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer that `auto` means here.
+
+    Raises:
+        UserError: it is not known, or Java is missing for `ptb`.
+    """
+    if tokenizer not in ("auto", "ptb", "plain", "spaces"):
+        raise UserError(f"tokenizer {tokenizer}: there are auto, ptb, plain and spaces")
+    if tokenizer not in ("auto", "ptb"):
+        return tokenizer
+    missing = java.lacking(_jar())
+    if missing is None:
+        return "ptb"
+    if tokenizer == "ptb":
+        raise UserError(f"the tokenizer ptb needs {missing}; install it or take `plain`")
+    return "plain"
+
+
+def tokenise(captions: list[str], tokenizer: Tokenizer) -> list[str]:
+    """The words of each caption with single spaces between them; cleaned, never mixed up.
+
+    Raises:
+        UserError: `ptb` cannot run.
+    """
+    lines = [clean(caption) for caption in captions]
+    tokenizer = choose(tokenizer)
+    if tokenizer == "ptb":
+        return _ptb(lines)
+    if tokenizer == "plain":
+        return [" ".join(re.findall(r"\w+", line.lower())) for line in lines]
+    return lines
+
+
+def _jar() -> Path:
+    from pycocoevalcap.tokenizer.ptbtokenizer import STANFORD_CORENLP_3_4_1_JAR
+
+    return java.package("tokenizer") / STANFORD_CORENLP_3_4_1_JAR
+
+
+def _ptb(lines: list[str]) -> list[str]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+    program = "edu.stanford.nlp.process.PTBTokenizer"
+    command = ["-cp", str(_jar()), program, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    fenced = "".join(f"{line}\n{FENCE}\n" for line in lines)
+    answer = java.run("the PTB tokenizer", command, fenced.encode()).decode("utf-8", "replace")
+    found = answer.split("\n")
+    for line, after in zip(lines, found[1::2], strict=False):
+        if after != FENCE:
+            raise UserError(f"the PTB tokenizer splits the caption {printable(line)[:100]!r}")
+    if len(found) != 2 * len(lines) + 1:
+        raise UserError(f"the PTB tokenizer lost captions: {len(found) // 2} of {len(lines)} came")
+    # Split at spaces alone, as published scores do: "1 1/2" is one word with a no-break space.
+    words = [line.rstrip().split(" ") for line in found[:-1:2]]
+    return [" ".join(word for word in line if word not in PUNCTUATIONS) for line in words]

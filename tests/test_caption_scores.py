@@ -1,0 +1,652 @@
+"""Caption scores: closed forms, published figures, captions that try to break them, broken Java."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmfusion.data_pipelines.corpora.digits import NAMES, captions
+from mmfusion.eval.captions import java
+from mmfusion.eval.captions.clean import clean
+from mmfusion.eval.captions.coco import pair, read_references, read_results
+from mmfusion.eval.captions.meteor import meteor
+from mmfusion.eval.captions.scores import METRICS, Scores, score
+from mmfusion.eval.captions.spice import spice
+from mmfusion.eval.captions.tokenizers import tokenise
+
+from mmfusion.cli import main
+from mmfusion.errors import UserError
+
+COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
+PYTHON = ["bleu", "rouge_l", "cider"]
+needs_java = pytest.mark.skipif(java.lacking() is not None, reason=f"needs {java.lacking()}")
+
+# Each is one caption of a model that has gone wrong.
+ADVERSARIAL = [
+    "",
+    " \t\u3000",
+    "a dog\r\nruns\ra\x0bfast\x0cway",
+    "two\u2028lines\u2029three\x85four",
+    "fields\x1cand\x1drecords\x1e\x1fend",
+    "\ud800 half a \udfff pair",
+    "nul\x00nul \x1a\x1b[31m \x7f\x9b",
+    "||| a dog ||| runs",
+    "a|||dog||||||||runs |||",
+    "...",
+    "?!",
+    "'' \" ` `` ' \u201cquoted\u201d \u00abquoted\u00bb",
+    "-lrb- ( -RRB- ) [ { -lcb-",
+    "\U0001f600 a \U0001f469\u200d\U0001f469\u200d\U0001f467 family \u2764\ufe0f",
+    "\u200fa\u200e \u202edog\u202c \u2067runs\u2069",
+    "zero\u200bwidth \ufeff \u2060 \u00adsoft",
+    "non\uffffchar\ufffe \U000e0001tag \ud7ff\ue000",
+    "dog " * 10_000,
+    "d" * 100_000,
+    '"' * 5_000 + "<" * 5_000,
+    '<a href="x',
+    "<!-- *NL* &lt;b&gt; <b ",
+    "No.",
+    "\u0915\u0941\u0924\u094d\u0924\u093e \u72ac\u304c\u8d70\u308b \u043a\u043e\u0442",
+    "SCORE EVAL -nan inf \\n \\ %s {} $(x) ;",
+]
+# Places that the next line could change: "No." before a number, "U.S." before a capital.
+ORDINARY = [f"A {a} {b} No." for a in ("red", "blue", "small") for b in ("dog", "cat", "car")] + [
+    f"5 {a} people walk to the {b} of the U.S."
+    for a in ("young", "old", "tired", "happy")
+    for b in ("north", "south", "east", "west")
+]
+
+
+def figure(references: list[list[str]], candidates: list[str], **options: Any) -> dict[str, Any]:
+    return score(references, candidates, ["cider"], **{"tokenizer": "plain", **options}).figures[
+        "cider"
+    ]
+
+
+def one_each(texts: list[str]) -> list[list[str]]:
+    return [[text] for text in texts]
+
+
+def mixed(texts: list[str], odd: list[str]) -> tuple[list[str], list[int]]:
+    """Each odd caption in the place of every second one, and the places of the others."""
+    changed = [odd[i // 2] if i % 2 and i // 2 < len(odd) else t for i, t in enumerate(texts)]
+    return changed, [i for i, (a, b) in enumerate(zip(texts, changed, strict=True)) if a == b]
+
+
+TEXTS = (ORDINARY * 3)[:60]
+REFERENCES = [[text, f"{text[:-1]} and {TEXTS[i - 1]}"] for i, text in enumerate(TEXTS)]
+CANDIDATES = [" ".join(text.split()[i % 4 :]) for i, text in enumerate(TEXTS)]
+ODD_CANDIDATES, CLEAN_PLACES = mixed(CANDIDATES, ADVERSARIAL)
+ODD_REFERENCES = [
+    [text, texts[1]] for text, texts in zip(mixed(TEXTS, ADVERSARIAL)[0], REFERENCES, strict=True)
+]
+
+
+# Cleaning and words
+
+
+def test_all_white_space_and_control_characters_become_one_space() -> None:
+    spaces = "\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2009\u2028\u2029\u202f\u205f\u3000"
+    spaces += "\x00\x07\x1b\x7f\x9f\ud800\udfff"
+    assert clean("".join(f"{space}a" for space in spaces)) == " ".join("a" * len(spaces))
+    assert clean(f"{spaces}a b{spaces}") == "a b"
+    for text in ADVERSARIAL:
+        assert len(clean(text).splitlines()) <= 1
+        assert clean(text).encode().decode() == clean(text) == clean(clean(text))
+
+
+def test_plain_and_spaces() -> None:
+    odd = ["It's 2 Dogs!", " a\u2028B ", "...", ""]
+    assert tokenise(odd, "plain") == ["it s 2 dogs", "a b", "", ""]
+    assert tokenise(odd, "spaces") == ["It's 2 Dogs!", "a B", "...", ""]
+    with pytest.raises(UserError, match="tokenizer words: there are auto, ptb, plain and spaces"):
+        tokenise(odd, "words")  # type: ignore[arg-type]
+
+
+@needs_java
+def test_ptb_gives_a_caption_the_same_words_whatever_stands_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")  # the words do not depend on the machine's encoding
+    mixture = [text for odd in ADVERSARIAL for text in (odd, *ORDINARY[:9], "5 \u00e9t\u00e9s")]
+    words = tokenise([*mixture, *mixture[::-1], *ORDINARY], "ptb")
+    found: dict[str, set[str]] = {}
+    for text, got in zip([*mixture, *mixture[::-1], *ORDINARY], words, strict=True):
+        found.setdefault(text, set()).add(got)
+    assert all(len(got) == 1 for got in found.values())
+    assert found["5 \u00e9t\u00e9s"] == {"5 \u00e9t\u00e9s"}
+    assert found["A red dog No."] == {"a red dog no"}
+    assert found["..."] == found[" \t\u3000"] == found[""] == {""}
+    digits = [text for d in range(10) for text in captions(d)]
+    assert tokenise(digits, "ptb") == tokenise(digits, "plain")
+
+
+# Scores
+
+
+def test_cider_of_a_closed_form() -> None:
+    # Two pictures without a common word: each is its only reference, with all four n-gram orders.
+    texts = ["a b c d", "e f g h"]
+    assert figure(one_each(texts), texts)["value"] == pytest.approx(10)
+    assert figure(one_each(texts), texts[::-1])["value"] == 0
+    # One of two references agrees, the other shares nothing: half.
+    two = [[texts[0], "x y z w"], [texts[1], "p q r s"]]
+    assert figure(two, texts)["value"] == pytest.approx(5)
+    # Only unigrams and one bigram of two words: the orders three and four count 0.
+    assert figure([["a b"], ["c d"]], ["a b", "c d"])["value"] == pytest.approx(5)
+    # Every word is in all of one documents.
+    assert figure([["a b"]], ["a b"])["value"] == 0
+
+
+def test_bleu_and_rouge_of_closed_forms() -> None:
+    found = score([["a b c d e f g h"]], ["a b c d x f g h"], ["bleu", "rouge_l"], "spaces")
+    value = {name: entry["value"] for name, entry in found.figures.items()}
+    precision = [7 / 8, 5 / 7, 3 / 6, 1 / 5]
+    product = 1.0
+    for k in range(4):
+        product *= precision[k]
+        assert value[f"bleu_{k + 1}"] == pytest.approx(product ** (1 / (k + 1)), rel=1e-6)
+    assert value["rouge_l"] == pytest.approx(7 / 8)
+    assert found.per_picture["rouge_l"] == [value["rouge_l"]]
+    # Words that are missing cost BLEU exp(1 - 8/4), and recall: 4/8 with precision 1, beta 1.2.
+    short = score([["a b c d e f g h"]], ["a b c d"], ["bleu", "rouge_l"], "spaces").figures
+    assert short["bleu_1"]["value"] == pytest.approx(2.718281828**-1, rel=1e-6)
+    assert short["rouge_l"]["value"] == pytest.approx(2.44 * 0.5 / (0.5 + 1.44))
+
+
+def test_an_empty_caption_scores_nothing_even_beside_an_empty_reference() -> None:
+    found = score([["a dog", "!"], ["a cat"]], ["...", "a cat"], PYTHON, "plain")
+    assert all(each[0] == pytest.approx(0, abs=1e-9) for each in found.per_picture.values())
+    assert found.per_picture["rouge_l"] == [0, 1]
+
+
+def test_figures_say_what_they_depend_on() -> None:
+    few = figure([captions(d) for d in range(10)], [captions(d)[0] for d in range(10)])
+    assert (few["n"], few["tokenizer"]) == (10, "plain")
+    assert few["warning"].startswith("CIDEr of 10 pictures")
+    assert "do not compare" in few["warning"]
+    pictures, texts = [["a b"], ["c d"]] * 500, ["a b", "c d"] * 500
+    assert "1000" not in figure(pictures, texts)["warning"]
+    found = score(pictures, texts, PYTHON, "spaces").figures
+    assert list(found) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+    assert not any("warning" in entry for entry in found.values())
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_plain_does_not_see_case_punctuation_or_white_space() -> None:
+    references = [captions(d) for d in range(10)]
+    plain = figure(references, [captions(d)[5] for d in range(10)])
+    odd = [f"{NAMES[d].upper()}!\r\u2028drawn\vBY hand\f" for d in range(10)]
+    assert figure(references, odd)["value"] == plain["value"] > 1
+
+
+def untouched(a: Scores, b: Scores) -> None:
+    """The scores of the ordinary captions are the same, bit for bit, and are not all zero."""
+    assert a.per_picture.keys() == b.per_picture.keys()
+    for name, each in a.per_picture.items():
+        other = b.per_picture[name]
+        assert [each[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES], name
+        assert len(set(each)) > 3, name
+
+
+def of_tokenizer(tokenizer: Any) -> list[tuple[list[list[str]], list[str]]]:
+    """Words of ordinary and adversarial pictures; METEOR gets them all in one go."""
+    ordinary = score(REFERENCES, CANDIDATES, PYTHON, tokenizer)
+    untouched(ordinary, score(REFERENCES, ODD_CANDIDATES, PYTHON, tokenizer))
+    # CIDEr's weights are the references': other references, other weights.
+    untouched(
+        score(REFERENCES, CANDIDATES, PYTHON[:2], tokenizer),
+        score(ODD_REFERENCES, CANDIDATES, PYTHON[:2], tokenizer),
+    )
+    words = []
+    for references, candidates in (
+        (REFERENCES, CANDIDATES), (REFERENCES, ODD_CANDIDATES), (ODD_REFERENCES, CANDIDATES)
+    ):  # fmt: skip
+        flat = tokenise([*candidates, *sum(references, [])], tokenizer)
+        rest = flat[len(candidates) :]
+        words.append(([rest[i : i + 2] for i in range(0, len(rest), 2)], flat[: len(candidates)]))
+    return words
+
+
+def test_there_are_25_adversarial_captions_among_ordinary_ones() -> None:
+    assert len(ADVERSARIAL) == 25
+    assert len(CLEAN_PLACES) == len(CANDIDATES) - 25
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "spaces"])
+def test_adversarial_captions_touch_no_other_picture(tokenizer: str) -> None:
+    of_tokenizer(tokenizer)
+
+
+@needs_java
+def test_adversarial_captions_touch_no_other_picture_with_ptb_and_meteor() -> None:
+    folder = java.package("meteor").parent
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    words = [*of_tokenizer("ptb"), *of_tokenizer("plain"), *of_tokenizer("spaces")]
+    references = [texts for known, _ in words for texts in known]
+    candidates = [text for _, written in words for text in written]
+    total, each = meteor(
+        [*references, ["a cat on a mat"], ["a cat on a mat"], ["a cat"], ["one two ||| a cat"]],
+        [*candidates, "a cat on a mat", "a cat on ||||a mat|||", "one two", "a cat"],
+        [str(i) for i in range(len(candidates) + 4)],
+    )
+    assert each[-4:-1] == [1, 1, 0]  # the same words, twice, and none of them
+    assert 0 < each[-1] < 0.9  # not one of two references
+    assert 0 < total < 1
+    n = len(CANDIDATES)
+    runs = [each[start : start + n] for start in range(0, 9 * n, n)]
+    for ordinary, *others in (runs[:3], runs[3:6], runs[6:]):
+        for other in others:
+            assert [ordinary[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES]
+    assert len(set(runs[0])) > 3
+    # Nothing is written into the package, which may be read-only.
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+needs_coco = pytest.mark.skipif(
+    not COCO.is_dir(), reason="../shared/data/coco_caption_eval is not here"
+)
+PUBLISHED = {
+    "bleu_1": 0.5793995754573356,
+    "bleu_2": 0.40439129741018104,
+    "bleu_3": 0.2785363856619147,
+    "bleu_4": 0.1908290437674253,
+    "rouge_l": 0.39625269357570847,
+    "cider": 0.5997905185184199,
+    "meteor": 0.195254671778,
+}
+
+
+def published(metrics: list[str]) -> Scores:
+    results = read_results(COCO / "captions_val2014_fakecap_results.json")
+    paired = pair(results, read_references(COCO / "gts.json"))
+    return score(paired.references, paired.candidates, metrics, "spaces")
+
+
+@needs_coco
+def test_scores_equal_the_published_coco_example() -> None:
+    found = published(PYTHON).figures
+    for name, entry in found.items():
+        assert entry == {
+            "value": pytest.approx(PUBLISHED[name], abs=1e-12), "n": 1000, "tokenizer": "spaces"
+        }  # fmt: skip
+
+
+@needs_coco
+@needs_java
+def test_meteor_equals_the_published_coco_example() -> None:
+    found = published(["meteor"])
+    assert found.figures["meteor"]["value"] == pytest.approx(PUBLISHED["meteor"], abs=1e-12)
+    assert len(found.per_picture["meteor"]) == 1000
+
+
+def test_score_refuses_what_it_cannot_score() -> None:
+    for references, candidates in (([["a"]], []), ([["a"]], ["a", "b"]), ([], [])):
+        with pytest.raises(UserError, match="one caption a picture"):
+            figure(references, candidates)
+    for nothing in ([], [""], ["?!", "\u2028"]):
+        with pytest.raises(UserError, match="picture 1: no word in its references"):
+            figure([["a"], nothing], ["a", "b"])
+    with pytest.raises(UserError, match="picture seven: no word"):
+        figure([[""]], ["a"], names=["seven"])
+    with pytest.raises(UserError, match="metric bert: there are bleu, rouge_l, cider, meteor"):
+        score([["a"]], ["a"], ["bleu", "bert"])
+    with pytest.raises(UserError, match=r"metric \(none\)"):
+        score([["a"]], ["a"], [])
+
+
+# Java that is missing, old, broken or stuck
+
+
+@pytest.fixture
+def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts a program named java on the path, which runs these lines; it leaves its process id."""
+
+    def make(lines: str, version: str = "17.0.1") -> Path:
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        program, pid = tmp_path / "bin/java", tmp_path / "pid"
+        program.write_text(
+            f"#!{sys.executable}\n"
+            "import json, os, sys, time\n"
+            "if sys.argv[1:] == ['-version']:\n"
+            f"    sys.exit(print('openjdk version \"{version}\"', file=sys.stderr))\n"
+            f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n{lines}\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent))
+        java._version.cache_clear()
+        return pid
+
+    yield make
+    java._version.cache_clear()
+
+
+def gone(pid: Path) -> bool:
+    try:
+        os.kill(int(pid.read_text()), 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_java(monkeypatch)
+    found = score([["a dog"], ["a cat"]], ["a dog", "a bird"])
+    assert list(found.left_out) == ["meteor", "spice"]
+    assert all("needs Java 8 or later" in reason for reason in found.left_out.values())
+    assert {entry["tokenizer"] for entry in found.figures.values()} == {"plain"}
+    assert all("do not compare" in entry["warning"] for entry in found.figures.values())
+    assert found.figures == score([["a dog"], ["a cat"]], ["a dog", "a bird"], PYTHON).figures
+    with pytest.raises(UserError, match=r"tokenizer ptb needs Java 8 .* or take `plain`"):
+        score([["a"]], ["a"], PYTHON, "ptb")
+    with pytest.raises(UserError, match="meteor needs Java"):
+        score([["a"]], ["a"], ["meteor"], "plain")
+
+
+def test_java_has_to_run_and_be_new_enough(fake_java: Callable[..., Path]) -> None:
+    fake_java("", version="1.8.0_392")
+    assert java.lacking() is None
+    fake_java("", version="1.7.0_80")
+    assert "is Java 7" in str(java.lacking())
+    fake_java("", version="unknown")
+    assert "does not run" in str(java.lacking())
+
+
+def test_missing_jars_are_found_before_java_starts(
+    fake_java: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = fake_java("")
+    monkeypatch.setattr(java, "package", lambda part: tmp_path / part)
+    with pytest.raises(UserError, match=r"meteor-1\.5\.jar and paraphrase-en\.gz in .*meteor"):
+        score([["a"]], ["a"], ["meteor"], "plain")
+    with pytest.raises(UserError, match=r"spice needs .*3\.6\.0-models\.jar.*get_stanford_models"):
+        score([["a"]], ["a"], ["spice"], "plain")
+    with pytest.raises(UserError, match=r"ptb needs stanford-corenlp-3\.4\.1\.jar"):
+        score([["a"]], ["a"], PYTHON, "ptb")
+    assert not pid.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("sys.stdin.readline(); time.sleep(60)", r"METEOR gave no answer in 1 s .* picture 0"),
+        ("time.sleep(60)", r"METEOR gave no answer in 1 s .* picture 0"),
+        ("sys.exit(print('no heap', file=sys.stderr))", "METEOR ended .* picture 0.*: no heap"),
+        (
+            "sys.stdin.readline(); print('Error: specify', flush=True)",
+            "cannot score picture 0: Error",
+        ),
+        ("sys.stdin.readline(); print('1 ' * 23)", "METEOR ended without an answer"),
+        ("\nfor line in sys.stdin: print('1 ' * 23, flush=True)", "METEOR gave no answer in 1 s"),
+        (
+            "\nfor line in sys.stdin:\n"
+            "  print('1 ' * 23 if 'SCORE' in line else 'NaN\\nNaN', flush=True)",
+            "not finite",
+        ),
+    ],
+)
+def test_meteor_that_hangs_or_dies_is_an_error_and_leaves_no_process(
+    lines: str, message: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = fake_java(lines)
+    monkeypatch.setattr(java, "LIMIT", 1.0 if "in 1 s" in message else 60.0)
+    # Longer than a pipe holds: a program that does not read must not block us either.
+    with pytest.raises(UserError, match=message):
+        meteor([["a dog"]], ["a " * 100_000], ["0"])
+    assert gone(pid)
+
+
+def interrupted(folder: Path) -> None:
+    with java.conversation("it", [], folder) as ask:
+        assert ask("hello") == ["hello"]
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_conversation_leaves_no_process(
+    fake_java: Callable[..., Path], tmp_path: Path
+) -> None:
+    pid = fake_java("\nfor line in sys.stdin: print(line, flush=True)")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path)
+    assert gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("time.sleep(60)", "the PTB tokenizer gave no answer in 1 s"),
+        ("sys.exit('no memory')", "the PTB tokenizer failed: no memory"),
+        ("print('a b\\nx')", "lost captions: 1 of 2"),
+        ("print('a\\nb\\nx\\nc\\nx')", "splits the caption 'a b'"),
+    ],
+)
+def test_ptb_that_fails_is_an_error(
+    lines: str, message: str, fake_java: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = fake_java(lines)
+    monkeypatch.setattr(java, "LIMIT", 1.0 if "in 1 s" in message else 60.0)
+    with pytest.raises(UserError, match=message):
+        tokenise(["a b", "c"], "ptb")
+    assert gone(pid)
+
+
+def test_spice_scores_by_number_and_an_undefined_score_is_zero(
+    fake_java: Callable[..., Path],
+) -> None:
+    """With a stand-in for the program: its models are not part of any package."""
+    fake_java(
+        "given = json.load(open(sys.argv[sys.argv.index('-out') - 1]))\n"
+        "f = {'dog': 0.5, 'cat': 0.25, '': float('nan')}\n"
+        "out = [{'image_id': g['image_id'], 'scores': {'All': {'f': f[g['test']]}}}"
+        " for g in given[::-1]]\n"
+        "json.dump(out, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
+    )
+    value, each = spice([["a"]] * 3, ["dog", "", "cat"], ["1", "2", "3"])
+    assert (value, each) == (0.25, [0.5, 0, 0.25])
+    fake_java("")
+    with pytest.raises(UserError, match="SPICE ended without a score for each picture"):
+        spice([["a"]], ["dog"], ["1"])
+
+
+# Files
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def result(name: Any, caption: Any = "a dog") -> dict[str, Any]:
+    return {"image_id": name, "caption": caption}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "captions.json"
+
+
+def test_references_in_three_forms(file: Path) -> None:
+    wanted = {"7": ["a dog", "dogs"], "8": ["a cat"]}
+    annotations = [result(7), result("8", "a cat"), result(7, "dogs")]
+    write(file, {"images": [{"id": 7}], "annotations": annotations})
+    assert read_references(file) == wanted
+    write(file, wanted)
+    assert read_references(file) == wanted
+    images = [
+        {"split": "test", "cocoid": 7, "sentences": [{"raw": "a dog"}, {"raw": "dogs"}]},
+        {"split": "train", "cocoid": 9, "sentences": [{"raw": "a bird"}]},
+        {"split": "test", "imgid": 8, "sentences": [{"raw": "a cat"}]},
+    ]
+    write(file, {"images": images, "dataset": "coco"})
+    assert read_references(file) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ({"7": "a dog"}, "has to be COCO's results"),
+        ([], "holds no caption"),
+        ([result(7), result("7", "a cat")], "entry 2: image_id 7 is there twice"),
+        ([["7", "a dog"]], "entry 1: has to be"),
+        ([{"image_id": 7}], "entry 1: has to be"),
+        ([result(7), result(8, None)], "entry 2: caption has to be text"),
+        ([result(7, ["a dog"])], "caption has to be text"),
+        ([result(7.0)], "image_id has to be a whole number or text"),
+        ([result(True)], "image_id has to be a whole number or text"),
+        ([result(None)], "image_id has to be"),
+    ],
+)
+def test_results_that_are_refused(content: Any, message: str, file: Path) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        read_results(write(file, content))
+    assert str(refused.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([result(7)], "has to be COCO's caption annotations, Karpathy's splits, or"),
+        ({}, "holds no reference"),
+        ({"annotations": []}, "holds no reference"),
+        ({"annotations": {"7": "a dog"}}, "annotations has to be a list"),
+        ({"annotations": [{"image_id": 7, "bbox": []}]}, "entry 1: has to be"),
+        ({"7": "a dog"}, "7: has to be a list of captions"),
+        ({"7": [1]}, "7: has to be a list of captions"),
+        ({"7": ["a"], "8": []}, "8 without a reference caption"),
+        ({"7": ["a"], "8": [" \u2028"]}, "8 without a reference caption"),
+        ('{"7": ["a"], "7": ["b"]}', "the key '7' is there twice"),
+        ({"images": [{"split": "test"}]}, "image 1: has to have split, cocoid or imgid"),
+        ({"images": [{"split": "train"}]}, "holds no reference"),
+    ],
+)
+def test_references_that_are_refused(content: Any, message: str, file: Path) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        read_references(write(file, content))
+    assert str(refused.value).startswith(str(file))
+
+
+def test_bytes_that_are_no_text_are_refused(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe[")
+    with pytest.raises(UserError, match="is not JSON"):
+        read_results(file)
+
+
+def test_pictures_need_both_unless_partial() -> None:
+    references = {"1": ["a"], "2": ["b"], "3": ["c"]}
+    results = {"3": "c", "4": "d", "1": "a"}
+    with pytest.raises(UserError, match=r"1 of 3 have no caption \(2\) and 1 captions have no ref"):
+        pair(results, references)
+    with pytest.raises(UserError, match="--partial scores the 2 that have both"):
+        pair({"3": "c", "1": "a"}, references)
+    with pytest.raises(UserError, match=r"7 captions have no references \(0, .* and 2 more\)"):
+        pair({**dict.fromkeys("0456789", "x"), **dict.fromkeys("123", "x")}, references)
+    paired = pair(results, references, partial=True)
+    assert (paired.names, paired.references, paired.candidates) == (
+        ["1", "3"], [["a"], ["c"]], ["a", "c"]
+    )  # fmt: skip
+    assert (paired.without_result, paired.without_reference) == (1, 1)
+    with pytest.raises(UserError, match="none of the 1 captions' ids"):
+        pair({"x": "a"}, references, partial=True)
+
+
+# The command
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(["eval", "captions", *map(str, arguments)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    results = write(tmp_path / "results.json", [result(i, captions(i)[0]) for i in range(9)])
+    return results, write(tmp_path / "references.json", {str(i): captions(i) for i in range(10)})
+
+
+def test_the_command_prints_figures_and_writes_files(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, lines = tmp_path / "new" / "report.json", tmp_path / "new" / "each.jsonl"
+    options = ["--metrics", "bleu,cider", "--tokenizer", "plain"]
+    code, out, err = call(capsys, *files, *options)
+    assert code == 2
+    assert "1 of 10 have no caption (9)" in err
+    assert "--partial" in err
+    code, out, err = call(
+        capsys, *files, *options, "--partial", "-o", report, "--per-picture", lines
+    )
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[:6]] == [
+        "figure", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"
+    ]  # fmt: skip
+    assert out.splitlines()[1].split() == ["bleu_1", "1.0000", "9", "plain"]
+    assert "CIDEr of 9 pictures" in out
+    assert "1 pictures without a caption" in out
+    written = json.loads(report.read_text())
+    assert written["figures"]["cider"]["n"] == 9
+    assert (written["without_result"], written["left_out"]) == (1, {})
+    assert len(written["references"]["sha256"]) == 64
+    each = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [one["image_id"] for one in each] == [str(i) for i in range(9)]
+    mean = sum(one["cider"] for one in each) / 9
+    assert mean == pytest.approx(written["figures"]["cider"]["value"])
+
+
+def test_the_command_says_what_it_leaves_out(
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_java(monkeypatch)
+    code, out, err = call(capsys, *files, "--partial")
+    assert code == 0, err
+    for metric in ("meteor", "spice"):
+        assert f"{metric}: left out: needs Java 8 or later" in out
+    assert "published scores use the tokenizer ptb" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "bert"], "metric bert: there are bleu"),
+        (["--metrics", ""], "metric (none)"),
+        (["--metrics", "cider", "--tokenizer", "ptb"], "the tokenizer ptb needs Java"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    options: list[str],
+    message: str,
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_java(monkeypatch)
+    code, _, err = call(capsys, *files, "--partial", *options)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    code, _, err = call(capsys, files[0], files[1].parent / "nowhere.json")
+    assert (code, "nowhere.json" in err) == (2, True)
+
+
+def test_every_metric_is_known_by_the_command_s_help(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "--help")
+    assert all(metric in out for metric in METRICS)
