@@ -113,8 +113,8 @@ class Session:
         """Decode an answer in every row; ids without control symbols.
 
         Beams live in a branch that is thrown away; the chosen answer is then read in one clean
-        pass, so that the cache never holds another. The ending symbol (`<image>` where
-        a picture is to follow, else `</s>`) is appended when anything follows.
+        pass, so that the cache never holds another. The ending symbol (`<image>` where a picture
+        is to follow, else `</s>`) is appended when anything follows.
         """
         assert self.tokenizer is not None
         begin = Text([self.tokenizer.answer_id])
