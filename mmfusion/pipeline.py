@@ -15,6 +15,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.generation.budget import Budget, describe, weights_digest
 from mmfusion.generation.masks import EditMask
 from mmfusion.generation.prompt import (
     ImagePart,
@@ -46,6 +47,12 @@ class Pipeline:
         Any option of `mmfusion.config.Sampling`: guidance, guidance_interval,
             num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p,
             max_new_tokens. The defaults are the model's own for the task.
+        budget_ms: milliseconds for a picture of `class_to_image` or `text_to_image`: their
+            defaults are then those of the best point that `mmfusion eval frontier` measured within
+            them on this machine.
+
+    A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
+    by instead of this machine's, `weights_sha256` the digest by which those are found.
 
     Raises `mmfusion.errors.UserError` for any input that cannot be answered.
     """
@@ -56,8 +63,13 @@ class Pipeline:
         decoder: Decoder,
         tokenizer: Tokenizer | None,
         codec: ImageCodec | None = None,
+        weights_sha256: str | None = None,
+        budget_ms: float | None = None,
+        frontier: str | Path | None = None,
     ) -> None:
         self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
+        machine = describe(decoder.latent_in.weight)
+        self.budget = Budget(config, weights_sha256, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
 
@@ -68,14 +80,18 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        budget_ms: float | None = None,
+        frontier: str | Path | None = None,
     ) -> "Pipeline":
         """Load a shipped model by name, an exported folder, or a hub id."""
-        config, decoder, tokenizer = export.read(export.locate(str(name), revision))
+        folder = export.locate(str(name), revision)
+        config, decoder, tokenizer = export.read(folder)
         try:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-        return cls(config, decoder, tokenizer)
+        digest = weights_digest(folder)
+        return cls(config, decoder, tokenizer, None, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export to a folder that `from_pretrained` loads."""
@@ -162,6 +178,7 @@ class Pipeline:
         """A task of one given segment and one slot, whose answer is returned."""
         listed, single = _listed(items, (int, str, np.integer, Picture.Image))
         common, own = _split_options(options)
+        own = self.budget.fill(task, own)
         prompts = [[given(item), slot(task, own)] for item in listed]
         answers = [answer[0] for answer in self._answer(prompts, task, **common)]
         return answers[0] if single else answers
