@@ -29,8 +29,8 @@ Quality = Callable[[list[Picture.Image]], float]
 """Pictures to their Fréchet distance from a reference."""
 REPEATS = 7
 """Pictures drawn one by one for a point's time, after one that warms up; their median counts."""
-SHOWN, THUMBNAIL = 10, 96
-"""Pictures on a point's sheet, and the pixels of a side at most."""
+SHOWN, SMALLEST, LARGEST = 10, 48, 96
+"""Pictures on a point's sheet, and the pixels of their sides."""
 PROBED = 5
 """Inference steps that are timed for the estimate."""
 
@@ -69,10 +69,10 @@ def combinations(config: ModelConfig, task: str, grid: Grid) -> tuple[list[Sampl
         sampling = build(Sampling, base.model_dump() | changed, f"options of {task}")
         if why := config.refusal(sampling):
             left_out[why] = None
-        elif ar_steps > tokens:
+        elif sampling.ar_steps > tokens:
             left_out[f"ar_steps {ar_steps}: an image has {tokens} tokens"] = None
         else:
-            sizes = even_sizes(tokens, ar_steps) if base.ar_sizes else None
+            sizes = even_sizes(tokens, sampling.ar_steps) if base.ar_sizes else None
             made.append(sampling.model_copy(update={"ar_sizes": sizes}))
     if not made:
         raise UserError("eval frontier: no point is left to measure\n  " + "\n  ".join(left_out))
@@ -177,7 +177,7 @@ class Measurement:
             count = min(self.batch_size, len(self.items) - first)
             made, seconds = self._timed(sampling, first, count)
             pictures += made
-            bar.update(cost * count)
+            bar.update(min(cost * count, bar.total - bar.n))  # sums of floats may differ by a hair
             if count == self.batch_size or not rates:
                 rates.append(count / seconds)
         point = Point(
@@ -220,8 +220,8 @@ class Measurement:
 
 
 def _png(pictures: list[Picture.Image]) -> bytes:
-    side = min(THUMBNAIL, pictures[0].width)
+    side = min(LARGEST, pictures[0].width)
     small = [p if p.width <= side else p.resize((side, side)) for p in pictures]
     file = io.BytesIO()
-    sheet_of(small, columns=SHOWN, side=min(side, 24)).save(file, "png")
+    sheet_of(small, columns=SHOWN, side=SMALLEST).save(file, "png")
     return file.getvalue()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config
+from mmfusion.eval import frontier as measuring
+from mmfusion.eval.distances.frechet import frechet_distance
 from mmfusion.eval.frontier import frechet_to, items_of, measure_frontier
 from mmfusion.eval.frontier_page import charts, write_page
 from mmfusion.eval.points import Grid, Measurement, combinations, passes
@@ -484,6 +486,44 @@ def test_the_digits_model_is_measured_and_kept_for_budgets(
     assert command(*asked, "--device", "cpu") == 0
     assert "to measure" not in capsys.readouterr().out
     assert read(out) == found
+
+
+def test_text_to_image_is_measured_from_captions(
+    digits_data: Path, digits: Digits, tmp_path: Path
+) -> None:
+    asked = ("eval", "frontier", "--reference", f"{digits_data}/held_out-*.tar", *QUICK)
+    task = "text_to_image"
+    assert command(*asked, "--task", task, "--device", "cpu", "-o", tmp_path / "out") == 0
+    found = read(known(digits.weights, digits.machine, task))
+    assert (found.task, found.quality["n_reference"], len(found.points)) == (task, 297, 2)
+    with pytest.raises(UserError, match="class_to_image of this model was not measured"):
+        digits.plain.class_to_image(3, budget_ms=1e9)
+    assert digits.plain.text_to_image("a six", budget_ms=1e9).size == (8, 8)
+
+
+def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    real, made = (rng.normal(m, 1, (50, 3)).clip(-9, 9) for m in (0, 1))
+
+    class Fixed:
+        name, kind, sha256, batch = "inception", "inception", "ab", 20
+
+        def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+            return {"features": np.stack([p[0, 0] / 10 - 9 for p in pictures])}
+
+    class Moments:
+        mu, sigma = real.mean(0), np.cov(real, rowvar=False)
+
+    class Reference(list):
+        moments, digest = Moments, "cd"
+
+    monkeypatch.setattr(measuring, "make_extractor", lambda *_: Fixed())
+    monkeypatch.setattr(measuring, "open_pictures", lambda *_: Reference())
+    quality, facts = frechet_to("reference.npz", 8, "inception", None)
+    pixels = np.rint((made + 9) * 10).astype(np.uint8)
+    pictures = [Picture.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]
+    assert quality(pictures) == pytest.approx(frechet_distance(pixels / 10 - 9, real))
+    assert (facts["extractor_sha256"], facts["reference_sha256"]) == ("ab", "cd")
 
 
 def test_prompts_are_the_captions_of_the_reference(digits_data: Path, digits: Digits) -> None:

@@ -21,7 +21,7 @@ from mmfusion.config import ModelConfig, build
 from mmfusion.config.section import Section
 from mmfusion.errors import UserError
 from mmfusion.export import WEIGHTS
-from mmfusion.manifest import MANIFEST
+from mmfusion.manifest import MANIFEST, sha256
 
 log = logging.getLogger("mmfusion")
 FILE = "frontier.json"
@@ -40,7 +40,8 @@ class Machine(Section):
     """Of the weights."""
 
     def __str__(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        threads = "" if self.threads is None else f", {self.threads} thread"
+        threads += "s" if (self.threads or 1) > 1 else ""
         return f"{self.device}{threads}, {self.dtype}"
 
 
@@ -97,8 +98,9 @@ def describe(weight: torch.Tensor) -> Machine:
 
 
 def weights_digest(folder: Path) -> str:
-    """The digest of an exported model's weights, as its manifest (verified when read) has it."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[WEIGHTS]
+    """The digest of an exported model's weights, as its verified manifest has it."""
+    digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return digests.get(WEIGHTS) or sha256(folder / WEIGHTS)
 
 
 def measurable(config: ModelConfig) -> list[str]:
