@@ -1,0 +1,116 @@
+"""DINOv2's class token, for FD-DINOv2 (Stein et al. 2023, "Exposing flaws of generative model
+evaluation metrics"): ViT-L/14 on pictures squeezed to 224 x 224, after the final norm.
+
+Pictures are resized as the authors' dgm-eval does it: by PIL, bicubic with antialiasing, to 8 bits.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from torch import Tensor, nn
+
+from mmfusion.errors import UserError, first_line
+from mmfusion.manifest import sha256
+
+from .base import Extractor
+
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFFSET = 0.1
+
+
+class Dinov2Extractor(Extractor):
+    """Features (n, d) of pictures of any size."""
+
+    name = "dinov2"
+
+    def __init__(self, source: str, device: str) -> None:
+        """Load a transformers folder or hub id of DINOv2, with safetensors weights.
+
+        Raises:
+            UserError: it cannot be had, or is another model.
+        """
+        folder = _folder(source)
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise UserError(f"features dinov2:{source}: no *.safetensors weights there")
+        from transformers import AutoConfig, Dinov2Model
+
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            if config.model_type != "dinov2":
+                raise ValueError(f"a {config.model_type}")
+            if SIZE % config.patch_size:
+                raise ValueError(f"patches of {config.patch_size} pixels do not fill {SIZE}")
+            loaded: Any = Dinov2Model.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            )
+            model, report = loaded
+            wrong = [*report["missing_keys"], *report.get("mismatched_keys", ())]
+            if wrong:
+                raise ValueError(f"no {wrong[0]}")
+        except Exception as error:  # of configs, headers and shapes, in many kinds
+            raise UserError(
+                f"features dinov2:{source}: not a DINOv2 model of transformers "
+                f"({first_line(error)[:200]})"
+            ) from None
+        digests = [sha256(path) for path in weights]
+        joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        self.sha256 = digests[0] if len(digests) == 1 else joined
+        self.network: Any = model.eval().requires_grad_(False)
+        places = self.network.embeddings.position_embeddings
+        self.network.embeddings.position_embeddings = nn.Parameter(
+            _positions(places.detach(), SIZE // config.patch_size), requires_grad=False
+        )
+        self.network.to(device)
+        self.device = device
+
+    def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        x = torch.stack([prepared(Picture.fromarray(picture)) for picture in pixels])
+        tokens = self.network(x.to(self.device)).last_hidden_state
+        return {"features": tokens[:, 0].cpu().numpy()}
+
+
+def prepared(picture: Picture.Image) -> Tensor:
+    """A picture as the network takes it, (3, 224, 224)."""
+    small = np.asarray(picture.resize((SIZE, SIZE), Picture.Resampling.BICUBIC))
+    x = torch.from_numpy(small.copy()).permute(2, 0, 1).contiguous().float() / 255
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+    return (x - mean) / std
+
+
+def _positions(places: Tensor, cells: int) -> Tensor:
+    """Position embeddings (1, 1 + M M, d) for `cells` x `cells` patches, as in Meta's own code.
+
+    It gives the interpolation the factor (cells + 0.1) / M, not the size, which shifts the places
+    a little; the published distances are made with it, and transformers leaves it out.
+    """
+    side = round((places.shape[1] - 1) ** 0.5)
+    if side == cells:
+        return places
+    grid = places[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factor = (cells + OFFSET) / side
+    grid = nn.functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([places[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+
+
+def _folder(source: str) -> Path:
+    """The local folder, or what the hub has under an id, without code or pickles."""
+    if source and Path(source).is_dir():
+        return Path(source)
+    if source.count("/") != 1 or source.startswith((".", "/")):  # can be no id of the hub
+        raise UserError(
+            f"features dinov2:{source}: no such folder; give one, or facebook/dinov2-large"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "*.safetensors*"]))
+    except Exception as error:  # the hub's many errors all mean: could not be had
+        raise UserError(
+            f"features dinov2:{source}: no such folder, and the hub gave: {first_line(error)}"
+        ) from None

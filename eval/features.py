@@ -1,0 +1,123 @@
+"""Features of a set of pictures, made in parts by any number of processes and kept.
+
+A part's place in the cache says all that it depends on: the pictures' contents and size, the
+extractor and its weights. So the same pictures are never run through the same network twice, and
+what was stopped goes on.
+"""
+
+import hashlib
+import os
+import socket
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mmfusion.errors import UserError
+
+from .extractors import Extractor
+from .pictures import PictureSet
+from .work import share
+
+PART = 256
+"""Pictures in a file: a multiple of every extractor's batch."""
+VERSION = 1
+"""Of how pictures are read and of what a part looks like."""
+NAMES = ("features", "spatial", "logits")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of float32 numbers, one a picture: (n, d), (n, 2023) and (n, 1008).
+
+    `source` and `extractor` say what they were made of, with the SHA-256 of both.
+    """
+
+    features: np.ndarray
+    spatial: np.ndarray | None
+    logits: np.ndarray | None
+    n: int
+    extractor: str
+    extractor_sha256: str
+    source: str
+    source_sha256: str
+
+
+def cache_folder() -> Path:
+    """Where features are kept: below `$MMFUSION_CACHE`, or else in the user's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MMFUSION_CACHE") or Path(caches) / "mmfusion") / "features"
+
+
+def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> Features:
+    """The features of all pictures: those that `work` (default: `cache_folder`) lacks are made.
+
+    Under a launcher every rank calls this, makes some of the parts and gets them all.
+
+    Raises:
+        UserError: there are no pictures, or one of them is damaged.
+    """
+    if not len(pictures):
+        raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
+    known = (VERSION, PART, pictures.digest, pictures.size)
+    known += (extractor.name, extractor.sha256, extractor.version, extractor.batch)  # type: ignore[assignment]
+    folder = (work or cache_folder()) / hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    spans = {
+        folder / f"{start // PART:06d}.npz": range(start, min(start + PART, len(pictures)))
+        for start in range(0, len(pictures), PART)
+    }
+    makers = {path: partial(_make, pictures, extractor, span) for path, span in spans.items()}
+    held: dict[Path, dict[str, np.ndarray]] = {}
+    while len(held) < len(spans):
+        what = f"{extractor.kind} of {Path(pictures.name).name}"
+        share(makers, what, "picture", PART)
+        for path, span in spans.items():
+            if path not in held:
+                try:
+                    held[path] = _read(path, extractor.gives, len(span))
+                except FileNotFoundError:  # another rank found it damaged, too
+                    continue
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                    path.unlink(missing_ok=True)  # and it is made again
+    arrays: dict[str, np.ndarray | None] = dict.fromkeys(NAMES)
+    for name in extractor.gives:
+        parts = [held[path].pop(name) for path in spans]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise UserError(
+                f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
+                "one size with --size"
+            )
+        arrays[name] = np.concatenate(parts)
+    about = (extractor.name, extractor.sha256, pictures.name, pictures.digest)
+    return Features(arrays["features"], arrays["spatial"], arrays["logits"], len(pictures), *about)  # type: ignore[arg-type]
+
+
+def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -> None:
+    """One part, the next batch being read while the network is at work."""
+    batches = [span[at : at + extractor.batch] for at in range(0, len(span), extractor.batch)]
+    made = []
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(pictures.read, batches[0])
+        for following in [*batches[1:], None]:
+            batch = coming.result()
+            if following is not None:
+                coming = ahead.submit(pictures.read, following)
+            made.append(extractor(batch))
+    arrays = {name: np.concatenate([part[name] for part in made]) for name in extractor.gives}
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(part, path)
+
+
+def _read(path: Path, names: tuple[str, ...], count: int) -> dict[str, np.ndarray]:
+    """A part; an npz has checksums, so a flipped bit is found."""
+    with np.load(path, allow_pickle=False) as kept:
+        arrays = {name: kept[name] for name in names}
+    for array in arrays.values():
+        if array.dtype != np.float32 or array.ndim != 2 or len(array) != count:
+            raise ValueError("not the features of these pictures")
+    return arrays
