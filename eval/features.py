@@ -73,7 +73,7 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
     held: dict[Path, dict[str, np.ndarray]] = {}
     while len(held) < len(spans):
         what = f"{extractor.kind} of {Path(pictures.name).name}"
-        share(makers, what, "picture", PART)
+        share(makers, what, "picture", len(pictures), PART)
         for path, span in spans.items():
             if path not in held:
                 try:

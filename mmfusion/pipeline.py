@@ -15,6 +15,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.generation.budget import Budget, describe, weights_digest
 from mmfusion.generation.items import (
     OnPicture,
     OnToken,
@@ -59,6 +60,12 @@ class Pipeline:
         Any option of `mmfusion.config.Sampling`: guidance, guidance_interval,
             num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p, beams,
             length_penalty, max_new_tokens. The defaults are the model's own for the task.
+        budget_ms: milliseconds for a picture of `class_to_image` or `text_to_image`: their
+            defaults are then those of the best point that `mmfusion eval frontier` measured within
+            them on this machine.
+
+    A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
+    by instead of this machine's, `weights_sha256` the digest by which those are found.
 
     `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
     drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
@@ -76,8 +83,13 @@ class Pipeline:
         decoder: Decoder,
         tokenizer: Tokenizer | None,
         codec: ImageCodec | None = None,
+        weights_sha256: str | None = None,
+        budget_ms: float | None = None,
+        frontier: str | Path | None = None,
     ) -> None:
         self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
+        machine = describe(decoder.latent_in.weight)
+        self.budget = Budget(config, weights_sha256, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
 
@@ -88,14 +100,18 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        budget_ms: float | None = None,
+        frontier: str | Path | None = None,
     ) -> "Pipeline":
         """Load a shipped model by name, an exported folder, or a hub id."""
-        config, decoder, tokenizer = export.read(export.locate(str(name), revision))
+        folder = export.locate(str(name), revision)
+        config, decoder, tokenizer = export.read(folder)
         try:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-        return cls(config, decoder, tokenizer)
+        digest = weights_digest(folder)
+        return cls(config, decoder, tokenizer, None, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export to a folder that `from_pretrained` loads."""
@@ -229,6 +245,7 @@ class Pipeline:
         """
         wanted, single = listed(items, (int, str, np.integer, Picture.Image))
         common, own = _split_options(options)
+        own = self.budget.fill(task, own)
         asked = slot(task, own)
         check_best_of(best_of, asked, common)
         seeds = candidate_seeds(seeds_of(common.pop("seed", 0), len(wanted)), best_of)

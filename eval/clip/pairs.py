@@ -158,7 +158,7 @@ def _rows(
         os.replace(part, path)
 
     parts = {folder / f"{what}-{a:08d}.npy": functools.partial(write, a=a, b=b) for a, b in spans}
-    share(parts, what, what.rstrip("s"), min(PART, n))
+    share(parts, what, what.rstrip("s"), n, PART)
     held = []
     for path, (a, b) in zip(parts, spans, strict=True):
         try:
