@@ -136,9 +136,7 @@ def _compare(
     return {**figures, "left_out": left_out} if left_out else figures
 
 
-def _write_npz(
-    path: Path, made: Kept, answers: Answers, labels: list[int] | None = None
-) -> None:
+def _write_npz(path: Path, made: Kept, answers: Answers, labels: list[int] | None = None) -> None:
     """The samples as the ADM suite takes them."""
     pictures = open_pictures(str(made.folder / "*.tar"), answers.config.image.size)
     write_npz(path, pictures, None if labels is None else np.array(labels))
@@ -172,9 +170,7 @@ def _a_token(found: list[Likelihood]) -> float:
     return math.fsum(f.log_probability for f in found) / sum(f.tokens for f in found)
 
 
-def _perplexity(
-    answers: Answers, pictures: Any, references: list[list[str]]
-) -> dict[str, Any]:
+def _perplexity(answers: Answers, pictures: Any, references: list[list[str]]) -> dict[str, Any]:
     """Exp of the mean negative log-likelihood of a reference's token, given its picture."""
     numbers = [i for i, texts in enumerate(references) for _ in texts]
     texts = [text for mine in references for text in mine]

@@ -43,7 +43,10 @@ def same(made: Any, expected: Any) -> bool:
 
 def test_kept_answers_are_the_pipelines_own(pipeline: Pipeline, tmp_path: Path) -> None:
     answers = kept_by(pipeline, tmp_path)
-    labels, prompts = [3, 1, 4, 1, 5, 9, 2], ["a seven", "two, drawn by hand", "nine", "the digit 3"]
+    labels, prompts = (
+        [3, 1, 4, 1, 5, 9, 2],
+        ["a seven", "two, drawn by hand", "nine", "the digit 3"],
+    )
     shown = [picture(i) for i in range(5)]
     made: list[tuple[Any, Any]] = [
         (answers.class_to_image(labels, **STEPS),

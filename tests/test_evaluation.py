@@ -114,12 +114,15 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*/*.tar")}
     launch(command(settings, tmp_path))
     assert figures(report_of(tmp_path)) == figures(report_of(alone[0]))
-    assert made.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("answers/*/*.tar")}.items()
+    assert (
+        made.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("answers/*/*.tar")}.items()
+    )
     assert "already there" in launch(command(settings, tmp_path))
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """All but how long it took, and where samples lie."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items() if k not in ("seconds", "source")}
