@@ -10,13 +10,14 @@ import os
 import socket
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 
 from .extractors import Extractor
 from .pictures import PictureSet
@@ -108,9 +109,17 @@ def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -
             made.append(extractor(batch))
     arrays = {name: np.concatenate([part[name] for part in made]) for name in extractor.gives}
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise UserError(
+            f"{path}: features cannot be kept ({first_line(error)}); make room, or name another "
+            "folder with --work"
+        ) from None
 
 
 def _read(path: Path, names: tuple[str, ...], count: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ No weights are downloaded: the networks are random ones, saved in the published 
 """
 
 import hashlib
+import json
 import sys
 import warnings
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmfusion.eval.distances.frechet import frechet_distance
 from mmfusion.eval.extractors import inception, make_extractor
 from mmfusion.eval.extractors.dinov2 import _positions, prepared
 from mmfusion.eval.pictures import open_pictures
@@ -25,6 +27,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from torchvision import transforms as T
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+from mmfusion.cli import main
 from mmfusion.errors import UserError
 
 SIZES = [(8, 8), (32, 32), (64, 64), (256, 256), (299, 299), (300, 200)]
@@ -142,6 +145,33 @@ def test_a_batch_changes_nothing(ours: Any) -> None:
 def test_the_weights_digest_is_that_of_the_file(ours: Any, weights: Path) -> None:
     assert ours.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert ours.name == ours.kind == "inception"
+
+
+def test_the_command_with_inception_weights_and_a_reference_file(
+    weights: Path, theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FID against moments of torch-fidelity's features is the distance between those."""
+    made, real = ([noise(first + n) for n in range(5)] for first in (0, 10))
+    (tmp_path / "made").mkdir()
+    for number, picture in enumerate(made):
+        Picture.fromarray(picture).save(tmp_path / f"made/{number}.png")
+    stacks = (torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2) for some in (made, real))
+    a, b = (theirs(stack)[0].double().numpy() for stack in stacks)
+    np.savez(
+        tmp_path / "ref.npz", arr_0=np.stack(real), mu=b.mean(0), sigma=np.cov(b, rowvar=False),
+        mu_s=np.zeros(2023), sigma_s=np.eye(2023),
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main([
+            "eval", "fid", str(tmp_path / "made"), str(tmp_path / "ref.npz"), "--metrics", "fid",
+            "--features", f"inception:{weights}", "--work", str(tmp_path / "work"),
+            "-o", str(tmp_path / "figures.json"),
+        ])  # fmt: skip
+    assert end.value.code == 0
+    figure = json.loads((tmp_path / "figures.json").read_text())["fid"]
+    assert figure["value"] == pytest.approx(frechet_distance(a, b), rel=1e-4)
+    assert figure["extractor_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert "moments" in capsys.readouterr().out
 
 
 class Payload:
@@ -395,7 +425,7 @@ def test_pixels() -> None:
     assert (found[1] == -1).all()
     assert (found[2] == 1).all()
     assert (extractor.name, extractor.sha256) == ("pixels", "")
-    with pytest.raises(UserError, match="pictures of 3 x 2 and 3 x 3 pixels.*--size"):
+    with pytest.raises(UserError, match=r"pictures of 3 x 2 and 3 x 3 pixels.*--size"):
         extractor([noise(2, 3, 2), noise(1, 3, 3)])
 
 

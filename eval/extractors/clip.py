@@ -17,7 +17,7 @@ class ClipExtractor(Extractor):
         Raises:
             UserError: it cannot be loaded.
         """
-        from ..clip import load_clip
+        from ..clip.model import load_clip
 
         if not spec:
             raise UserError("features clip: name a model, such as clip:ViT-L-14:FILE")
