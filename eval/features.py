@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mmfusion.errors import UserError, first_line
 
@@ -27,6 +28,7 @@ PART = 256
 """Pictures in a file: a multiple of every extractor's batch."""
 VERSION = 1
 """Of how pictures are read and of what a part looks like."""
+MOST_WORKERS = 8  # each has a batch in memory
 NAMES = ("features", "spatial", "logits")
 
 
@@ -97,16 +99,18 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
 
 
 def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -> None:
-    """One part, the next batch being read while the network is at work."""
+    """One part; on a CPU by threads that compute alone, so that bits do not depend on cores.
+
+    Pictures are read here, in their order, which a compressed file needs.
+    """
     batches = [span[at : at + extractor.batch] for at in range(0, len(span), extractor.batch)]
-    made = []
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(pictures.read, batches[0])
-        for following in [*batches[1:], None]:
-            batch = coming.result()
-            if following is not None:
-                coming = ahead.submit(pictures.read, following)
-            made.append(extractor(batch))
+    cores = torch.get_num_threads()  # a launcher gives each rank one
+    workers = min(cores, MOST_WORKERS) if extractor.device == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, "features", torch.set_num_threads, (1,)) as pool:
+            made = list(pool.map(extractor, map(pictures.read, batches)))
+    finally:
+        torch.set_num_threads(cores)
     arrays = {name: np.concatenate([part[name] for part in made]) for name in extractor.gives}
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     try:

@@ -18,6 +18,7 @@ import torch
 from mmfusion.eval.distances.frechet import frechet_distance
 from mmfusion.eval.extractors import inception, make_extractor
 from mmfusion.eval.extractors.dinov2 import _positions, prepared
+from mmfusion.eval.features import extract
 from mmfusion.eval.pictures import open_pictures
 from PIL import Image as Picture
 from torch import nn
@@ -140,6 +141,26 @@ def test_a_batch_changes_nothing(ours: Any) -> None:
         alone = ours([picture])
         for name in ("features", "spatial", "logits"):
             np.testing.assert_allclose(together[name][number], alone[name][0], rtol=2e-4, atol=1e-4)
+
+
+def test_bits_do_not_depend_on_the_number_of_cores(
+    ours: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "batch", 2)
+    np.savez(tmp_path / "s.npz", arr_0=np.stack([noise(n) for n in range(6)]))
+    pictures, before, made = open_pictures(str(tmp_path / "s.npz")), torch.get_num_threads(), []
+    try:
+        for cores in (1, 3):
+            torch.set_num_threads(cores)
+            made.append(extract(pictures, ours, tmp_path / f"work{cores}"))
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    one, three = made
+    for name in ("features", "spatial", "logits"):
+        assert np.array_equal(getattr(one, name), getattr(three, name)), name
+    alone = ours([noise(5)])["spatial"][0]
+    np.testing.assert_allclose(one.spatial[5], alone, rtol=2e-4, atol=1e-4)
 
 
 def test_the_weights_digest_is_that_of_the_file(ours: Any, weights: Path) -> None:

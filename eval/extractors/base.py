@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class Extractor(ABC):
         batch: pictures at a time, fixed, so that the bits do not depend on who computes.
         gives: names of what it makes: "features", and where it has them "spatial" and "logits".
         one_size: whether all pictures must have the same size.
+        device: where it computes; on the CPU many threads may call it at once.
         version: of what is done to the pictures before the network; part of the cache's key.
     """
 
@@ -32,6 +34,7 @@ class Extractor(ABC):
     batch = 32
     gives: tuple[str, ...] = ("features",)
     one_size = False
+    device = "cpu"
     version = 1
 
     _seen: tuple[int, ...] | None = None
@@ -58,11 +61,7 @@ class Extractor(ABC):
                     "pixels; make them one size with --size"
                 )
         order = np.argsort(np.concatenate([*places.values()]))
-        # Not TF32, which cudnn takes unasked and which is off in the third digit.
-        exact = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
-        with torch.inference_mode(), exact:
+        with torch.inference_mode(), _exact(self.device):
             made = [self.extract(np.stack([pictures[i] for i in at])) for at in places.values()]
         joined = {name: np.concatenate([part[name] for part in made])[order] for name in self.gives}
         for name, array in joined.items():
@@ -73,6 +72,15 @@ class Extractor(ABC):
     @abstractmethod
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The same of pictures of one size, uint8 (n, H, W, 3)."""
+
+
+def _exact(device: str) -> AbstractContextManager:
+    """On a GPU, not TF32, which cudnn takes unasked and which is off in the third digit."""
+    if device == "cpu":
+        return nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
 
 
 def _side(shape: tuple[int, ...]) -> str:

@@ -21,7 +21,7 @@ class ClipExtractor(Extractor):
 
         if not spec:
             raise UserError("features clip: name a model, such as clip:ViT-L-14:FILE")
-        self.clip = load_clip(spec, device)
+        self.clip, self.device = load_clip(spec, device), device
         self.name, self.sha256 = f"clip:{self.clip.name}", self.clip.sha256
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

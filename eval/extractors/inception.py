@@ -11,6 +11,7 @@ evaluations/evaluator.py) is here:
 """
 
 import io
+import threading
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,16 @@ class InceptionExtractor(Extractor):
             ) from None
         self.network = network.to(device)
         self.device = device
+        self._kept = threading.local()  # batches are computed side by side
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, given: Any, output: Tensor) -> None:
-        self._spatial = output[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1).clone()
+        self._kept.spatial = output[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1).clone()
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         features, logits = self.network(x)
-        made = {"features": features, "spatial": self._spatial, "logits": logits}
+        made = {"features": features, "spatial": self._kept.spatial, "logits": logits}
         return {name: tensor.cpu().numpy() for name, tensor in made.items()}
 
 
