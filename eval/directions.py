@@ -132,7 +132,7 @@ def _compare(
         cannot = impossible(ours, theirs, extractor)
         metrics: list[str] = [metric for metric in asked.metrics if metric not in cannot]
         left_out |= {key_of(m, extractor): why for m, why in cannot.items() if m in asked.metrics}
-        figures |= measure(ours, theirs, extractor, metrics, work=output / "features")
+        figures |= measure(ours, theirs, extractor, metrics, made_work=output / "features")
     return {**figures, "left_out": left_out} if left_out else figures
 
 

@@ -15,7 +15,10 @@ import numpy as np
 
 from mmfusion.errors import UserError
 
-from .distances.frechet import frechet_distance, frechet_from_moments
+from .distances.frechet import frechet_distance
+from .distances.inception_score import inception_score
+from .distances.kernel import kernel_distance
+from .distances.manifold import precision_recall
 from .extractors import Extractor
 from .features import Features, extract
 from .pictures import PictureSet
@@ -83,6 +86,7 @@ def measure(
     extractor: Extractor,
     metrics: list[str] | None = None,
     work: Path | None = None,
+    made_work: Path | None = None,
 ) -> dict[str, Figure]:
     """Figures by their names (`key_of`), each with all that it depends on.
 
@@ -96,6 +100,7 @@ def measure(
         metrics: some of `METRICS`; None takes those that the inputs allow (`impossible` says which
             they do not).
         work: where features are kept (default: the user's cache).
+        made_work: where those of `made` are kept (default: there, too).
 
     Raises:
         UserError: a metric that the inputs do not allow, or a damaged picture.
@@ -112,7 +117,7 @@ def measure(
         raise UserError(f"{made.name} and {reference.name}: {next(iter(cannot.values()))}")
     if made.size != reference.size:
         raise UserError(f"{made.name}: size {made.size}, and the reference {reference.size}")
-    return _Measurement(made, reference, extractor, wanted, work).figures()
+    return _Measurement(made, reference, extractor, wanted, work, made_work or work).figures()
 
 
 class _Measurement:
@@ -125,11 +130,12 @@ class _Measurement:
         extractor: Extractor,
         metrics: list[str],
         work: Path | None,
+        made_work: Path | None,
     ) -> None:
         self.reference, self.extractor, self.metrics = reference, extractor, metrics
         self.moments = reference.moments if extractor.kind == "inception" else None
         self.size = made.size
-        self.ours = extract(made, extractor, work)
+        self.ours = extract(made, extractor, made_work)
         self.theirs = extract(reference, extractor, work) if self._needs_pictures() else None
         if self.theirs and self.theirs.features.shape[1] != self.ours.features.shape[1]:
             dimensions = [f.features.shape[1] for f in (self.ours, self.theirs)]
@@ -158,8 +164,6 @@ class _Measurement:
             if metric in makers:
                 figures[metric] = self._about(metric, makers[metric]())
         if {"precision", "recall"} & set(self.metrics):
-            from .distances.manifold import precision_recall
-
             both = precision_recall(self._real().features, self.ours.features, NEIGHBOURS)
             for metric, value in zip(("precision", "recall"), both, strict=True):
                 if metric in self.metrics:
@@ -194,8 +198,7 @@ class _Measurement:
         if given is None:
             assert theirs is not None
             return {"value": frechet_distance(ours, theirs), "n_reference": len(theirs)}
-        mean, covariance = ours.mean(0, np.float64), np.cov(ours, rowvar=False, dtype=np.float64)
-        value = frechet_from_moments(mean, covariance, *given)
+        value = frechet_distance(ours, given)
         figure: Figure = {"value": value, "n_reference": None, "reference_moments": True}
         if self.moments and self.moments.mu_s is None:
             figure["warning"] = (
@@ -205,15 +208,11 @@ class _Measurement:
         return figure
 
     def _inception_score(self) -> Figure:
-        from .distances.inception_score import inception_score
-
         assert self.ours.logits is not None
         mean, deviation = inception_score(self.ours.logits, SPLIT)
         return {"value": mean, "std": deviation, "split": SPLIT}
 
     def _kid(self) -> Figure:
-        from .distances.kernel import kernel_distance
-
         size = min(SUBSET, self.ours.n, self._real().n)
         subsets = SUBSETS if size == SUBSET else 1
         mean, deviation = kernel_distance(

@@ -1,5 +1,6 @@
 """Caption scores: closed forms, published figures, captions that try to break them, broken Java."""
 
+import gzip
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ from mmfusion.eval.captions.tokenizers import tokenise
 from mmfusion.cli import main
 from mmfusion.errors import UserError
 
-COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
+SHARED = Path(__file__).resolve().parents[2] / "shared/data"
+COCO, FLICKR = SHARED / "coco_caption_eval", SHARED / "flickr8k_1k"
 PYTHON = ["bleu", "rouge_l", "cider"]
 needs_java = pytest.mark.skipif(java.lacking() is not None, reason=f"needs {java.lacking()}")
 
@@ -206,7 +208,7 @@ def of_tokenizer(tokenizer: Any) -> list[tuple[list[list[str]], list[str]]]:
     for references, candidates in (
         (REFERENCES, CANDIDATES), (REFERENCES, ODD_CANDIDATES), (ODD_REFERENCES, CANDIDATES)
     ):  # fmt: skip
-        flat = tokenise([*candidates, *sum(references, [])], tokenizer)
+        flat = tokenise([*candidates, *(text for texts in references for text in texts)], tokenizer)
         rest = flat[len(candidates) :]
         words.append(([rest[i : i + 2] for i in range(0, len(rest), 2)], flat[: len(candidates)]))
     return words
@@ -282,6 +284,28 @@ def test_meteor_equals_the_published_coco_example() -> None:
     found = published(["meteor"])
     assert found.figures["meteor"]["value"] == pytest.approx(PUBLISHED["meteor"], abs=1e-12)
     assert len(found.per_picture["meteor"]) == 1000
+
+
+@needs_java
+@pytest.mark.skipif(not FLICKR.is_dir(), reason="../shared/data/flickr8k_1k is not here")
+def test_cider_agrees_with_people_as_published() -> None:
+    """Flickr8k-Expert: Kendall's tau-c of CIDEr and three people's ratings is 43.9 (CLIPScore)."""
+    from scipy.stats import kendalltau
+
+    with gzip.open(FLICKR / "captions_all.jsonl.gz", "rt", encoding="utf-8") as lines:
+        known = {row["image"]: row["captions"] for row in map(json.loads, lines)}
+    pairs = []
+    with gzip.open(FLICKR / "ExpertAnnotations.txt.gz", "rt", encoding="utf-8") as lines:
+        for image, caption, *ratings in map(str.split, lines):
+            source, _, number = caption.partition("#")
+            if source != image:  # such a caption is one of the references
+                pairs.append((known[image], known[source][int(number)], ratings))
+    assert len(pairs) == 5664
+    references, candidates, people = map(list, zip(*pairs, strict=True))
+    each = score(references, candidates, ["cider"], "ptb").per_picture["cider"]
+    ours = [value for value, ratings in zip(each, people, strict=True) for _ in ratings]
+    theirs = [int(rating) for ratings in people for rating in ratings]
+    assert kendalltau(ours, theirs, variant="c").statistic == pytest.approx(0.439, abs=5e-4)
 
 
 def test_score_refuses_what_it_cannot_score() -> None:

@@ -4,7 +4,6 @@ The models are tiny and random, saved to disk as open_clip saves them.
 """
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -22,7 +21,6 @@ import torch
 from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.eval.alignment import PREFIX, clip_score, ranks, ref_clip_score, retrieval
-from mmfusion.eval.clip import model as clip_model
 from mmfusion.eval.clip import pairs as clip_pairs
 from mmfusion.eval.clip import weights
 from mmfusion.eval.clip.captioned import open_captioned, read_texts
@@ -54,7 +52,7 @@ TINY: dict[str, Any] = {
     },
 }
 NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
-COLOURS = "red green blue yellow black white grey orange".split()
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "grey", "orange"]
 TEXTS = [f"{a} over {b}" for a in COLOURS for b in COLOURS]
 
 

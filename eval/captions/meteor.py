@@ -27,19 +27,8 @@ def meteor(references: list[list[str]], candidates: list[str], names: list[str])
     Raises:
         UserError: Java fails, or takes too long for a caption.
     """
-    command = [
-        "-Xms1G",
-        "-Xmx2G",
-        "-XX:+UseSerialGC",
-        "-jar",
-        "meteor-1.5.jar",
-        "-",
-        "-",
-        "-stdio",
-        "-l",
-        "en",
-        "-norm",
-    ]
+    memory = ["-Xms1G", "-Xmx2G", "-XX:+UseSerialGC"]
+    command = [*memory, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     with java.conversation("METEOR", command, java.package("meteor")) as ask:
         counts = []
         pictures = zip(references, candidates, names, strict=True)
