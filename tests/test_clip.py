@@ -33,6 +33,11 @@ from torch.nn import functional as F
 from mmfusion.cli import main
 from mmfusion.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings(  # archives as OpenAI's are made in no other way
+    "ignore::torch.jit.TracerWarning",
+    "ignore:`torch.jit:FutureWarning",
+    "ignore:`torch.jit:DeprecationWarning",
+)
 SIDE, CONTEXT, WIDTH = 16, 12, 64
 TINY: dict[str, Any] = {
     "embed_dim": 16,
@@ -72,7 +77,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def random_model(quick: bool, seed: int = 0) -> torch.nn.Module:
-    """Larger weights than open_clip's first ones, so that the activations differ in what follows."""
+    """Larger weights than open_clip's first ones: the activations differ in what follows."""
     torch.manual_seed(seed)
     model = open_clip.create_model(NAMES[quick]).eval()
     with torch.no_grad():
@@ -384,7 +389,7 @@ def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
     """OpenAI's and open_clip's own addresses; a new open_clip must not make this blind."""
     cfg = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")
     full = weights.ADDRESS.search(cfg["url"])
-    assert full and full["full"]
+    assert full is not None
     found = weights.identify(Path("x.pt"), full["full"])
     assert found == [("ViT-B-32-quickgelu:openai", cfg)]
     [(tag, _)] = weights.identify(Path("x.pt"), f"46683a32{'0' * 56}")
@@ -467,7 +472,7 @@ def test_pairs_tell_the_activation_of_weights_of_unknown_origin(
     wrong = load_clip(f"{NAMES[not trained]}:{file}")
     good = embed_pairs(right, pictures, texts)
     assert retrieval(good)["recall_at_1"]["value"] > 0.9
-    with pytest.raises(UserError, match="match clearly better.*insist") as caught:
+    with pytest.raises(UserError, match=r"match clearly better.*insist") as caught:
         embed_pairs(wrong, pictures, texts)
     assert f"under {'QuickGELU' if trained else 'plain GELU'} 48 of these" in str(caught.value)
     with pytest.raises(UserError, match="match clearly better"):  # and through a work folder
@@ -485,6 +490,17 @@ def test_weights_that_match_nothing_are_not_refused(files: Path, tmp_path: Path)
         for name in NAMES.values():
             clip = load_clip(f"{name}:{tmp_path / 'random.pt'}")
             embed_pairs(clip, noise(64, seed), TEXTS)
+
+
+def test_better_is_clear_only_where_it_matters() -> None:
+    rng = np.random.default_rng(0)
+    these, tiny = rng.normal(1, 1, 500), rng.normal(1e-3, 1e-3, 500)
+    assert clip_pairs.clearly_better(these + 0.2, these)
+    assert not clip_pairs.clearly_better(these, these + 0.2)
+    assert not clip_pairs.clearly_better(these + tiny, these)  # significant, and nothing
+    assert not clip_pairs.clearly_better(these, these)
+    assert not clip_pairs.clearly_better(these + rng.normal(0.1, 3, 500), these)  # chance
+    assert not clip_pairs.clearly_better(these - 1, these - 1.2)  # neither matches
 
 
 # What must not run, and what cannot be read
@@ -743,7 +759,7 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
     monkeypatch.setattr(Clip, "embed_pictures", None)  # all is there
     shared()
     np.save(made[0], np.array([{}], object), allow_pickle=True)
-    with pytest.raises(UserError, match="damaged.*delete it"):
+    with pytest.raises(UserError, match=r"damaged.*delete it"):
         shared()
     with pytest.raises(ValueError, match="digest"):
         embed_pairs(clip, pictures, texts, work=tmp_path)

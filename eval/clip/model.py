@@ -21,7 +21,7 @@ BATCH = 64
 
 
 class Pictures(Protocol):
-    """PIL pictures or uint8 arrays by number: a list, or what reads them when they are asked for."""
+    """PIL pictures or uint8 arrays by number: a list, or what reads each when it is asked for."""
 
     def __len__(self) -> int: ...
 
