@@ -33,6 +33,7 @@ from mmfusion.manifest import MANIFEST, sha256
 from mmfusion.pipeline import Pipeline
 
 from .distances.frechet import frechet_distance, frechet_from_moments
+from .distribution import POOL
 from .extractors import make_extractor
 from .features import extract
 from .pictures import open_pictures
@@ -65,6 +66,11 @@ def frechet_to(
         "n_reference": len(real),
     }
     moments = real.moments if extractor.kind == "inception" else None
+    if moments and len(moments.mu) != POOL:
+        raise UserError(
+            f"{reference}: its moments have {len(moments.mu)} dimensions and Inception's features "
+            f"{POOL}; they are of another network"
+        )
     target = np.empty(0) if moments else extract(real, extractor).features
 
     def quality(pictures: list[Picture.Image]) -> float:

@@ -157,21 +157,16 @@ def _axis(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`, three to eight of them."""
-    candidates: list[float] = []
-    for steps in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 5, 7),
-        [n / 10 for n in range(10, 100)],
-    ):
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [float(f"{step * 10.0**decade:.3g}") for decade in decades for step in steps]
-        candidates = [tick for tick in found if low <= tick <= high]
-        if len(candidates) >= 3:
-            break
-    return candidates[:: -(-len(candidates) // 8)] if candidates else []
+    """Three or more round numbers from `low` to `high`."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        made = (float(f"{step}e{decade}") for decade in decades for step in steps)
+        ticks = [tick for tick in made if low <= tick <= high]
+        if len(ticks) >= 3:
+            return ticks[:: math.ceil(len(ticks) / 8)]
+    decade = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = max(n * decade for n in (1, 2, 5) if 3 * n * decade <= high - low)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _uri(png: bytes) -> str:

@@ -15,7 +15,7 @@ from helpers import model_config
 from mmfusion.eval import frontier as measuring
 from mmfusion.eval.distances.frechet import frechet_distance
 from mmfusion.eval.frontier import frechet_to, items_of, measure_frontier
-from mmfusion.eval.frontier_page import charts, write_page
+from mmfusion.eval.frontier_page import _ticks, charts, write_page
 from mmfusion.eval.points import Grid, Measurement, combinations, passes
 from PIL import Image as Picture
 
@@ -430,6 +430,18 @@ def test_charts_have_a_line_for_each_value_and_keep_inside_their_box() -> None:
     assert fast.y < near.y
 
 
+def test_ticks_are_few_and_round() -> None:
+    assert _ticks(0.5, 2000) == [1, 10, 100, 1000]
+    assert _ticks(8, 120) == [10, 30, 100]
+    assert _ticks(6.4, 13) == [8, 10, 12]
+    rng = np.random.default_rng(0)
+    for low in 10 ** rng.uniform(-6, 6, 300):
+        high = low * 10 ** rng.uniform(0.3, 12)
+        ticks = _ticks(low, high)
+        assert 3 <= len(ticks) <= 10
+        assert low <= ticks[0] < ticks[-1] <= high
+
+
 @pytest.mark.parametrize("points", [[point(5, 0)], [point(5, 1), point(5, 1, ar_steps=2)],
                                     [point(0.01, 1e-7), point(1e6, 1e5)]])  # fmt: skip
 def test_a_page_of_odd_points(points: list[Point], tmp_path: Path) -> None:
@@ -519,6 +531,9 @@ def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(measuring, "make_extractor", lambda *_: Fixed())
     monkeypatch.setattr(measuring, "open_pictures", lambda *_: Reference())
+    with pytest.raises(UserError, match="have 3 dimensions and Inception's features 2048"):
+        frechet_to("reference.npz", 8, "inception", None)
+    monkeypatch.setattr(measuring, "POOL", 3)
     quality, facts = frechet_to("reference.npz", 8, "inception", None)
     pixels = np.rint((made + 9) * 10).astype(np.uint8)
     pictures = [Picture.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]
