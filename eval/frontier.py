@@ -32,7 +32,7 @@ from mmfusion.generation.budget import (
 from mmfusion.manifest import MANIFEST, sha256
 from mmfusion.pipeline import Pipeline
 
-from .distances.frechet import frechet_distance, frechet_from_moments
+from .distances.frechet import frechet_distance
 from .distribution import POOL
 from .extractors import make_extractor
 from .features import extract
@@ -79,8 +79,7 @@ def frechet_to(
         made = np.concatenate([extractor(part)["features"] for part in parts]).astype(np.float64)
         if moments is None:
             return frechet_distance(made, target)
-        mean, covariance = made.mean(0), np.cov(made, rowvar=False)
-        return frechet_from_moments(mean, covariance, moments.mu, moments.sigma)
+        return frechet_distance(made, (moments.mu, moments.sigma))
 
     return quality, facts
 

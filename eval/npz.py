@@ -11,12 +11,12 @@ import socket
 import struct
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,14 @@ class Moments:
     sigma: np.ndarray
     mu_s: np.ndarray | None = None
     sigma_s: np.ndarray | None = None
+
+
+class Pictures(Protocol):
+    """Pictures by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> np.ndarray: ...
+    def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 class Npz:
@@ -163,7 +171,7 @@ def _moments(
     return Moments(**found)
 
 
-def write_npz(path: Path, pictures: Sequence[np.ndarray], labels: np.ndarray | None = None) -> Path:
+def write_npz(path: Path, pictures: Pictures, labels: np.ndarray | None = None) -> Path:
     """Write pictures one after another, as the ADM suite takes samples.
 
     The same pictures give the same bytes.

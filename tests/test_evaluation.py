@@ -1,4 +1,4 @@
-"""`mmfusion eval --model M --config E.yaml`, whole: on any ranks, killed and gone on with, looked at.
+"""`mmfusion eval --model M --config E.yaml`, whole: any ranks, killed and gone on with, looked at.
 
 The model is the shipped one, the settings are small.
 """
