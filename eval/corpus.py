@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from mmfusion.data_pipelines.samples import FACTS, PICTURES
 from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 from tqdm import tqdm
@@ -30,7 +31,7 @@ class Corpus:
             )
         self.captions: list[list[str]] = []
         for number in tqdm(range(len(self.shards)), "reading captions", leave=False, delay=2):
-            sample = self.shards.sample(number, ("json", "txt", "cls"))
+            sample = self.shards.sample(number, FACTS)
             self.captions.append(sample.captions(sample.json()))
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class Pictures(Sequence[Picture.Image]):
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        return self._shards[self._numbers[number]].picture()
+        return self._shards.sample(self._numbers[number], PICTURES).picture()
 
     def chosen(self, numbers: Sequence[int]) -> "Pictures":
         """Some of them, each as often as it is named."""

@@ -108,22 +108,26 @@ def open_pictures(path: str, size: int | None = None) -> PictureSet:
 
 
 class FolderPictures(PictureSet):
-    """Picture files, sorted by their path; hidden files and others are passed over."""
+    """Picture files, sorted by their path; hidden files and others are passed over.
 
-    def __init__(self, name: str, size: int | None) -> None:
+    Attributes:
+        names: paths below the folder.
+    """
+
+    def __init__(self, name: str, size: int | None = None) -> None:
         super().__init__(name, size)
         self._root = Path(name)
-        self._names = sorted(_picture_files(name))
-        if not self._names:
+        self.names = sorted(_picture_files(name))
+        if not self.names:
             tars = any(self._root.glob("*.tar"))
             remedy = f"; for the shards in it, give '{self._root}/*.tar'" if tars else ""
             raise UserError(f"{name}: no pictures in this folder ({' '.join(SUFFIXES)}){remedy}")
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def place(self, number: int) -> str:
-        return str(self._root / self._names[number])
+        return str(self._root / self.names[number])
 
     def picture(self, number: int) -> Picture.Image:
         place = self.place(number)
@@ -136,10 +140,10 @@ class FolderPictures(PictureSet):
     @cached_property
     def digest(self) -> str:
         total = hashlib.sha256()
-        paths = [self._root / name for name in self._names]
+        paths = [self._root / name for name in self.names]
         with ThreadPoolExecutor(THREADS) as pool:
             found = tqdm(pool.map(sha256, paths), "hashing", len(paths), leave=False, delay=2)
-            for name, digest in zip(self._names, found, strict=True):
+            for name, digest in zip(self.names, found, strict=True):
                 total.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 

@@ -1,7 +1,12 @@
 """Figures as a page or a terminal shows them: a name, a number, and what the number depends on."""
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from mmfusion.errors import UserError, first_line
 
 DIRECTIONS = {
     "class_to_image": "Class → image",
@@ -12,14 +17,18 @@ TITLES = {
     "fid": "FID",
     "sfid": "sFID",
     "is": "Inception Score",
-    "precision": "Precision",
-    "recall": "Recall",
+    "precision": "precision",
+    "recall": "recall",
     "kid": "KID",
-    "clip_cosine": "CLIP cosine, mean",
-    "clip_score": "CLIP score, × 100",
-    "clip_s": "CLIP-S, 2.5 · max(0, cos)",
-    "ref_clip_score": "RefCLIPScore",
-    "retrieval": "Right prompt first",
+    "fd": "Fréchet distance",
+    "cosine": "CLIP cosine",
+    "clip_score": "CLIP score (100 cos)",
+    "clip_s": "CLIP-S (2.5 max(0, cos))",
+    "ref_clip_s": "RefCLIP-S",
+    "recall_at_1": "right text first",
+    "recall_at_5": "right text among the first 5",
+    "mean_rank": "mean rank of the right text",
+    "median_rank": "median rank of the right text",
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
     "bleu_3": "BLEU-3",
@@ -28,12 +37,12 @@ TITLES = {
     "cider": "CIDEr-D",
     "meteor": "METEOR",
     "spice": "SPICE",
-    "perplexity": "Perplexity of the references, a token",
-    "cycle_log_likelihood": "Cycle: log-likelihood of the prompt, nats a token",
-    "cycle_gain": "Cycle: gain over another's picture, nats a token",
-    "cycle_accuracy": "Cycle: own picture likelier than another's",
+    "perplexity": "perplexity of the references",
+    "cycle_log_likelihood": "cycle: nats a token of the prompt",
+    "cycle_gain": "cycle: gain over another's picture",
+    "cycle_accuracy": "cycle: own picture likelier",
 }
-HIDDEN = {"value", "n", "warning"}
+NAMED = {"value", "n", "warning"}
 DIGITS_OF_HASH = 12
 
 
@@ -47,10 +56,16 @@ def figures(entries: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict
 
 
 def title(key: str) -> str:
-    """A figure's name for people."""
+    """A figure's name for people: `fd_dinov2` is a Fréchet distance by DINOv2's features."""
     group, _, last = key.rpartition(".")
-    name = TITLES.get(last, last.replace("_", " "))
-    return f"{name}, {group}" if group else name
+    metric, _, extractor = last.partition("_")
+    if last in TITLES:
+        name = TITLES[last]
+    elif metric in TITLES:
+        name = f"{TITLES[metric]} ({extractor})"
+    else:
+        name = last.replace("_", " ")
+    return f"{group}: {name}" if group else name
 
 
 def number(value: Any) -> str:
@@ -60,18 +75,18 @@ def number(value: Any) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def depends(figure: dict[str, Any]) -> str:
-    """What a figure depends on, in one line, hashes cut short."""
-    parts = []
+def facts(figure: dict[str, Any]) -> dict[str, str]:
+    """What a figure depends on, for people: hashes are cut short and stand behind their file."""
+    found = {}
     for key, value in figure.items():
-        if key in HIDDEN or value in (None, "") or isinstance(value, (dict, list)):
+        if key in NAMED or value in (None, "", False) or key.endswith("sha256"):
             continue
-        if key.endswith("sha256"):
-            parts.append(f"{key.removesuffix('_sha256').removesuffix('sha256') or 'file'} "
-                         f"SHA-256 {str(value)[:DIGITS_OF_HASH]}")  # fmt: skip
-        else:
-            parts.append(f"{key.replace('_', ' ')} {number(value)}")
-    return "; ".join(parts)
+        digest = figure.get(f"{key}_sha256")
+        shown = "yes" if value is True else number(value)
+        found[key.replace("_", " ")] = shown + (
+            f" (SHA-256 {digest[:DIGITS_OF_HASH]})" if digest else ""
+        )
+    return found
 
 
 def directions(
@@ -85,7 +100,7 @@ def directions(
                 "title": title(key),
                 "shown": number(figure["value"]),
                 "n": figure["n"],
-                "depends": depends(figure),
+                "depends": "; ".join(f"{k} {v}" for k, v in facts(figure).items()),
                 "warning": figure.get("warning"),
             }
             for key, figure in figures(report.get("figures", {}).get(key, {}))
@@ -99,15 +114,41 @@ def directions(
 
 
 def table(entries: dict[str, Any]) -> str:
-    """Figures as lines of a terminal."""
-    rows = [
-        (title(key), number(figure["value"]), f"n = {figure['n']:,}", figure)
-        for key, figure in figures(entries)
+    """Figures as lines of a terminal; what all of them depend on is said once, below."""
+    held = dict(figures(entries))
+    told = {key: facts(figure) for key, figure in held.items()}
+    first = next(iter(told.values()), {})
+    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in told.values())}
+    rows = []
+    for key, figure in held.items():
+        own = ", ".join(f"{k} {v}" for k, v in told[key].items() if k not in common)
+        rows.append((title(key), number(figure["value"]), f"n = {figure['n']:,}", own))
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {n:<{widths[2]}}  {own}".rstrip()
+        for name, value, n, own in rows
     ]
-    width = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
-    lines = []
-    for name, value, n, figure in rows:
-        lines.append(f"{name:<{width[0]}}  {value:>{width[1]}}  {n:<{width[2]}}  {depends(figure)}")
+    lines += [f"{name}: {value}" for name, value in common.items()]
+    warnings: dict[str, list[str]] = {}
+    for key, figure in held.items():
         if figure.get("warning"):
-            lines.append(f"  note: {figure['warning']}")
+            warnings.setdefault(figure["warning"], []).append(title(key))
+    lines += [f"warning: {', '.join(names)}: {text}" for text, names in warnings.items()]
+    lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
     return "\n".join(lines)
+
+
+def save(path: Path, entries: dict[str, Any]) -> None:
+    """Write figures as JSON; the file appears when it is complete.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({first_line(error)})") from None

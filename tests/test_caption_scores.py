@@ -618,20 +618,22 @@ def test_the_command_prints_figures_and_writes_files(
         capsys, *files, *options, "--partial", "-o", report, "--per-picture", lines
     )
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[:6]] == [
-        "figure", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"
+    assert [line.split()[0] for line in out.splitlines()[:5]] == [
+        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr-D"
     ]  # fmt: skip
-    assert out.splitlines()[1].split() == ["bleu_1", "1.0000", "9", "plain"]
+    assert out.splitlines()[0].split()[:5] == ["BLEU-1", "1", "n", "=", "9"]
+    assert "tokenizer: plain" in out
     assert "CIDEr of 9 pictures" in out
     assert "1 pictures without a caption" in out
     written = json.loads(report.read_text())
-    assert written["figures"]["cider"]["n"] == 9
-    assert (written["without_result"], written["left_out"]) == (1, {})
-    assert len(written["references"]["sha256"]) == 64
+    assert written["cider"]["n"] == 9
+    assert written["left_out"] == {}
+    assert len(written["cider"]["results_sha256"]) == 64
+    assert len(written["cider"]["references_sha256"]) == 64
     each = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [one["image_id"] for one in each] == [str(i) for i in range(9)]
     mean = sum(one["cider"] for one in each) / 9
-    assert mean == pytest.approx(written["figures"]["cider"]["value"])
+    assert mean == pytest.approx(written["cider"]["value"])
 
 
 def test_the_command_says_what_it_leaves_out(
@@ -642,8 +644,8 @@ def test_the_command_says_what_it_leaves_out(
     without_java(monkeypatch)
     code, out, err = call(capsys, *files, "--partial")
     assert code == 0, err
-    for metric in ("meteor", "spice"):
-        assert f"{metric}: left out: needs Java 8 or later" in out
+    for metric in ("METEOR", "SPICE"):
+        assert f"left out: {metric}: needs Java 8 or later" in out
     assert "published scores use the tokenizer ptb" in out
 
 

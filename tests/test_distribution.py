@@ -610,11 +610,13 @@ def test_the_command(tmp_path: Path, sets: tuple[Any, Any], run: Run) -> None:
     code, out, err = run(*arguments, "-o", tmp_path / "deep/f.json", "--work", tmp_path / "work")
     assert code == 0, err
     figures = json.loads((tmp_path / "deep/f.json").read_text())
-    assert list(figures) == ["fd_pixels"]
-    assert f"{figures['fd_pixels']['value']:.5g}" in out
+    assert list(figures) == ["fd_pixels", "left_out"]
+    assert f"{figures['fd_pixels']['value']:.4g}" in out
     assert real.digest[:12] in out
-    assert "warning: fd_pixels: 10 pictures in 48 dimensions" in out
-    assert "left out: sfid_pixels: features pixels have no spatial ones" in out
+    assert "warning: Fréchet distance (pixels): 10 pictures in 48 dimensions" in out
+    assert "left out" not in out
+    out = run(*arguments[:-2], "--work", tmp_path / "work")[1]
+    assert "left out: sFID (pixels): features pixels have no spatial ones" in out
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
@@ -655,7 +657,7 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
         both.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=100)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert "fd_pixels" in said[0]
+    assert "Fréchet distance (pixels)" in said[0]
     assert said[1] == ""
     assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
     first, second = (sorted((tmp_path / f"work{world}").glob("*/*.npz")) for world in (1, 2))

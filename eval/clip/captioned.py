@@ -1,86 +1,33 @@
 """Pictures with a text for each: a folder and a file of texts, or shards with captions."""
 
-import hashlib
 import json
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mmfusion.data_pipelines.pictures import SUFFIXES
-from mmfusion.data_pipelines.samples import FACTS, is_picture
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
-from mmfusion.codecs.image import open_picture
 from mmfusion.errors import UserError, first_line
+
+from ..corpus import Corpus
+from ..pictures import FolderPictures, PictureSet
 
 FORMS = '{"a.png": "a dog"}, lines of {"file_name": "a.png", "text": "a dog"}, or COCO annotations'
 
 
-class Captioned(ABC):
+@dataclass(frozen=True)
+class Captioned:
     """Pictures, read when they are asked for, and the text of each.
 
     Attributes:
-        texts: one for each picture.
         digest: of the pictures' contents.
         unused: how many texts had no picture.
     """
 
+    pictures: Sequence[Picture.Image] | PictureSet
     texts: list[str]
     digest: str
-    unused = 0
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, number: int, /) -> Picture.Image: ...
-
-
-class _Folder(Captioned):
-    def __init__(self, folder: Path, file: Path) -> None:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise UserError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)}) and no shards")
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        told = read_texts(file)
-        found = [told.get(name, told.get(name.rpartition(".")[0])) for name in names]
-        without = [name for name, text in zip(names, found, strict=True) if text is None]
-        if without:
-            raise UserError(
-                f"{file}: has no text for {without[0]} ({len(without)} of {len(names)} pictures); "
-                f"it needs one for each, as {FORMS}"
-            )
-        self._paths, self.texts = paths, [str(text) for text in found]
-        self.unused = len(told) - len(names)
-        whole = hashlib.sha256()
-        for path in paths:
-            whole.update(hashlib.sha256(path.read_bytes()).digest())
-        self.digest = whole.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, number: int, /) -> Picture.Image:
-        path = self._paths[number]
-        return open_picture(path.read_bytes(), str(path))
-
-
-class _Shards(Captioned):
-    def __init__(self, pattern: str) -> None:
-        self._shards = Shards(pattern)
-        if self._shards.lost:
-            path, lost = self._shards.lost[0]
-            raise UserError(f"{path}: {lost.what}; a score needs all of the pictures")
-        samples = (self._shards.sample(i, FACTS) for i in range(len(self._shards)))
-        self.texts = [sample.captions(sample.json())[0] for sample in samples]
-        self.digest = self._shards.digest
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, number: int, /) -> Picture.Image:
-        wanted = [ext for ext in self._shards.extensions(number) if is_picture(ext)]
-        return self._shards.sample(number, wanted).picture()
+    unused: int = 0
 
 
 def open_captioned(pictures: str, texts: Path | None) -> Captioned:
@@ -96,19 +43,34 @@ def open_captioned(pictures: str, texts: Path | None) -> Captioned:
     Raises:
         UserError: something is missing, or a picture has no text.
     """
-    folder = Path(pictures)
-    pattern = pictures
+    folder, pattern = Path(pictures), pictures
     if folder.is_dir():
         if not any(folder.glob("*.tar")):
             if texts is None:
                 raise UserError(f"{pictures}: a folder of pictures needs --texts FILE, as {FORMS}")
-            return _Folder(folder, texts)
+            return _paired(FolderPictures(pictures), texts)
         pattern = f"{pictures}/*.tar"
     elif ".tar" not in pictures:
         raise UserError(f"{pictures}: no such folder of pictures or shards")
     if texts is not None:
         raise UserError(f"{pictures}: shards have captions of their own; leave --texts away")
-    return _Shards(pattern)
+    corpus = Corpus(pattern)
+    shown = corpus.pictures()
+    return Captioned(shown, [captions[0] for captions in corpus.captions], shown.digest)
+
+
+def _paired(shown: FolderPictures, file: Path) -> Captioned:
+    """A folder's pictures with the texts of a file."""
+    told = read_texts(file)
+    found = [told.get(name, told.get(name.rpartition(".")[0])) for name in shown.names]
+    without = [name for name, text in zip(shown.names, found, strict=True) if text is None]
+    if without:
+        raise UserError(
+            f"{file}: has no text for {without[0]} ({len(without)} of {len(shown)} pictures); it "
+            f"needs one for each, as {FORMS}"
+        )
+    texts = [text for text in found if text is not None]
+    return Captioned(shown, texts, shown.digest, len(told) - len(texts))
 
 
 def read_texts(path: Path) -> dict[str, str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mmfusion.cli.evaluation.output import check_output, show
+
 
 class Tokenizers(str, Enum):
     """See eval/captions/tokenizers.py."""
@@ -42,38 +44,29 @@ def captions(
     from mmfusion.eval.captions.scores import score
     from mmfusion.manifest import sha256
 
+    check_output(output)
+    check_output(per_picture)
     paired = pair(read_results(results), read_references(references), partial)
-    for file in filter(None, (per_picture, output)):
-        file.parent.mkdir(parents=True, exist_ok=True)  # found out before the work, not after it
     wanted = None if metrics is None else [m for m in metrics.replace(",", " ").split() if m]
     scores = score(
         paired.references, paired.candidates, wanted, tokenizer.value, names=paired.names
     )
-    typer.echo(f"{'figure':<10}{'value':>10}{'n':>9}  tokenizer")
-    for name, figure in scores.figures.items():
-        typer.echo(f"{name:<10}{figure['value']:>10.4f}{figure['n']:>9}  {figure['tokenizer']}")
-    for warning in dict.fromkeys(f["warning"] for f in scores.figures.values() if "warning" in f):
-        typer.echo(f"note: {warning}")
-    for metric, reason in scores.left_out.items():
-        typer.echo(f"{metric}: left out: {reason}")
-    if paired.without_result or paired.without_reference:
-        typer.echo(
-            f"left out: {paired.without_result} pictures without a caption, "
-            f"{paired.without_reference} captions without references"
-        )
     if per_picture:
         with per_picture.open("w", encoding="utf-8") as lines:
             for number, name in enumerate(paired.names):
                 each = {key: values[number] for key, values in scores.per_picture.items()}
                 line = {"image_id": name, "caption": paired.candidates[number], **each}
                 lines.write(json.dumps(line) + "\n")
-    if output:
-        report = {
-            "results": {"file": results.name, "sha256": sha256(results)},
-            "references": {"file": references.name, "sha256": sha256(references)},
-            "without_result": paired.without_result,
-            "without_reference": paired.without_reference,
-            "figures": scores.figures,
-            "left_out": scores.left_out,
-        }
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    about = {
+        "results": results.name,
+        "results_sha256": sha256(results),
+        "references": references.name,
+        "references_sha256": sha256(references),
+    }
+    figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
+    show({**figures, "left_out": scores.left_out}, output)
+    if paired.without_result or paired.without_reference:
+        typer.echo(
+            f"left out: {paired.without_result} pictures without a caption, "
+            f"{paired.without_reference} captions without references"
+        )

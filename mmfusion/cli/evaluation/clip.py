@@ -1,10 +1,11 @@
 """`mmfusion eval clip`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mmfusion.cli.evaluation.output import check_output, show
 
 
 def clip(
@@ -33,22 +34,18 @@ def clip(
     from mmfusion.eval.clip.pairs import embed_pairs
     from mmfusion.eval.work import rank
 
+    check_output(output)
     captioned = open_captioned(pictures, texts)
-    loaded = load_clip(model)
-    pairs = embed_pairs(loaded, captioned, captioned.texts, prefix, work, captioned.digest, insist)
-    figures = {**clip_score(pairs), **retrieval(pairs, seed, others)}
-    if rank():
-        return
-    typer.echo(f"{loaded.name}, weights {loaded.sha256[:16]}, {len(pairs.words)} pairs")
-    for name, figure in figures.items():
-        among = f"  of {figure['among']}" if "among" in figure else ""
-        typer.echo(f"{name:12} {figure['value']:9.4f}{among}")
-    warnings = [*dict.fromkeys(f["warning"] for f in figures.values() if "warning" in f)]
-    if captioned.unused:
-        warnings.append(f"{captioned.unused} texts have no picture")
-    for warning in warnings:
-        typer.echo(f"warning: {warning}")
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-        typer.echo(f"wrote {output}")
+    pairs = embed_pairs(
+        load_clip(model),
+        captioned.pictures,
+        captioned.texts,
+        prefix,
+        work,
+        captioned.digest,
+        insist,
+    )
+    if rank() == 0:
+        show({**clip_score(pairs), **retrieval(pairs, seed, others)}, output)
+        if captioned.unused:
+            typer.echo(f"warning: {captioned.unused} texts have no picture")

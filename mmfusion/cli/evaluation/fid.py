@@ -1,12 +1,11 @@
 """`mmfusion eval fid`."""
 
-import json
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from mmfusion.cli.evaluation.output import check_output, show
 from mmfusion.errors import UserError
 
 
@@ -50,38 +49,11 @@ def fid(
     for name in asked:
         if name not in METRICS:
             raise UserError(f"--metrics {name}: choose from {', '.join(METRICS)}")
-    if output and output.is_dir():
-        raise UserError(f"--output {output}: is a folder; name a JSON file")
+    check_output(output)
     made, real = open_pictures(pictures, size), open_pictures(reference, size)
     extractor = make_extractor(features)
     figures = measure(made, real, extractor, asked or None, work)
-    if not figures:
-        return  # another rank's
-    _show(figures)
-    for metric, why in impossible(made, real, extractor).items():
-        typer.echo(f"left out: {key_of(metric, extractor)}: {why}")
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part = output.with_name(f".{output.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, output)
-        typer.echo(f"wrote {output}")
-
-
-def _show(figures: dict[str, dict[str, Any]]) -> None:
-    typer.echo(f"{'figure':<18}{'value':>12}{'n':>10}{'reference n':>14}")
-    for name, figure in figures.items():
-        given = "moments" if figure.get("reference_moments") else figure.get("n_reference", "-")
-        shown = f"{given:,}" if isinstance(given, int) else given
-        typer.echo(f"{name:<18}{figure['value']:>12.5g}{figure['n']:>10,}{shown:>14}")
-    about: dict[str, str] = {}
-    for figure in figures.values():
-        for what in ("extractor", "source", "reference"):
-            if what in figure:
-                digest = figure[f"{what}_sha256"]
-                about[what] = figure[what] + (f" (sha256 {digest[:12]})" if digest else "")
-    for what, told in about.items():
-        typer.echo(f"{what:<10} {told}")
-    for name, figure in figures.items():
-        if "warning" in figure:
-            typer.echo(f"warning: {name}: {figure['warning']}")
+    if figures:  # else they are another rank's
+        cannot = impossible(made, real, extractor)
+        left_out = {key_of(metric, extractor): why for metric, why in cannot.items() if not asked}
+        show({**figures, "left_out": left_out}, output)

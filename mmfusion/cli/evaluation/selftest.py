@@ -1,10 +1,11 @@
 """`mmfusion eval selftest`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mmfusion.cli.evaluation.output import check_output
 
 
 def selftest(
@@ -21,7 +22,9 @@ def selftest(
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
     from mmfusion.eval.selftest import checks, run
+    from mmfusion.eval.shown import save
 
+    check_output(output)
     done: list[dict] = []
     title = ""
     for check in run(checks(coco, adm, inception, work, device)):
@@ -36,9 +39,7 @@ def selftest(
     }
     typer.echo("\n" + ", ".join(f"{number} {what}" for what, number in count.items()))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        report = json.dumps({**count, "checks": done}, indent=2, allow_nan=False)
-        output.write_text(report + "\n", encoding="utf-8")
+        save(output, {**count, "checks": done})
         typer.echo(f"wrote {output}")
     if count["failed"]:
         raise typer.Exit(1)
