@@ -29,6 +29,8 @@ from mmfusion.eval.clip.pairs import Pairs, embed_pairs
 from mmfusion.eval.shown import table
 from open_clip import factory
 from PIL import Image as Picture
+from tiny_clip import CONFIG as TINY
+from tiny_clip import CONTEXT, SIDE
 from torch.nn import functional as F
 
 from mmfusion.cli import main
@@ -39,24 +41,7 @@ pytestmark = pytest.mark.filterwarnings(  # archives as OpenAI's are made in no 
     "ignore:`torch.jit:FutureWarning",
     "ignore:`torch.jit:DeprecationWarning",
 )
-SIDE, CONTEXT, WIDTH = 16, 12, 64
-TINY: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": SIDE,
-        "layers": 2,
-        "width": WIDTH,
-        "head_width": 32,
-        "patch_size": 8,
-    },
-    "text_cfg": {
-        "context_length": CONTEXT,
-        "vocab_size": 49408,
-        "width": 32,
-        "heads": 2,
-        "layers": 2,
-    },
-}
+WIDTH = TINY["vision_cfg"]["width"]
 NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "grey", "orange"]
 TEXTS = [f"{a} over {b}" for a in COLOURS for b in COLOURS]

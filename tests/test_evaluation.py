@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from ranks import CHECKOUT, environment, launch
+from tiny_clip import save_clip
 
 from mmfusion.config import load_evaluation
 
@@ -25,6 +26,7 @@ COMMAND = [sys.executable, "-m", "mmfusion", "eval"]
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Path:
+    clip = str(save_clip(tmp_path_factory.mktemp("clip") / "tiny"))
     train, held_out = f"{digits_data}/train-*.tar", f"{digits_data}/held_out-*.tar"
     evaluation = {
         "batch": 8,
@@ -33,10 +35,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Pat
         },
         "text_to_image": {
             "pictures": 24, "data": train, "features": ["pixels"], "sampling": STEPS, "best_of": 2,
+            "clip": clip,
         },
         "image_to_text": {
             "data": held_out, "pictures": 20, "metrics": ["bleu", "cider"], "tokenizer": "plain",
-            "sampling": {"beams": 2},
+            "sampling": {"beams": 2}, "clip": clip,
         },
         "digits": {"data": str(digits_data), "pictures": 20, "held_out": 10, "edits": 10},
     }  # fmt: skip
@@ -82,6 +85,10 @@ def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
         assert set(figures["left_out"]) == {"sfid_pixels", "is_pixels"}
     assert told["cycle_accuracy"]["value"] > 0.8
     assert told["cycle_gain"]["value"] > 0
+    assert told["clip_score"]["value"] == pytest.approx(100 * told["cosine"]["value"])
+    assert 10 < told["retrieval"]["mean_rank"]["among"] <= 24
+    assert 0 <= written["ref_clip_s"]["value"] <= 2.5
+    assert written["ref_clip_s"]["prefix"] == "A photo depicts "
     assert written["bleu_4"]["n"] == written["perplexity"]["n"] == 20
     assert 1 < written["perplexity"]["value"] < 20
     assert report["class_to_image"]["accuracy"] > 0.5  # of the digits suite
@@ -141,7 +148,7 @@ def test_samples_are_written_as_the_adm_suite_takes_them(alone: tuple[Path, str]
 def test_the_page_shows_figures_and_answers(alone: tuple[Path, str]) -> None:
     page = (alone[0] / "report.html").read_text("utf-8")
     report = report_of(alone[0])
-    for text in ("Class → image", "Text → image", "Image → text", "Cycle", "BLEU-4", "Perplexity"):
+    for text in ("Class → image", "Text → image", "Image → text", "cycle", "BLEU-4", "perplexity"):
         assert text in page
     assert report["figures"]["text_to_image"]["fd_pixels"]["reference_sha256"][:12] in page
     assert page.count("<img") > 100

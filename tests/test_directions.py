@@ -1,0 +1,182 @@
+"""What is asked of a corpus, and figures that the directions work out themselves, by hand."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import picture
+from material import encoded
+from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.eval import directions, shown
+from mmfusion.eval.corpus import Corpus
+
+from mmfusion.config.evaluation import ClassToImage, EvaluationConfig
+from mmfusion.errors import UserError
+from mmfusion.generation.scoring import Likelihood
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures; picture i has the captions `i.0` to `i.i`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    samples = (
+        (f"{i}", {"json": {"captions": [f"{i}.{k}" for k in range(i + 1)]}, "png": encoded(i)})
+        for i in range(5)
+    )
+    write_shards(folder, "x", samples, per_shard=2)
+    return folder
+
+
+@pytest.fixture
+def corpus(shards: Path) -> Corpus:
+    return Corpus(str(shards / "*.tar"))
+
+
+def test_prompts_take_all_pictures_in_turn(corpus: Corpus) -> None:
+    prompts = corpus.prompts(12, seed=3)
+    assert len(prompts) == 12
+    for turn in (prompts[:5], prompts[5:10]):
+        assert sorted(prompt[0] for prompt in turn) == list("01234")
+    assert prompts[:5] != prompts[5:10]
+    assert corpus.prompts(7, seed=3) == prompts[:7]
+    assert corpus.prompts(12, seed=4) != prompts
+    assert {prompt for prompt in corpus.prompts(25, 0) if prompt[0] == "4"} == {
+        f"4.{k}"
+        for k in range(5)  # all wordings have their turn
+    }
+
+
+def test_pictures_of_a_corpus_are_read_by_number(corpus: Corpus) -> None:
+    pictures = corpus.pictures(3)
+    assert len(pictures) == 3
+    assert len(corpus.pictures()) == len(corpus.pictures(99)) == 5
+    chosen = pictures.chosen([2, 0, 2])
+    for a, number in zip(chosen, (2, 0, 2), strict=True):
+        assert a.tobytes() == corpus.shards[number].picture().tobytes()
+    assert len(pictures[1:]) == 2
+    with pytest.raises(IndexError):
+        pictures[3]
+    digests = {pictures.digest, corpus.pictures(2).digest, chosen.digest, corpus.pictures().digest}
+    assert len(digests) == 4
+
+
+def test_a_damaged_corpus_is_refused(shards: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path, "x", [("0", {"png": encoded(0)})])
+    with pytest.raises(UserError, match="captions"):
+        Corpus(str(tmp_path / "*.tar"))
+    whole = (shards / "x-00000.tar").read_bytes()
+    (tmp_path / "x-00000.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "x-00000.tar.index").unlink()
+    with pytest.raises(UserError, match=r"damaged, such as .*x-00000\.tar.*mmfusion data verify"):
+        Corpus(str(tmp_path / "*.tar"))
+
+
+class Told:
+    """Answers with likelihoods from a table."""
+
+    def __init__(self, table: dict[tuple[int, str], tuple[float, int]]) -> None:
+        self.table, self.pictures = table, [picture(i) for i in range(4)]
+
+    def log_likelihood(self, prompts: Any, answers: list[str]) -> list[Likelihood]:
+        number = {p.tobytes(): i for i, p in enumerate(self.pictures)}
+        return [
+            Likelihood(*self.table[number[p.tobytes()], text])
+            for p, text in zip(prompts, answers, strict=True)
+        ]
+
+
+def test_cycle_compares_a_prompt_with_itself_under_another_picture() -> None:
+    """Of four prompts the other one is two away; b and d are equal, and not compared."""
+    told = Told({
+        (0, "a"): (-1, 2), (1, "b"): (-4, 3), (2, "c"): (-6, 5), (3, "b"): (-3, 3),
+        (0, "c"): (-9, 5), (2, "a"): (-2, 2),
+        (1, "b2"): (0, 1), (3, "b2"): (0, 1),
+    })  # fmt: skip
+    figures, own = directions._cycle(told, told.pictures, ["a", "b", "c", "b"])  # type: ignore[arg-type]
+    assert [each.log_probability for each in own] == [-1, -4, -6, -3]
+    assert figures["cycle_log_likelihood"] == {"value": -14 / 13, "n": 4}
+    assert figures["cycle_gain"]["value"] == pytest.approx((-1 - 6) / 7 - (-9 - 2) / 7)
+    assert (figures["cycle_gain"]["n"], figures["cycle_accuracy"]) == (2, {"value": 1.0, "n": 2})
+
+
+def test_cycle_counts_ties_half_and_needs_different_prompts() -> None:
+    told = Told({(0, "a"): (-1, 1), (1, "b"): (-2, 1), (0, "b"): (-2, 1), (1, "a"): (-0.5, 1)})
+    figures, _ = directions._cycle(told, told.pictures[:2], ["a", "b"])  # type: ignore[arg-type]
+    assert figures["cycle_accuracy"]["value"] == 0.25  # a is likelier elsewhere, b alike
+    same, _ = directions._cycle(told, told.pictures[:1] * 2, ["a", "a"])  # type: ignore[arg-type]
+    assert list(same) == ["cycle_log_likelihood"]
+
+
+def test_perplexity_is_that_of_all_tokens_together() -> None:
+    told = Told({(0, "a"): (-1, 2), (0, "b"): (-5, 1), (1, "c"): (-3, 6)})
+
+    class Shown(list):
+        def chosen(self, numbers: list[int]) -> list:
+            return [self[i] for i in numbers]
+
+    figure = directions._perplexity(told, Shown(told.pictures[:2]), [["a", "b"], ["c"]])  # type: ignore[arg-type]
+    assert figure == {"value": pytest.approx(math.e), "n": 2, "texts": 3, "tokens": 9}
+
+
+def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> None:
+    classless = SimpleNamespace(config=SimpleNamespace(classes=[]))
+    with pytest.raises(UserError, match="class_to_image: this model knows no classes"):
+        directions.class_to_image(classless, ClassToImage(), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({}, "nothing to measure"),
+        ({"class_to_image": {"sampling": {"guidence": 2}}}, "guidence"),
+        ({"class_to_image": {"metrics": ["fd"]}}, "class_to_image.metrics.0"),
+        ({"text_to_image": {}}, "text_to_image.data"),
+        ({"image_to_text": {"data": "x", "sampling": {"beams": 2, "temperature": 1.0}}}, "beams"),
+        ({"digits": {"data": "x"}, "batch": 0}, "batch"),
+    ],
+)
+def test_wrong_settings_are_named(wrong: dict, told: str) -> None:
+    from mmfusion.config import build
+
+    with pytest.raises(UserError, match=told):
+        build(EvaluationConfig, wrong, "e.yaml")
+
+
+# Figures for people
+
+
+def test_a_table_says_common_facts_once_and_hides_nothing() -> None:
+    about = {"extractor": "inception", "extractor_sha256": "a" * 64, "size": None}
+    entries = {
+        "fid": {"value": 12.3456, "n": 1000, "n_reference": 50, **about, "warning": "few"},
+        "kid": {"value": 0.00012345, "n": 1000, "subsets": 1, **about, "warning": "few"},
+        "retrieval": {"mean_rank": {"value": 1234.5, "n": 7, **about}},
+        "fd_dinov2": {"value": 3.0, "n": 1000, **about},
+        "not_a_figure": 3,
+        "left_out": {"spice": "needs Java"},
+    }
+    lines = shown.table(entries).splitlines()
+    assert [line.split("  ")[0].strip() for line in lines] == [
+        "FID", "KID", "retrieval: mean rank of the right text", "Fréchet distance (dinov2)",
+        "extractor: inception (SHA-256 aaaaaaaaaaaa)", "warning: FID, KID: few",
+        "left out: SPICE: needs Java",
+    ]  # fmt: skip
+    assert "12.35" in lines[0]
+    assert "n = 1,000" in lines[0]
+    assert "n reference 50" in lines[0]
+    assert "0.0001234" in lines[1]
+    assert "1,234.5" in lines[2]
+
+
+def test_figures_are_written_whole(tmp_path: Path) -> None:
+    shown.save(tmp_path / "new" / "f.json", {"fid": {"value": 1.5, "n": 2, "text": "\ud800"}})
+    assert '"value": 1.5' in (tmp_path / "new/f.json").read_text("utf-8")
+    with pytest.raises(ValueError, match="JSON"):
+        shown.save(tmp_path / "new" / "f.json", {"fid": float(np.nan)})
+    assert '"value": 1.5' in (tmp_path / "new/f.json").read_text("utf-8")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*cannot be written"):
+        shown.save(tmp_path / "file" / "f.json", {})
