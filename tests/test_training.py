@@ -22,7 +22,7 @@ from mmfusion import Pipeline
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
-from mmfusion.training import checkpoint
+from mmfusion.training import checkpoint, loop
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
 from mmfusion.training.metrics import Metrics
 from mmfusion.training.schedule import learning_rate, progress
@@ -148,6 +148,23 @@ def test_ranks_and_stages_read_the_same_data(runs: Path) -> None:
         assert step(other, 4).state.slots == step(one, 4).state.slots
         # AdamW at its usual eps makes much of rounding errors in gradients near zero.
         assert [line["loss"] for line in metrics(other)] == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("theirs", [{"seed": 0, "digest": "other"}, {"seed": 0}])
+def test_ranks_that_see_different_data_stop(monkeypatch: pytest.MonkeyPatch, theirs: dict) -> None:
+    mine = {"seed": 0, "digest": "mine"}
+
+    def gather(found: list, layout: dict) -> None:
+        assert layout == mine
+        found[:] = [mine, mine, theirs]
+
+    monkeypatch.setattr(loop.distributed, "all_gather_object", gather)
+    trainer = loop.Trainer.__new__(loop.Trainer)
+    trainer.world, trainer.rows = 3, SimpleNamespace(layout=lambda: mine)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="rank 2 finds other samples in the shards than rank 0"):
+        trainer._same_data()
+    theirs |= mine
+    trainer._same_data()
 
 
 def test_one_ranks_run_is_finished_by_two_at_another_stage(runs: Path, model: Decoder) -> None:
