@@ -4,6 +4,7 @@ Times are never judged: points with times are made by hand.
 """
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mmfusion import Pipeline
 from mmfusion.cli import main
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
-from mmfusion.export import SHIPPED, weights_digest
+from mmfusion.export import SHIPPED, WEIGHTS, weights_digest
 from mmfusion.files import write
 from mmfusion.generation.frontier import (
     Dials,
@@ -36,6 +37,7 @@ from mmfusion.generation.frontier import (
     pareto,
     read,
 )
+from mmfusion.manifest import MANIFEST, sha256
 
 HERE = Machine(device="Tin Can 9", threads=2, dtype="float32")
 TASK = "class_to_image"
@@ -140,6 +142,15 @@ def digits() -> Digits:
 
 def drawn(pipeline: Pipeline, **options: Any) -> bytes:
     return pipeline.class_to_image(3, seed=5, **options).tobytes()
+
+
+def test_weights_are_known_by_their_manifest(digits: Digits, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    assert weights_digest(folder) == digits.weights == sha256(folder / WEIGHTS)
+    for damaged in ("", "[]", "{}"):
+        (folder / MANIFEST).write_text(damaged)
+        with pytest.raises(UserError, match=r"model .*copy: has no readable manifest\.json"):
+            weights_digest(folder)
 
 
 def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) -> None:

@@ -156,8 +156,8 @@ def measure_frontier(
     items = items_of(config, task, count, reference)
     batch_size = min(batch_size, count)
     run = Measurement(pipeline, task, items, quality, depends, output / "points", seed, batch_size)
-    missing = sum(run.found(sampling) is None for sampling in samplings)
     estimates = run.estimates(samplings)
+    missing = sum(seconds > 0 for seconds in estimates)
     if missing:
         tell(f"{missing} of {len(samplings)} points to measure, about {sum(estimates):.0f} s")
     points = run.points(samplings, estimates if missing else None)
