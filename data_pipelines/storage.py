@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from braceexpand import braceexpand
 
 from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.files import cache_folder
 
 LOST = "lost"  # the folder of what was left out
 SHORTAGE = errno.EMFILE, errno.ENFILE, errno.ENOMEM
@@ -166,12 +167,10 @@ def open_file(path: str) -> BinaryIO:
 def companions(path: str, suffix: str) -> list[Path]:
     """Where a file that goes with another one may be kept: beside it, or else in the cache.
 
-    The cache is `$MMFUSION_CACHE`, by default `~/.cache/mmfusion`. It serves what is remote, and
-    folders in which one may not write.
+    The user's cache serves what is remote, and folders in which one may not write.
     """
-    cache = Path(os.environ.get("MMFUSION_CACHE") or Path.home() / ".cache" / "mmfusion")
     whole = path if is_remote(path) else os.path.abspath(path)
-    kept = cache / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
+    kept = cache_folder() / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
     return [kept] if is_remote(path) else [Path(f"{path}{suffix}"), kept]
 
 

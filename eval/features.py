@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import cache_folder
 
 from .extractors import Extractor
 from .pictures import PictureSet
@@ -49,14 +50,8 @@ class Features:
     source_sha256: str
 
 
-def cache_folder() -> Path:
-    """Where features are kept: below `$MMFUSION_CACHE`, or else in the user's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MMFUSION_CACHE") or Path(caches) / "mmfusion") / "features"
-
-
 def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> Features:
-    """The features of all pictures: those that `work` (default: `cache_folder`) lacks are made.
+    """The features of all pictures: those that `work` (default: the user's cache) lacks are made.
 
     Under a launcher every rank calls this, makes some of the parts and gets them all.
 
@@ -67,7 +62,8 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
         raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
     known = (VERSION, PART, pictures.digest, pictures.size)
     known += (extractor.name, extractor.sha256, extractor.version, extractor.batch)  # type: ignore[assignment]
-    folder = (work or cache_folder()) / hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    folder = (work or cache_folder() / "features") / name
     spans = {
         folder / f"{start // PART:06d}.npz": range(start, min(start + PART, len(pictures)))
         for start in range(0, len(pictures), PART)

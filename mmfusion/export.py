@@ -19,7 +19,7 @@ from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
-from mmfusion.manifest import MANIFEST, seal, verify
+from mmfusion.manifest import MANIFEST, digests, seal, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
 SHIPPED = Path(__file__).resolve().parent / "models"
@@ -80,6 +80,15 @@ def locate(name: str, revision: str | None = None) -> Path:
     except Exception as error:  # the hub's many errors all mean: could not be had
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {name}: no such folder, and the hub gave: {said}") from None
+
+
+def weights_digest(folder: Path) -> str:
+    """The SHA-256 of an exported model's weights, as its manifest has it.
+
+    Raises:
+        UserError: it has no manifest.
+    """
+    return digests(folder, "model").get(WEIGHTS) or sha256(folder / WEIGHTS)
 
 
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:

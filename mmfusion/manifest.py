@@ -35,12 +35,27 @@ def sync(path: Path) -> None:
 def seal(folder: Path) -> None:
     """Write the manifest of all files in `folder`, and make it all durable."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
-    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    made = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     for path in files:
         sync(path)
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(made, indent=1), encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
+
+
+def digests(folder: Path, what: str) -> dict[str, str]:
+    """The manifest of a folder: each file's digest.
+
+    Raises:
+        UserError: there is none, named with `what` the folder is.
+    """
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found:
+            raise ValueError
+    except (OSError, ValueError):
+        raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole") from None
+    return found
 
 
 def verify(folder: Path, what: str) -> None:
@@ -49,13 +64,7 @@ def verify(folder: Path, what: str) -> None:
     Raises:
         UserError: a file is missing or differs, named with `what` the folder is.
     """
-    try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(digests, dict) or not digests:
-            raise ValueError
-    except (OSError, ValueError):
-        raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole") from None
-    for name, digest in digests.items():
+    for name, digest in digests(folder, what).items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{what} {folder}: {name} is missing; get it anew")

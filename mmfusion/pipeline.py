@@ -15,7 +15,8 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
-from mmfusion.generation.budget import Budget, describe, weights_digest
+from mmfusion.generation.budget import Budget
+from mmfusion.generation.frontier import describe
 from mmfusion.generation.items import (
     OnPicture,
     OnToken,
@@ -110,7 +111,7 @@ class Pipeline:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-        digest = weights_digest(folder)
+        digest = export.weights_digest(folder)
         return cls(config, decoder, tokenizer, None, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:

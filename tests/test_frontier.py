@@ -4,6 +4,7 @@ Times are never judged: points with times are made by hand.
 """
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,31 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config
-from mmfusion.eval import frontier as measuring
 from mmfusion.eval.distances.frechet import frechet_distance
-from mmfusion.eval.frontier import frechet_to, items_of, measure_frontier
-from mmfusion.eval.frontier_page import _ticks, charts, write_page
-from mmfusion.eval.points import Grid, Measurement, combinations, passes
+from mmfusion.eval.frontier import run as measuring
+from mmfusion.eval.frontier.page import _ticks, charts, write_page
+from mmfusion.eval.frontier.points import Grid, Measurement, combinations, passes
+from mmfusion.eval.frontier.run import frechet_to, items_of, measure_frontier
 from PIL import Image as Picture
 
 from mmfusion import Pipeline
 from mmfusion.cli import main
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
-from mmfusion.export import SHIPPED
-from mmfusion.generation import budget
-from mmfusion.generation.budget import Dials, Frontier, Machine, Point, choose, known, pareto, read
+from mmfusion.export import SHIPPED, WEIGHTS, weights_digest
+from mmfusion.files import write
+from mmfusion.generation.frontier import (
+    Dials,
+    Frontier,
+    Machine,
+    Point,
+    choose,
+    describe,
+    known,
+    pareto,
+    read,
+)
+from mmfusion.manifest import MANIFEST, sha256
 
 HERE = Machine(device="Tin Can 9", threads=2, dtype="float32")
 TASK = "class_to_image"
@@ -70,7 +82,7 @@ def frontier(points: list[Point] = POINTS, **changes: Any) -> Frontier:
 
 
 def kept(path: Path, **changes: Any) -> Path:
-    budget.write(path, frontier(**changes).model_dump_json().encode())
+    write(path, frontier(**changes).model_dump_json().encode())
     return path
 
 
@@ -115,8 +127,8 @@ class Digits:
 
     def __init__(self) -> None:
         self.plain = Pipeline.from_pretrained("digits", "cpu")
-        self.machine = budget.describe(self.plain.decoder.latent_in.weight)
-        self.weights = budget.weights_digest(SHIPPED / "digits")
+        self.machine = describe(self.plain.decoder.latent_in.weight)
+        self.weights = weights_digest(SHIPPED / "digits")
 
     def keep(self, task: str = TASK, **changes: Any) -> Path:
         facts = {"weights_sha256": self.weights, "machine": self.machine, "task": task}
@@ -130,6 +142,15 @@ def digits() -> Digits:
 
 def drawn(pipeline: Pipeline, **options: Any) -> bytes:
     return pipeline.class_to_image(3, seed=5, **options).tobytes()
+
+
+def test_weights_are_known_by_their_manifest(digits: Digits, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    assert weights_digest(folder) == digits.weights == sha256(folder / WEIGHTS)
+    for damaged in ("", "[]", "{}"):
+        (folder / MANIFEST).write_text(damaged)
+        with pytest.raises(UserError, match=r"model .*copy: has no readable manifest\.json"):
+            weights_digest(folder)
 
 
 def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) -> None:
@@ -241,15 +262,9 @@ def test_another_torch_is_warned_of(digits: Digits, caplog: pytest.LogCaptureFix
     assert f"measured with torch 1.0, this is {torch.__version__}" in caplog.text
 
 
-def test_where_measurements_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    name = f"frontiers/{'ab' * 8}-tin-can-9-2-threads-float32-{TASK}.json"
-    assert known("ab" * 32, HERE, TASK) == tmp_path / "cache" / name
-    monkeypatch.delenv("MMFUSION_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert known("ab" * 32, HERE, TASK) == tmp_path / "xdg/mmfusion" / name
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert known("ab" * 32, HERE, TASK) == tmp_path / ".cache/mmfusion" / name
+def test_where_measurements_are_kept(cache: Path) -> None:
+    name = f"{'ab' * 8}-tin-can-9-2-threads-float32-{TASK}.json"
+    assert known("ab" * 32, HERE, TASK) == cache / "frontiers" / name
 
 
 # The grid

@@ -32,10 +32,10 @@ def frontier(
     device: Annotated[str | None, typer.Option(help="such as cpu; default: a GPU if any")] = None,
 ) -> None:
     """Measure quality against time, for the page and for `Pipeline(budget_ms=...)`."""
-    from mmfusion.eval.frontier import measure_frontier
-    from mmfusion.eval.frontier_page import write_page
-    from mmfusion.eval.points import Grid, name_of
-    from mmfusion.generation.budget import pareto
+    from mmfusion.eval.frontier.page import write_page
+    from mmfusion.eval.frontier.points import Grid, name_of
+    from mmfusion.eval.frontier.run import measure_frontier
+    from mmfusion.generation.frontier import FILE, pareto
 
     grid = Grid(
         _list("--ar-steps", ar_steps, int),
@@ -57,7 +57,7 @@ def frontier(
         typer.echo(f"{point.milliseconds:9.1f} ms {point.distance:9.3f}  {name_of(point.options)}")
     if "warning" in figure:
         typer.echo(f"\nwarning: {figure['warning']}")
-    typer.echo(f"\nwrote {page} and {output / 'frontier.json'}")
+    typer.echo(f"\nwrote {page} and {output / FILE}")
 
 
 def _list(option: str, text: str, kind: type) -> list:

@@ -32,15 +32,14 @@ def evaluate(
     from mmfusion.eval.report import write_report
     from mmfusion.eval.run import evaluate as measure
     from mmfusion.eval.work import rank
-    from mmfusion.export import WEIGHTS, locate
-    from mmfusion.manifest import sha256
+    from mmfusion.export import locate, weights_digest
     from mmfusion.pipeline import Pipeline
 
     folder = locate(model)
     run = Path(model) if (Path(model) / "config.yaml").is_file() else None
     settings = _settings(config, run, data, seed)
     output = output or run or Path("runs") / Path(model).name
-    weights = sha256(folder / WEIGHTS)
+    weights = weights_digest(folder)
     report = output / "report.json"
     if not again and _is_of(report, weights, settings):
         if rank() == 0:

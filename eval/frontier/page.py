@@ -1,20 +1,18 @@
-"""The frontier's page: quality against time, one line for each value of a dial. It loads nothing.
+"""The frontier's page: quality against time, one line for each value of a dial.
 
 Both axes are logarithmic. The frontier is drawn in steps, since between two of its points a budget
 buys no more than the faster one.
 """
 
-import base64
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from mmfusion.files import write
+from mmfusion.generation.frontier import Frontier, Point, pareto
 
-from mmfusion.generation.budget import Frontier, Point, pareto, write
-
+from ..pages import render
 from .points import name_of
 
 PAGE = "frontier.html"
@@ -76,17 +74,16 @@ def write_page(folder: Path, frontier: Frontier, sheets: list[bytes]) -> Path:
     Args:
         sheets: a PNG of each point's first pictures.
     """
-    best = pareto(frontier.points)
-    rows = [(point, _uri(sheets[frontier.points.index(point)])) for point in best]
-    page = _template().render(
+    points = frontier.points
+    page = render(
+        "frontier/frontier.html.j2",
         f=frontier,
-        rows=rows,
-        whole=_chart("All points", frontier.points, 760, 340),
-        charts=charts(frontier.points),
-        points=sorted(frontier.points, key=lambda point: point.milliseconds),
-        small=frontier.quality["extractor"] == "pixels",
+        rows=[(point, sheets[points.index(point)]) for point in pareto(points)],
+        whole=_chart("All points", points, 760, 340),
+        charts=charts(points),
+        box=(LEFT, RIGHT, TOP, BOTTOM),
     )
-    write(folder / PAGE, page.encode("utf-8", "replace"))
+    write(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -167,18 +164,3 @@ def _ticks(low: float, high: float) -> list[float]:
     decade = 10.0 ** math.floor(math.log10((high - low) / 3))
     step = max(n * decade for n in (1, 2, 5) if 3 * n * decade <= high - low)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("frontier.html.j2")

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError
-from mmfusion.generation.budget import Dials, Point, pareto, write
+from mmfusion.files import write
+from mmfusion.generation.frontier import Dials, Point, pareto
 from mmfusion.pipeline import Pipeline
 from mmfusion.split import even_sizes
 from mmfusion.training.sheet import grid as sheet_of

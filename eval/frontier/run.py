@@ -19,24 +19,17 @@ from mmfusion import __version__
 from mmfusion.codecs.image import fingerprint
 from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError
-from mmfusion.export import locate
-from mmfusion.generation.budget import (
-    FILE,
-    Frontier,
-    describe,
-    known,
-    measurable,
-    weights_digest,
-    write,
-)
+from mmfusion.export import locate, weights_digest
+from mmfusion.files import write
+from mmfusion.generation.frontier import FILE, Frontier, describe, known, measurable
 from mmfusion.manifest import MANIFEST, sha256
 from mmfusion.pipeline import Pipeline
 
-from .distances.frechet import frechet_distance
-from .distribution import POOL
-from .extractors import make_extractor
-from .features import extract
-from .pictures import open_pictures
+from ..distances.frechet import frechet_distance
+from ..distribution import POOL
+from ..extractors import make_extractor
+from ..features import extract
+from ..pictures import open_pictures
 from .points import Grid, Measurement, Quality, combinations
 
 FEW = 2000
@@ -163,8 +156,8 @@ def measure_frontier(
     items = items_of(config, task, count, reference)
     batch_size = min(batch_size, count)
     run = Measurement(pipeline, task, items, quality, depends, output / "points", seed, batch_size)
-    missing = sum(run.found(sampling) is None for sampling in samplings)
     estimates = run.estimates(samplings)
+    missing = sum(seconds > 0 for seconds in estimates)
     if missing:
         tell(f"{missing} of {len(samplings)} points to measure, about {sum(estimates):.0f} s")
     points = run.points(samplings, estimates if missing else None)

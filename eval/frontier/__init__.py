@@ -1,0 +1,1 @@
+"""The dial: quality against time, measured, chosen from and shown."""
