@@ -1,12 +1,13 @@
 """Figures as a page or a terminal shows them: a name, a number, and what the number depends on."""
 
 import json
-import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import write
 
 DIRECTIONS = {
     "class_to_image": "Class → image",
@@ -89,50 +90,68 @@ def facts(figure: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Row:
+    """A figure as it is shown; `depends` is what only this one of its table depends on."""
+
+    title: str
+    shown: str
+    n: int
+    depends: str
+    warning: str
+
+
+def rows(entries: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
+    """The figures among the entries, and what all of them depend on."""
+    held = dict(figures(entries))
+    told = {key: facts(figure) for key, figure in held.items()}
+    first = next(iter(told.values()), {})
+    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in told.values())}
+    found = []
+    for key, figure in held.items():
+        own = ", ".join(f"{k} {v}" for k, v in told[key].items() if k not in common)
+        value, warning = number(figure["value"]), figure.get("warning", "")
+        found.append(Row(title(key), value, figure["n"], own, warning))
+    return found, common
+
+
 def directions(
     report: dict[str, Any], sheets: dict[str, list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """What the page shows of each direction: figures, and cells {picture, alt, text, lines}."""
     found = []
     for key, name in DIRECTIONS.items():
-        rows = [
-            {
-                "title": title(key),
-                "shown": number(figure["value"]),
-                "n": figure["n"],
-                "depends": "; ".join(f"{k} {v}" for k, v in facts(figure).items()),
-                "warning": figure.get("warning"),
-            }
-            for key, figure in figures(report.get("figures", {}).get(key, {}))
-        ]
+        entries = report.get("figures", {}).get(key, {})
+        figures, common = rows(entries)
         cells = sheets.get(f"{key}_answers", [])
-        if rows or cells:
+        if figures or cells:
             found.append(
-                {"title": name, "figures": rows, "cells": cells, "wide": key != "class_to_image"}
+                {
+                    "title": f"{name}: figures and answers",
+                    "figures": figures,
+                    "common": common,
+                    "left_out": {title(k): why for k, why in entries.get("left_out", {}).items()},
+                    "cells": cells,
+                    "wide": key != "class_to_image",
+                }
             )
     return found
 
 
 def table(entries: dict[str, Any]) -> str:
     """Figures as lines of a terminal; what all of them depend on is said once, below."""
-    held = dict(figures(entries))
-    told = {key: facts(figure) for key, figure in held.items()}
-    first = next(iter(told.values()), {})
-    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in told.values())}
-    rows = []
-    for key, figure in held.items():
-        own = ", ".join(f"{k} {v}" for k, v in told[key].items() if k not in common)
-        rows.append((title(key), number(figure["value"]), f"n = {figure['n']:,}", own))
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    found, common = rows(entries)
+    cells = [(row.title, row.shown, f"n = {row.n:,}", row.depends) for row in found]
+    widths = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {n:<{widths[2]}}  {own}".rstrip()
-        for name, value, n, own in rows
+        for name, value, n, own in cells
     ]
     lines += [f"{name}: {value}" for name, value in common.items()]
     warnings: dict[str, list[str]] = {}
-    for key, figure in held.items():
-        if figure.get("warning"):
-            warnings.setdefault(figure["warning"], []).append(title(key))
+    for row in found:
+        if row.warning:
+            warnings.setdefault(row.warning, []).append(row.title)
     lines += [f"warning: {', '.join(names)}: {text}" for text, names in warnings.items()]
     lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
     return "\n".join(lines)
@@ -144,11 +163,8 @@ def save(path: Path, entries: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, path)
+        write(path, text.encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({first_line(error)})") from None
