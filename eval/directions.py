@@ -31,6 +31,7 @@ Figures = dict[str, Any]
 Cells = list[dict[str, Any]]
 Findings = tuple[Figures, dict[str, Cells]]
 
+ITSELF = {"judge": "the model itself"}
 SHOWN = 40
 """Answers on the page: the first ones, none picked."""
 
@@ -156,12 +157,12 @@ def _cycle(
     crossed = answers.log_likelihood(made, [prompts[j] for j in away])
     pairs = [(own[j], c) for i, (j, c) in enumerate(zip(away, crossed, strict=True))
              if prompts[i] != prompts[j]]  # fmt: skip
-    figures = {"cycle_log_likelihood": {"value": _a_token(own), "n": n}}
+    figures = {"cycle_log_likelihood": {"value": _a_token(own), "n": n, **ITSELF}}
     if pairs:
         gain = _a_token([o for o, _ in pairs]) - _a_token([c for _, c in pairs])
         better = [(o.log_probability > c.log_probability) + (o == c) / 2 for o, c in pairs]
-        figures["cycle_gain"] = {"value": gain, "n": len(pairs)}
-        figures["cycle_accuracy"] = {"value": float(np.mean(better)), "n": len(pairs)}
+        figures["cycle_gain"] = {"value": gain, "n": len(pairs), **ITSELF}
+        figures["cycle_accuracy"] = {"value": float(np.mean(better)), "n": len(pairs), **ITSELF}
     return figures, own
 
 
@@ -180,4 +181,5 @@ def _perplexity(answers: Answers, pictures: Any, references: list[list[str]]) ->
         "n": len(pictures),
         "texts": len(texts),
         "tokens": sum(each.tokens for each in found),
+        **ITSELF,
     }
