@@ -146,6 +146,17 @@ def test_a_damaged_answer_is_one_line(pipeline: Pipeline, tmp_path: Path) -> Non
         list(kept_by(pipeline, tmp_path).class_to_image([1, 2], **STEPS))
 
 
+def test_seconds_are_of_the_last_time_a_file_was_made(tmp_path: Path) -> None:
+    lines = [
+        {"file": "0", "seconds": 5.0},
+        {"file": "1", "seconds": 2.0},
+        {"file": "0", "seconds": 1},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"file": "1", "sec'
+    (tmp_path / "seconds.jsonl").write_text(text, "utf-8")
+    assert module._seconds(tmp_path / "seconds.jsonl") == 3.0
+
+
 # Work that processes share
 
 

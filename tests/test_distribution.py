@@ -16,6 +16,9 @@ from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.eval import distribution
 from mmfusion.eval import features as cache
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
+from mmfusion.eval.distances.inception_score import inception_score
+from mmfusion.eval.distances.kernel import kernel_distance
+from mmfusion.eval.distances.manifold import precision_recall
 from mmfusion.eval.distribution import impossible, measure
 from mmfusion.eval.extractors import make_extractor
 from mmfusion.eval.extractors.base import Extractor
@@ -437,12 +440,17 @@ def sets(tmp_path: Path) -> tuple[Any, Any]:
     return open_pictures(str(made)), open_pictures(str(real))
 
 
-def test_all_figures_of_the_adm_protocol(sets: tuple[Any, Any]) -> None:
-    pytest.importorskip("mmfusion.eval.distances.kernel", reason="the other distances")
-    from mmfusion.eval.distances.inception_score import inception_score
-    from mmfusion.eval.distances.kernel import kernel_distance
-    from mmfusion.eval.distances.manifold import precision_recall
+def test_precision_is_of_the_made_and_recall_of_the_real(tmp_path: Path) -> None:
+    """Half of the real pictures' kinds: each is right, half is missing."""
+    dark, light = noise(40, 1) // 8, 255 - noise(40, 2) // 8
+    real = open_pictures(str(save(tmp_path / "real", np.concatenate([dark, light]))))
+    made = open_pictures(str(save(tmp_path / "made", dark ^ 1)))
+    found = measure(made, real, make_extractor("pixels"), ["precision", "recall"], tmp_path / "w")
+    assert found["precision_pixels"]["value"] == 1
+    assert found["recall_pixels"]["value"] == 0.5
 
+
+def test_all_figures_of_the_adm_protocol(sets: tuple[Any, Any]) -> None:
     made, real = sets
     a, b = (Simple()(list(s)) for s in sets)
     found = measure(made, real, Simple())

@@ -23,7 +23,7 @@ def find(name: str) -> Path:
     for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join(sorted(path.name for path in shipped.glob("*.yaml")))
+    names = ", ".join(sorted(p.relative_to(shipped).as_posix() for p in shipped.rglob("*.yaml")))
     raise UserError(f"config {name}: no such file, and no config of that name (shipped: {names})")
 
 
