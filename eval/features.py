@@ -71,7 +71,7 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
     makers = {path: partial(_make, pictures, extractor, span) for path, span in spans.items()}
     held: dict[Path, dict[str, np.ndarray]] = {}
     while len(held) < len(spans):
-        what = f"{extractor.kind} of {"/".join(Path(pictures.name).parts[-2:])}"
+        what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
         share(makers, what, "picture", len(pictures), PART)
         for path, span in spans.items():
             if path not in held:

@@ -382,3 +382,8 @@ def test_inception_score_refuses_what_it_cannot_measure() -> None:
         inception_score(np.full((3, 4), np.nan))
     with pytest.raises(UserError, match="splits of 0 samples"):
         inception_score(np.zeros((3, 4)), split=0)
+
+
+def test_inception_score_splits_by_5000() -> None:
+    logits = np.random.default_rng(0).normal(size=(6000, 4)) * 3
+    assert inception_score(logits) == inception_score(logits, 5000) != inception_score(logits, 6000)
