@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import socket
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -236,8 +237,11 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
     with storage.locked(path, wait=False) as held:
         mine = static if held is None else held
         if held:
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-                left.unlink(missing_ok=True)  # of a process that was killed
+            # Of a process of this host that was killed. Where locks hold on one host alone, another
+            # host may be at work on the same file: twice the work, but nothing is taken from it.
+            ours = f"{glob.escape(socket.gethostname())}-*"
+            for left in path.parent.glob(f".{glob.escape(path.name)}.{ours}.part"):
+                left.unlink(missing_ok=True)
         yield mine and not path.exists()
 
 

@@ -6,6 +6,7 @@ be looked at, scored by other programs, or trained on. What is asked decides the
 answers to another question, of other weights or with other options, are never taken for these.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from PIL import Image as Picture
 from mmfusion import Pipeline
 from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import write
 from mmfusion.generation.scoring import Likelihood
 
 from . import work
@@ -39,11 +41,13 @@ class Kept(Sequence[Any]):
 
     Attributes:
         folder: of the shards.
+        pattern: that names them.
         digest: SHA-256 of what they hold.
     """
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder = folder
+        self.pattern = f"{glob.escape(str(folder))}/*.tar"
         self._shards = Shards([str(path) for path in paths])
         self.digest = self._shards.digest
 
@@ -71,17 +75,19 @@ class Answers:
     """Takes a pipeline's place in an evaluation; see `Pipeline` for its methods."""
 
     def __init__(
-        self, pipeline: Pipeline, folder: Path, weights: str, seed: int = 0, batch: int = 100
+        self, pipeline: Pipeline, folder: Path, model: str, seed: int = 0, batch: int = 100
     ) -> None:
         """Keep answers under `folder`.
 
         Args:
-            weights: SHA-256 of the model's weights.
+            model: SHA-256 of all that the model is: weights, config, tokenizer, autoencoder.
             seed: answer i uses seed + i.
             batch: answers made side by side and kept as one file.
         """
         self.pipeline, self.folder = pipeline, folder
-        self.weights, self.seed, self.batch = weights, seed, batch
+        self.model, self.seed, self.batch = model, seed, batch
+        weight = pipeline.decoder.latent_in.weight
+        self.kind = [weight.device.type, str(weight.dtype)]
         self.seconds: dict[str, float] = {}
         """Spent on the answers of each task, over all processes and runs."""
 
@@ -89,6 +95,30 @@ class Answers:
     def config(self) -> ModelConfig:
         """The model's."""
         return self.pipeline.config
+
+    def check(self, task: str, options: dict[str, Any]) -> None:
+        """Refuse options that the model cannot answer with, before anything is asked.
+
+        Raises:
+            UserError: naming the option.
+        """
+        read = self.pipeline.read
+        slot = read.text_slot if task == "image_to_text" else read.image_slot
+        parts = [slot(task, options)]
+        if task == "image_to_text":
+            parts.append(read.image_slot("interleaved", {}))  # as long as a given picture
+        read.check_length(parts, f"a picture in {task}")
+
+    def fits(self, text: str) -> bool:
+        """Whether a row of the model holds a picture with this text, asked for or given."""
+        read = self.pipeline.read
+        picture = read.image_slot("interleaved", {})
+        for segment in (read.text(text), read.answer(text)):
+            try:
+                read.check_length([segment, picture])
+            except UserError:
+                return False
+        return True
 
     def class_to_image(self, labels: Sequence[int | str], **options: Any) -> Kept:
         def ask(at: slice, **common: Any) -> list[Answer]:
@@ -161,7 +191,8 @@ class Answers:
         question = {
             "version": VERSION,
             "task": task,
-            "weights_sha256": self.weights,
+            "model_sha256": self.model,
+            "kind": self.kind,
             "count": count,
             "seed": self.seed,
             "batch": self.batch,
@@ -170,9 +201,10 @@ class Answers:
             "asked_sha256": _digest(asked),
         }
         folder = self.folder / f"{task}-{_digest(question)[:12]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        described = json.dumps({**question, "options": _plain(options)}, indent=1)
-        (folder / "question.json").write_text(described, "utf-8")
+        described = folder / "question.json"
+        if not described.exists():
+            text = json.dumps({**question, "options": _plain(options)}, indent=1)
+            write(described, text.encode("utf-8", "replace"))
 
         def make(start: int, path: Path) -> None:
             begun = time.perf_counter()
@@ -191,7 +223,7 @@ class Answers:
             )
 
         starts = range(0, count, self.batch)
-        parts = {folder / f"{n:05d}.tar": partial(make, start) for n, start in enumerate(starts)}
+        parts = {folder / f"{n:08d}.tar": partial(make, start) for n, start in enumerate(starts)}
         unit = {"image_to_text": "caption", "log_likelihood": "text"}.get(task, "picture")
         work.share(parts, task.replace("_", " "), unit, count, self.batch)
         self.seconds[task] = self.seconds.get(task, 0.0) + _seconds(folder / SECONDS)
@@ -200,8 +232,8 @@ class Answers:
 
 def _seconds(log: Path) -> float:
     """What the files took: the last entry of each, since one may have been made twice."""
-    latest = {}
-    for line in log.read_text("utf-8").splitlines():
+    latest: dict[str, float] = {}
+    for line in log.read_text("utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
             latest[entry["file"]] = float(entry["seconds"])

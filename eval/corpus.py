@@ -1,7 +1,7 @@
 """Captioned pictures as an evaluation asks for them: prompts, pictures and references by number."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmfusion.data_pipelines.samples import FACTS, PICTURES
@@ -14,15 +14,24 @@ from mmfusion.rng import generator
 
 
 class Corpus:
-    """Shards with captions. A damaged sample stops the evaluation: a hole would go unseen."""
+    """Shards with captions. A damaged sample stops the evaluation: a hole would go unseen.
 
-    def __init__(self, pattern: str) -> None:
+    Attributes:
+        captions: of each picture, all of them.
+        usable: those of them that fit into a row of the model.
+        too_long: how many do not.
+    """
+
+    def __init__(self, pattern: str, fits: Callable[[str], bool] = lambda text: True) -> None:
         """Open the shards and read their captions.
 
+        Args:
+            fits: whether the model's rows hold a picture and this caption.
+
         Raises:
-            UserError: no shards, or a sample without captions.
+            UserError: no shards, a sample without captions, or captions that are all too long.
         """
-        self.shards = Shards(pattern)
+        self.pattern, self.shards = pattern, Shards(pattern)
         if self.shards.lost:
             path, lost = self.shards.lost[0]
             raise UserError(
@@ -33,24 +42,34 @@ class Corpus:
         for number in tqdm(range(len(self.shards)), "reading captions", leave=False, delay=2):
             sample = self.shards.sample(number, FACTS)
             self.captions.append(sample.captions(sample.json()))
+        self.usable = [[text for text in texts if fits(text)] for texts in self.captions]
+        self.too_long = sum(map(len, self.captions)) - sum(map(len, self.usable))
+        if not any(self.usable):
+            raise UserError(f"{pattern}: no caption is short enough for the model's rows")
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a figure says of the corpus."""
+        return {"data": self.pattern, "data_sha256": self.shards.digest}
+
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Captions in random order, one a picture before any picture has its turn again.
+        """Usable captions in random order, one a picture before any has its turn again.
 
         The first of more prompts are the same as fewer.
         """
-        n, prompts = len(self), []
-        for turn in range(-(-count // n)):
-            order = generator("prompts", seed, turn).permutation(n)
-            prompts += [self._caption(int(i), turn) for i in order]
+        numbers = [number for number, texts in enumerate(self.usable) if texts]
+        prompts: list[str] = []
+        for turn in range(-(-count // len(numbers))):
+            order = generator("prompts", seed, turn).permutation(len(numbers))
+            prompts += [self._caption(numbers[place], turn) for place in order]
         return prompts[:count]
 
     def _caption(self, number: int, turn: int) -> str:
-        captions = self.captions[number]
-        return captions[(number + turn) % len(captions)]  # pictures differ in their wording
+        texts = self.usable[number]
+        return texts[(number + turn) % len(texts)]  # pictures differ in their wording
 
     def pictures(self, count: int | None = None) -> "Pictures":
         """The first `count` pictures (default: all)."""

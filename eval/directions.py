@@ -1,13 +1,15 @@
 """Each direction measured: pictures of classes, pictures of texts, texts of pictures.
 
-Every process of a launcher runs these functions and does its share of the answers, features,
+All that a direction needs is opened before its first answer is made: what is missing is said at
+once, and not after hours. Every process of a launcher does its share of the answers, features,
 embeddings and likelihoods; the arithmetic at the end is the first one's.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as Picture
@@ -18,7 +20,7 @@ from mmfusion.generation.scoring import Likelihood
 
 from .alignment import PREFIX, clip_score, ref_clip_score, retrieval
 from .answers import Answers, Kept
-from .captions.scores import score
+from .captions.scores import LACKING, score
 from .clip.model import load_clip
 from .clip.pairs import embed_pairs
 from .corpus import Corpus
@@ -32,85 +34,193 @@ Cells = list[dict[str, Any]]
 Findings = tuple[Figures, dict[str, Cells]]
 
 ITSELF = {"judge": "the model itself"}
+FEW = 1000
+"""Samples below which a mean says little."""
+SAMPLES = "samples.npz"
 SHOWN = 40
 """Answers on the page: the first ones, none picked."""
 
 
-def class_to_image(answers: Answers, asked: ClassToImage, output: Path) -> Findings:
-    """Pictures of all classes in turn, compared with the reference."""
-    classes = answers.config.classes
-    if not classes:
-        raise UserError("class_to_image: this model knows no classes; leave the section out")
-    labels = [number % len(classes) for number in range(asked.pictures)]
-    made = answers.class_to_image(labels, **_options(asked))
-    figures = _compare(answers, made, asked, asked.reference, output)
-    if rank() == 0:
-        _write_npz(output / "class_to_image.npz", made, answers, labels)
-    cells = [
-        {"picture": made[i], "alt": f"drawn for class {classes[labels[i]]}",
-         "text": classes[labels[i]], "lines": []}
-        for i in range(min(SHOWN, len(made)))
-    ]  # fmt: skip
-    return figures, {"class_to_image_answers": cells}
+@dataclass(frozen=True)
+class Places:
+    """Where features and embeddings are kept: of the answers, and of references."""
+
+    own: Path
+    shared: Path | None = None
 
 
-def text_to_image(answers: Answers, asked: TextToImage, output: Path) -> Findings:
+class Direction(Protocol):
+    """A direction, ready to be measured.
+
+    Attributes:
+        inputs: digests of all that its figures depend on beside the model.
+    """
+
+    inputs: dict[str, Any]
+
+    def measure(self) -> Findings:
+        """Figures by name, and cells of the page's sheet."""
+
+
+class _Drawing:
+    """What the directions that draw share: a reference, and the networks that compare with it."""
+
+    def __init__(
+        self, answers: Answers, asked: Drawn, reference: str | None, places: Places
+    ) -> None:
+        self.answers, self.asked, self.places = answers, asked, places
+        self.size = answers.config.image.size
+        self.reference = open_pictures(reference, self.size) if reference else None
+        self.extractors = [make_extractor(spec) for spec in asked.features]
+        self.inputs: dict[str, Any] = {e.name: e.sha256 for e in self.extractors}
+        if self.reference:
+            self.inputs["reference"] = self.reference.digest
+
+    def compare(self, made: Kept) -> Figures:
+        """Distances to the reference by each extractor, and what could not be measured."""
+        ours = open_pictures(made.pattern, self.size)
+        figures: Figures = {}
+        left_out: dict[str, str] = {}
+        for extractor in self.extractors:
+            cannot = impossible(ours, self.reference, extractor)
+            wanted: list[str] = [metric for metric in self.asked.metrics if metric not in cannot]
+            left_out |= {key_of(m, extractor): cannot[m] for m in self.asked.metrics if m in cannot}
+            figures |= measure(
+                ours, self.reference, extractor, wanted, self.places.shared, self.places.own
+            )
+        return {**figures, "left_out": left_out} if left_out else figures
+
+    def save(self, made: Kept, labels: Sequence[int] | None = None) -> None:
+        """The samples as the ADM suite takes them, beside the answers that they are."""
+        path = made.folder / SAMPLES
+        if rank() == 0 and not path.exists():
+            pictures = open_pictures(made.pattern, self.size)
+            write_npz(path, pictures, None if labels is None else np.array(labels))
+
+
+class Classes(_Drawing):
+    """Pictures of all classes in turn."""
+
+    def __init__(self, answers: Answers, asked: ClassToImage, places: Places) -> None:
+        """Open the reference and the networks.
+
+        Raises:
+            UserError: the model knows no classes, or something cannot be opened.
+        """
+        self.names = answers.config.classes
+        if not self.names:
+            raise UserError("class_to_image: this model knows no classes; leave the section out")
+        answers.check("class_to_image", asked.sampling)
+        super().__init__(answers, asked, asked.reference, places)
+
+    def measure(self) -> Findings:
+        labels = [number % len(self.names) for number in range(self.asked.pictures)]
+        made = self.answers.class_to_image(labels, **_options(self.asked))
+        figures = self.compare(made)
+        self.save(made, labels)
+        cells = [
+            {"picture": made[i], "alt": f"drawn for class {self.names[labels[i]]}",
+             "text": self.names[labels[i]], "lines": []}
+            for i in range(min(SHOWN, len(made)))
+        ]  # fmt: skip
+        return figures, {"class_to_image_answers": cells}
+
+
+class Drawings(_Drawing):
     """Pictures of a corpus's captions: against its pictures, and against the captions."""
-    corpus = Corpus(asked.data)
-    prompts = corpus.prompts(asked.pictures, answers.seed)
-    made = answers.text_to_image(prompts, **_options(asked))
-    figures = _compare(answers, made, asked, asked.reference or asked.data, output)
-    notes: list[list[str]] = [[] for _ in prompts]
-    if asked.clip:
-        clip = load_clip(asked.clip)
-        pairs = embed_pairs(clip, made, prompts, work=output / "features", digest=made.digest)
-        figures |= {**clip_score(pairs), "retrieval": retrieval(pairs, answers.seed)}
-        for note, cosine in zip(notes, pairs.cosines, strict=True):
-            note.append(f"CLIP cosine {cosine:.3f}")
-    if asked.cycle:
-        cycle, own = _cycle(answers, made, prompts)
-        figures |= cycle
-        for note, likelihood in zip(notes, own, strict=True):
-            note.append(f"log p(text | picture) {likelihood.log_probability:.1f}")
-    if rank() == 0:
-        _write_npz(output / "text_to_image.npz", made, answers)
-    cells = [
-        {"picture": made[i], "alt": f"drawn for: {prompts[i]}", "text": f"“{prompts[i]}”",
-         "lines": notes[i]}
-        for i in range(min(SHOWN, len(made)))
-    ]  # fmt: skip
-    return figures, {"text_to_image_answers": cells}
+
+    asked: TextToImage
+
+    def __init__(self, answers: Answers, asked: TextToImage, places: Places) -> None:
+        """Open the corpus, the reference and the networks.
+
+        Raises:
+            UserError: something cannot be opened.
+        """
+        answers.check("text_to_image", asked.sampling)
+        self.corpus = Corpus(asked.data, answers.fits)
+        super().__init__(answers, asked, asked.reference or asked.data, places)
+        self.clip = load_clip(asked.clip) if asked.clip else None
+        self.inputs["data"] = self.corpus.shards.digest
+        if self.clip:
+            self.inputs[self.clip.name] = self.clip.sha256
+
+    def measure(self) -> Findings:
+        prompts = self.corpus.prompts(self.asked.pictures, self.answers.seed)
+        made = self.answers.text_to_image(prompts, **_options(self.asked))
+        about = {**self.corpus.about, "source_sha256": made.digest}
+        figures = self.compare(made)
+        lines: list[list[str]] = [[] for _ in prompts]
+        if self.clip:
+            pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
+            found = {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
+            figures |= _described(found, about)
+            for line, cosine in zip(lines, pairs.cosines, strict=True):
+                line.append(f"CLIP cosine {cosine:.3f}")
+        if self.asked.cycle:
+            found, own = _cycle(self.answers, made, prompts)
+            figures |= _described(found, about)
+            for line, likelihood in zip(lines, own, strict=True):
+                line.append(f"log p(text | picture) {likelihood.log_probability:.1f}")
+        _too_long(figures, self.corpus)
+        self.save(made)
+        cells = [
+            {"picture": made[i], "alt": f"drawn for: {prompts[i]}", "text": f"“{prompts[i]}”",
+             "lines": lines[i]}
+            for i in range(min(SHOWN, len(made)))
+        ]  # fmt: skip
+        return figures, {"text_to_image_answers": cells}
 
 
-def image_to_text(answers: Answers, asked: ImageToText, output: Path) -> Findings:
+class Captions:
     """Captions of a corpus's pictures against its own captions."""
-    corpus = Corpus(asked.data)
-    pictures = corpus.pictures(asked.pictures)
-    references = corpus.captions[: len(pictures)]
-    written = list(answers.image_to_text(pictures, **_options(asked)))
-    figures: Figures = {}
-    if asked.perplexity:
-        figures["perplexity"] = _perplexity(answers, pictures, references)
-    pairs = None
-    if asked.clip:
-        clip = load_clip(asked.clip)
-        texts = [text or "." for text in written]  # nothing said matches as nothing does
-        pairs = embed_pairs(
-            clip, pictures, texts, PREFIX, work=output / "features", digest=pictures.digest
-        )
-    if rank() == 0:
-        scores = score(references, written, asked.metrics, asked.tokenizer)
-        figures |= scores.figures
-        if scores.left_out:
-            figures["left_out"] = scores.left_out
-        if pairs:
-            figures |= ref_clip_score(clip, pairs, references)
-    cells = [
-        {"picture": pictures[i], "alt": f"a picture to be described: {references[i][0]}",
-         "text": f"“{written[i]}”", "lines": [f"reference: {references[i][0]}"]}
-        for i in range(min(SHOWN, len(written)))
-    ]  # fmt: skip
-    return figures, {"image_to_text_answers": cells}
+
+    def __init__(self, answers: Answers, asked: ImageToText, places: Places) -> None:
+        """Open the corpus and the network.
+
+        Raises:
+            UserError: something cannot be opened.
+        """
+        answers.check("image_to_text", asked.sampling)
+        self.answers, self.asked, self.places = answers, asked, places
+        self.corpus = Corpus(asked.data, answers.fits)
+        self.clip = load_clip(asked.clip) if asked.clip else None
+        lacking = {metric: LACKING[metric]() for metric in asked.metrics if metric in LACKING}
+        self.left_out = {metric: f"needs {what}" for metric, what in lacking.items() if what}
+        self.inputs: dict[str, Any] = {"data": self.corpus.shards.digest, "lacks": self.left_out}
+        if self.clip:
+            self.inputs[self.clip.name] = self.clip.sha256
+
+    def measure(self) -> Findings:
+        pictures = self.corpus.pictures(self.asked.pictures)
+        references = self.corpus.captions[: len(pictures)]
+        kept = self.answers.image_to_text(pictures, **_options(self.asked))
+        written = list(kept)
+        figures: Figures = {}
+        if self.asked.perplexity:
+            figures["perplexity"] = _perplexity(self.answers, pictures, self.corpus.usable)
+        pairs = None
+        if self.clip:
+            texts = [text or "." for text in written]  # nothing said matches as nothing does
+            pairs = embed_pairs(
+                self.clip, pictures, texts, PREFIX, self.places.own, pictures.digest
+            )
+        if rank() == 0:
+            metrics = [metric for metric in self.asked.metrics if metric not in self.left_out]
+            if metrics:
+                figures |= score(references, written, metrics, self.asked.tokenizer).figures
+            if self.clip and pairs:
+                figures |= ref_clip_score(self.clip, pairs, references)
+        figures = _described(figures, {**self.corpus.about, "source_sha256": kept.digest})
+        if self.left_out:
+            figures["left_out"] = self.left_out
+        _too_long(figures, self.corpus)
+        cells = [
+            {"picture": pictures[i], "alt": f"a picture to be described: {references[i][0]}",
+             "text": f"“{written[i]}”", "lines": [f"reference: {references[i][0]}"]}
+            for i in range(min(SHOWN, len(written)))
+        ]  # fmt: skip
+        return figures, {"image_to_text_answers": cells}
 
 
 def _options(asked: Asked) -> dict[str, Any]:
@@ -118,29 +228,25 @@ def _options(asked: Asked) -> dict[str, Any]:
     return {**asked.sampling, **best}
 
 
-def _compare(
-    answers: Answers, made: Kept, asked: Drawn, reference: str | None, output: Path
-) -> Figures:
-    """Distances to the reference by each extractor, and what could not be measured."""
-    if reference is None:
-        return {}
-    size = answers.config.image.size
-    ours, theirs = open_pictures(str(made.folder / "*.tar"), size), open_pictures(reference, size)
-    figures: Figures = {}
-    left_out: dict[str, str] = {}
-    for spec in asked.features:
-        extractor = make_extractor(spec)
-        cannot = impossible(ours, theirs, extractor)
-        metrics: list[str] = [metric for metric in asked.metrics if metric not in cannot]
-        left_out |= {key_of(m, extractor): why for m, why in cannot.items() if m in asked.metrics}
-        figures |= measure(ours, theirs, extractor, metrics, made_work=output / "features")
-    return {**figures, "left_out": left_out} if left_out else figures
+def _described(figures: Figures, about: Figures) -> Figures:
+    """Figures with what they depend on, and a warning where there are few samples."""
+    found: Figures = {}
+    for name, figure in figures.items():
+        if "value" not in figure:
+            found[name] = _described(figure, about)
+            continue
+        found[name] = {**figure, **about}
+        if figure["n"] < FEW and "warning" not in figure:
+            found[name]["warning"] = f"{figure['n']:,} samples are few: compare with the same alone"
+    return found
 
 
-def _write_npz(path: Path, made: Kept, answers: Answers, labels: list[int] | None = None) -> None:
-    """The samples as the ADM suite takes them."""
-    pictures = open_pictures(str(made.folder / "*.tar"), answers.config.image.size)
-    write_npz(path, pictures, None if labels is None else np.array(labels))
+def _too_long(figures: Figures, corpus: Corpus) -> None:
+    """Say how many captions no row of the model holds."""
+    if corpus.too_long:
+        total = sum(map(len, corpus.captions))
+        told = f"{corpus.too_long:,} of {total:,} are longer than the model's rows"
+        figures["left_out"] = {**figures.get("left_out", {}), "captions": told}
 
 
 def _cycle(
@@ -173,8 +279,9 @@ def _a_token(found: list[Likelihood]) -> float:
 
 def _perplexity(answers: Answers, pictures: Any, references: list[list[str]]) -> dict[str, Any]:
     """Exp of the mean negative log-likelihood of a reference's token, given its picture."""
-    numbers = [i for i, texts in enumerate(references) for _ in texts]
-    texts = [text for mine in references for text in mine]
+    used = references[: len(pictures)]
+    numbers = [i for i, texts in enumerate(used) for _ in texts]
+    texts = [text for mine in used for text in mine]
     found = answers.log_likelihood(pictures.chosen(numbers), texts)
     return {
         "value": math.exp(-_a_token(found)),

@@ -10,7 +10,7 @@ from mmfusion.config import EvaluationConfig
 
 from . import directions
 from .answers import Answers
-from .digits.suite import evaluate as evaluate_digits
+from .digits.suite import Suite
 
 PACKAGES = (
     "mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap", "torch-fidelity",
@@ -18,44 +18,81 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def evaluate(
-    pipeline: Pipeline, settings: EvaluationConfig, output: Path, weights: str, model: str = ""
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Measure a model. Every process of a launcher calls it, and gets the same.
+DIRECTIONS = {
+    "class_to_image": directions.Classes,
+    "text_to_image": directions.Drawings,
+    "image_to_text": directions.Captions,
+}
+Sheets = dict[str, list[dict[str, Any]]]
 
-    Args:
-        output: folder of what is kept: `answers/` and `features/`. What is there is not made again.
-        weights: SHA-256 of the model's weights.
-        model: where the model came from, for the report.
 
-    Returns:
-        The report (plain data), and the sheets' cells by name.
+class Evaluation:
+    """An evaluation, ready to run: all that it reads is opened, so that nothing is missing later.
 
-    Raises:
-        UserError: data that is missing or damaged, or a model that cannot do what is asked.
+    Attributes:
+        facts: what the report's figures depend on, plain data.
     """
-    answers = Answers(pipeline, output / "answers", weights, settings.seed, settings.batch)
-    report: dict[str, Any] = {
-        "model": model,
-        "weights_sha256": weights,
-        "seed": settings.seed,
-        "settings": settings.model_dump(),
-    }
-    sheets: dict[str, list[dict[str, Any]]] = {}
-    if settings.digits:
-        numbers, cells = evaluate_digits(answers, settings.digits)
-        report |= numbers
-        sheets |= cells
-    for name in ("class_to_image", "text_to_image", "image_to_text"):
-        if asked := getattr(settings, name):
-            figures, cells = getattr(directions, name)(answers, asked, output)
-            report.setdefault("figures", {})[name] = figures
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: EvaluationConfig,
+        output: Path,
+        digest: str,
+        model: str = "",
+        work: Path | None = None,
+    ) -> None:
+        """Open data, references and networks.
+
+        Args:
+            output: folder of what is kept: `answers/` and `features/`. What is there is not made
+                again.
+            digest: SHA-256 of the model.
+            model: where it came from, for the report.
+            work: where references' features are kept (default: the user's cache).
+
+        Raises:
+            UserError: data that is missing or damaged, or a model that cannot do what is asked.
+        """
+        self.settings = settings
+        self.answers = Answers(pipeline, output / "answers", digest, settings.seed, settings.batch)
+        places = directions.Places(output / "features", work)
+        self.suite = Suite(self.answers, settings.digits) if settings.digits else None
+        self.directions: dict[str, directions.Direction] = {
+            name: kind(self.answers, asked, places)
+            for name, kind in DIRECTIONS.items()
+            if (asked := getattr(settings, name))
+        }
+        inputs = {name: each.inputs for name, each in self.directions.items()}
+        if self.suite:
+            inputs["digits"] = self.suite.inputs
+        self.facts = {
+            "model": model,
+            "model_sha256": digest,
+            "seed": settings.seed,
+            "settings": settings.model_dump(),
+            "inputs": inputs,
+            "sampling": pipeline.config.generation.model_dump(),
+            "versions": _versions(),
+        }
+
+    def run(self) -> tuple[dict[str, Any], Sheets]:
+        """Measure. Every process of a launcher calls this; the first one gets all figures.
+
+        Returns:
+            The report (plain data), and the sheets' cells by name.
+        """
+        report: dict[str, Any] = {**self.facts, "figures": {}}
+        sheets: Sheets = {}
+        if self.suite:
+            numbers, sheets = self.suite.measure()
+            report |= numbers
+        for name, direction in self.directions.items():
+            figures, cells = direction.measure()
+            report["figures"][name] = figures
             sheets |= cells
-    return report | {
-        "sampling": pipeline.config.generation.model_dump(),
-        "seconds": {task: round(spent, 3) for task, spent in answers.seconds.items()},
-        "versions": _versions(),
-    }, sheets
+        spent = self.answers.seconds.items()
+        return {**report, "seconds": {task: round(seconds, 3) for task, seconds in spent}}, sheets
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and where those lie that can be had again."""
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -16,6 +17,6 @@ def cache_folder() -> Path:
 def write(path: Path, data: bytes) -> None:
     """Write a file that appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     part.write_bytes(data)
     os.replace(part, path)

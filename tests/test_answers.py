@@ -32,7 +32,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def kept_by(pipeline: Pipeline, folder: Path, **changes: Any) -> Answers:
-    return Answers(pipeline, folder, **{"weights": "abc", "seed": 5, "batch": 3, **changes})
+    return Answers(pipeline, folder, **{"model": "abc", "seed": 5, "batch": 3, **changes})
 
 
 def same(made: Any, expected: Any) -> bool:
@@ -111,7 +111,7 @@ def test_what_is_there_is_not_made_again(
 
 @pytest.mark.parametrize(
     ("changed", "options"),
-    [({"weights": "other"}, STEPS), ({"seed": 6}, STEPS), ({"batch": 2}, STEPS),
+    [({"model": "other"}, STEPS), ({"seed": 6}, STEPS), ({"batch": 2}, STEPS),
      ({}, {"num_inference_steps": 4}), ({}, {**STEPS, "guidance": 1.5})],
 )  # fmt: skip
 def test_another_question_has_another_folder(
@@ -122,6 +122,28 @@ def test_another_question_has_another_folder(
     assert other.folder != first.folder
     assert kept_by(pipeline, tmp_path).class_to_image([2, 1], **STEPS).folder != first.folder
     assert kept_by(pipeline, tmp_path).class_to_image([1, 2], **STEPS).folder == first.folder
+
+
+def test_a_model_of_another_kind_is_another_question(pipeline: Pipeline, tmp_path: Path) -> None:
+    first = kept_by(pipeline, tmp_path).class_to_image([1], **STEPS)
+    pipeline.decoder.double()
+    try:
+        other = kept_by(pipeline, tmp_path).class_to_image([1], **STEPS)
+    finally:
+        pipeline.decoder.float()
+    assert other.folder != first.folder
+
+
+def test_what_a_row_holds_is_known_before_it_is_asked(pipeline: Pipeline, tmp_path: Path) -> None:
+    answers = kept_by(pipeline, tmp_path)
+    assert answers.fits("a seven")
+    assert not answers.fits("seven " * 200)
+    answers.check("class_to_image", STEPS)
+    answers.check("image_to_text", {"beams": 2})
+    with pytest.raises(UserError, match="num_inference_steps"):
+        answers.check("class_to_image", {"num_inference_steps": 10_000})
+    with pytest.raises(UserError, match=r"image_to_text takes .* lower max_new_tokens"):
+        answers.check("image_to_text", {"max_new_tokens": 500})
 
 
 def test_other_pictures_are_another_question() -> None:
@@ -138,11 +160,11 @@ def test_other_pictures_are_another_question() -> None:
 
 def test_a_damaged_answer_is_one_line(pipeline: Pipeline, tmp_path: Path) -> None:
     made = kept_by(pipeline, tmp_path).class_to_image([1, 2], **STEPS)
-    path = made.folder / "00000.tar"
+    path = made.folder / "00000000.tar"
     data = bytearray(path.read_bytes())
     data[data.index(b"\x89PNG") + 40] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=r"00000\.tar:00000000\.png: differs"):
+    with pytest.raises(UserError, match=r"00000000\.tar:00000000\.png: differs"):
         list(kept_by(pipeline, tmp_path).class_to_image([1, 2], **STEPS))
 
 
@@ -169,8 +191,10 @@ def number_file(folder: Path, number: int, path: Path) -> None:
     os.replace(part, path)
 
 
-def numbers(folder: Path, rank: int, world: int, count: int = 20) -> None:
+def numbers(folder: Path, rank: int, world: int, begin: Any = None, count: int = 20) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    if begin:
+        begin.wait()
     parts = {
         folder / f"{n:02d}": (lambda path, n=n: number_file(folder, n, path)) for n in range(count)
     }
@@ -180,7 +204,10 @@ def numbers(folder: Path, rank: int, world: int, count: int = 20) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_shared_work_is_done_once_by_all(tmp_path: Path, world: int) -> None:
-    processes = [fork.Process(target=numbers, args=(tmp_path, r, world)) for r in range(world)]
+    begin = fork.Barrier(world)
+    processes = [
+        fork.Process(target=numbers, args=(tmp_path, r, world, begin)) for r in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -64,6 +64,32 @@ def test_pictures_of_a_corpus_are_read_by_number(corpus: Corpus) -> None:
     assert len(digests) == 4
 
 
+def test_captions_that_no_row_holds_are_left_out_and_counted(shards: Path) -> None:
+    corpus = Corpus(str(shards / "*.tar"), fits=lambda text: text[0] != "2" and text != "4.0")
+    assert corpus.too_long == 4
+    assert len(corpus.captions[2]) == 3  # references of scores stay whole
+    assert {prompt[0] for prompt in corpus.prompts(20, 0)} == set("0134")
+    assert "4.0" not in corpus.prompts(40, 0)
+    figures: dict[str, Any] = {"left_out": {"spice": "needs Java"}}
+    directions._too_long(figures, corpus)
+    assert figures["left_out"] == {
+        "spice": "needs Java", "captions": "4 of 15 are longer than the model's rows"
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no caption is short enough"):
+        Corpus(str(shards / "*.tar"), fits=lambda text: False)
+
+
+def test_figures_say_their_data_and_when_they_are_few() -> None:
+    about = {"data": "x", "data_sha256": "ab"}
+    found = directions._described(
+        {"bleu_1": {"value": 1.0, "n": 999}, "cider": {"value": 1.0, "n": 5, "warning": "few"},
+         "retrieval": {"mean_rank": {"value": 2.0, "n": 1000}}}, about
+    )  # fmt: skip
+    assert found["bleu_1"]["warning"] == "999 samples are few: compare with the same alone"
+    assert found["cider"] == {"value": 1.0, "n": 5, "warning": "few", **about}
+    assert found["retrieval"]["mean_rank"] == {"value": 2.0, "n": 1000, **about}
+
+
 def test_a_damaged_corpus_is_refused(shards: Path, tmp_path: Path) -> None:
     write_shards(tmp_path, "x", [("0", {"png": encoded(0)})])
     with pytest.raises(UserError, match="captions"):
@@ -125,9 +151,10 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
 
 
 def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> None:
-    classless = SimpleNamespace(config=SimpleNamespace(classes=[]))
+    classless: Any = SimpleNamespace(config=SimpleNamespace(classes=[]))
+    places = directions.Places(tmp_path)
     with pytest.raises(UserError, match="class_to_image: this model knows no classes"):
-        directions.class_to_image(classless, ClassToImage(), tmp_path)  # type: ignore[arg-type]
+        directions.Classes(classless, ClassToImage(), places)
 
 
 @pytest.mark.parametrize(

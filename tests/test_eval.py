@@ -17,7 +17,7 @@ from mmfusion.eval.digits.edits import MASKS
 from mmfusion.eval.digits.judge import Judge, features
 from mmfusion.eval.digits.naming import named_digit
 from mmfusion.eval.digits.real import Digits, read_digits
-from mmfusion.eval.digits.suite import evaluate
+from mmfusion.eval.digits.suite import Suite
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.report import write_report
 from PIL import Image as Picture
@@ -163,7 +163,7 @@ def settings(data: Path, **changes: Any) -> Settings:
 @pytest.fixture(scope="module")
 def perfect(data: Path, held_out: Digits) -> tuple[dict, dict]:
     model = Perfect(held_out)
-    report, sheets = evaluate(model, settings(data))  # type: ignore[arg-type]
+    report, sheets = Suite(model, settings(data)).measure()  # type: ignore[arg-type]
     facts = {"model": "perfect", "seed": 0, "seconds": {"edit": 1.5}, "versions": {"python": "3"}}
     return {**report, **facts, "sampling": model.config.generation.model_dump()}, sheets
 
@@ -319,7 +319,7 @@ def test_a_perfect_model_is_as_good_as_the_judge(perfect: tuple[dict, dict]) -> 
 
 
 def test_noise_fails_every_measurement(data: Path, held_out: Digits) -> None:
-    report, _ = evaluate(Noise(held_out), settings(data, held_out=50, edits=30))  # type: ignore[arg-type]
+    report, _ = Suite(Noise(held_out), settings(data, held_out=50, edits=30)).measure()  # type: ignore[arg-type]
     assert report["class_to_image"]["accuracy"] < 0.3
     assert report["text_to_image"]["accuracy"] < 0.3
     assert report["frechet_pixel"]["value"] > 10
@@ -339,7 +339,9 @@ def test_noise_fails_every_measurement(data: Path, held_out: Digits) -> None:
 
 
 def test_a_copycat_is_found_out(data: Path, held_out: Digits, train: Digits) -> None:
-    report, sheets = evaluate(Copycat(held_out, train), settings(data, held_out=10, edits=10))  # type: ignore[arg-type]
+    report, sheets = Suite(
+        Copycat(held_out, train), settings(data, held_out=10, edits=10)
+    ).measure()  # type: ignore[arg-type]
     assert report["class_to_image"]["accuracy"] == 1
     assert report["memorised"] == 1
     first = sheets["nearest"][0]
@@ -356,7 +358,7 @@ def test_prompts_take_turns_over_classes_and_wordings(
         pipeline, "text_to_image", lambda prompts, **o: asked.extend(prompts) or draw(prompts)
     )
     small = settings(data, pictures=100, held_out=10, edits=10)
-    evaluate(pipeline, small)  # type: ignore[arg-type]
+    Suite(pipeline, small).measure()  # type: ignore[arg-type]
     assert sorted(asked) == sorted(c for d in range(10) for c in captions(d))
     assert [named_digit(prompt) for prompt in asked[:10]] == list(range(10))
 
@@ -366,13 +368,13 @@ def test_another_models_pictures_and_missing_data_are_refused(
 ) -> None:
     pipeline = Perfect(held_out)
     with pytest.raises(UserError, match=r"no shards match.*mmfusion data digits"):
-        evaluate(pipeline, settings(tmp_path))  # type: ignore[arg-type]
+        Suite(pipeline, settings(tmp_path)).measure()  # type: ignore[arg-type]
     pipeline.config = model_config(image={"size": 16, "channels": 1})
     with pytest.raises(UserError, match=r"image\.size 16"):
-        evaluate(pipeline, settings(data))  # type: ignore[arg-type]
+        Suite(pipeline, settings(data)).measure()  # type: ignore[arg-type]
     pipeline.config = model_config(text=None)
     with pytest.raises(UserError, match="no tokenizer"):
-        evaluate(pipeline, settings(data))  # type: ignore[arg-type]
+        Suite(pipeline, settings(data)).measure()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -404,7 +406,9 @@ def test_a_kept_pixel_that_changes_is_seen(data: Path, held_out: Digits, name: s
                 made[-1] = Picture.fromarray(pixels)
             return made
 
-    report, _ = evaluate(Touches(held_out), settings(data, pictures=10, held_out=10, edits=10))  # type: ignore[arg-type]
+    report, _ = Suite(
+        Touches(held_out), settings(data, pictures=10, held_out=10, edits=10)
+    ).measure()  # type: ignore[arg-type]
     assert report["edit"]["kept_identical"] is False
 
 

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mmfusion.eval.run import Evaluation
 from ranks import CHECKOUT, environment, launch
 from tiny_clip import save_clip
 
-from mmfusion.config import load_evaluation
+from mmfusion import Pipeline
+from mmfusion.cli import main
+from mmfusion.config import EvaluationConfig, load_evaluation
 
 STEPS = {"num_inference_steps": 4}
 COMMAND = [sys.executable, "-m", "mmfusion", "eval"]
@@ -127,6 +130,46 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     assert "already there" in launch(command(settings, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"class_to_image": {"reference": "nowhere.npz", "features": ["pixels"]}}, "nowhere.npz"),
+        ({"class_to_image": {"features": ["nope"]}}, "no such extractor"),
+        ({"text_to_image": {"data": "nowhere/*.tar"}}, "no shards match nowhere"),
+        ({"image_to_text": {"data": "TRAIN", "clip": "nowhere:x"}}, "nowhere"),
+        ({"class_to_image": {"sampling": {"num_inference_steps": 5000}}}, "num_inference_steps"),
+        ({"digits": {"data": "nowhere"}}, "mmfusion data digits"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_drawn(
+    wrong: dict, told: str, tmp_path: Path, digits_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = f"{digits_data}/train-*.tar"
+    asked = {"class_to_image": {"pictures": 50, "features": ["pixels"]}, **wrong}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(asked).replace("TRAIN", train), "utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--config", str(tmp_path / "e.yaml"), "-o", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_that_lacks_its_program_is_left_out(
+    digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmfusion.eval import directions
+
+    monkeypatch.setitem(directions.LACKING, "spice", lambda: "a program")
+    held_out = f"{digits_data}/held_out-*.tar"
+    asked = {"data": held_out, "pictures": 5, "metrics": ["rouge_l", "spice"], "tokenizer": "plain"}
+    settings = EvaluationConfig.model_validate({"image_to_text": asked})
+    report, _ = Evaluation(Pipeline.from_pretrained("digits"), settings, tmp_path, "x").run()
+    figures = report["figures"]["image_to_text"]
+    assert figures["left_out"] == {"spice": "needs a program"}
+    assert figures["rouge_l"]["warning"]
+    assert figures["perplexity"]["data_sha256"] == figures["rouge_l"]["data_sha256"]
+
+
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """All but how long it took, and where samples lie."""
 
@@ -139,7 +182,8 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_samples_are_written_as_the_adm_suite_takes_them(alone: tuple[Path, str]) -> None:
-    with np.load(alone[0] / "class_to_image.npz", allow_pickle=False) as file:
+    (path,) = alone[0].glob("answers/class_to_image-*/samples.npz")
+    with np.load(path, allow_pickle=False) as file:
         assert file["arr_0"].shape == (40, 8, 8, 3)
         assert file["arr_0"].dtype == np.uint8
         assert file["arr_1"].tolist() == [i % 10 for i in range(40)]

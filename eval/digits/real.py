@@ -1,5 +1,6 @@
 """The real digits that a model is measured against, as the digits pipeline wrote them."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ class Digits:
 
     pictures: np.ndarray
     labels: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both."""
+        return hashlib.sha256(self.pictures.tobytes() + bytes(self.labels.tolist())).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -39,11 +39,48 @@ class Suite:
     """The measurements of one model; each returns its findings."""
 
     def __init__(self, answers: Answers, settings: Digits) -> None:
+        """Read the real digits.
+
+        Args:
+            answers: the model's, or anything with the methods of `Pipeline` that answers.
+            settings: the real digits, and how many answers.
+
+        Raises:
+            UserError: data that is missing or damaged, or a model of something else than digits.
+        """
+        _check(answers.config)
         self.answers, self.settings = answers, settings
         data = Path(settings.data)
         self.train, self.unseen = read_digits(data, "train"), read_digits(data, "held_out")
         self.judge = Judge(self.train, self.unseen)
         self.held_out = self.unseen.first(settings.held_out)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Digests of the real digits."""
+        return {"train": self.train.digest, "held_out": self.unseen.digest}
+
+    def measure(self) -> Findings:
+        """All five tasks: entries of the report (plain data), and the sheets' cells."""
+        report: dict[str, Any] = {
+            "judge": {
+                "k": self.judge.k,
+                "accuracy_on_held_out": self.judge.accuracy,
+                "n": self.judge.n_held_out,
+            },
+        }
+        sheets: dict[str, Cells] = {}
+        for measure in (
+            self.class_to_image,
+            self.text_to_image,
+            self.image_to_text,
+            self.interleaved,
+            self.edit,
+        ):
+            numbers, cells = measure()
+            report |= numbers
+            sheets |= cells
+        return report, sheets
 
     def class_to_image(self) -> Findings:
         """Pictures of each class: right digit, Fréchet distance, and how many are copies."""
@@ -196,42 +233,6 @@ class Suite:
             for i in range(min(SHOWN, len(labels)))
         ]
         return {"edit": report}, {"edit": cells, "edits": rows}
-
-
-def evaluate(answers: Answers, settings: Digits) -> Findings:
-    """Measure a digits model on all five tasks.
-
-    Args:
-        answers: the model's, or anything with the methods of `Pipeline` that answers.
-        settings: the real digits, and how many answers.
-
-    Returns:
-        Entries of the report (plain data), and the sheets' cells.
-
-    Raises:
-        UserError: data that is missing or damaged, or a model of something else than digits.
-    """
-    _check(answers.config)
-    suite = Suite(answers, settings)
-    report: dict[str, Any] = {
-        "judge": {
-            "k": suite.judge.k,
-            "accuracy_on_held_out": suite.judge.accuracy,
-            "n": suite.judge.n_held_out,
-        },
-    }
-    sheets: dict[str, Cells] = {}
-    for measure in (
-        suite.class_to_image,
-        suite.text_to_image,
-        suite.image_to_text,
-        suite.interleaved,
-        suite.edit,
-    ):
-        numbers, cells = measure()
-        report |= numbers
-        sheets |= cells
-    return report, sheets
 
 
 def _check(config: ModelConfig) -> None:

@@ -1,7 +1,9 @@
 """The command `mmfusion`: the Python API from a shell, with one line for a user's mistake."""
 
+import errno
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -29,6 +31,7 @@ app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
 
 
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 LOCAL_RANK = "--local_rank=", "--local-rank="
 
 
@@ -44,15 +47,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(given)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            os._exit(2)  # other ranks may be waiting in a collective: do not wait for them
-        sys.exit(2)
+        _refuse(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        where = error.filename or "a file cannot be written"
+        _refuse(f"{where}: {error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(2)  # other ranks may be waiting in a collective: do not wait for them
+    sys.exit(2)

@@ -33,9 +33,11 @@ class Drawn(Asked):
     """How many are drawn. Only distances of the same number compare."""
     reference: str | None = None
     """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
-    features: list[str] = Field(["inception"])
+    features: list[str] = Field(["inception"], min_length=1)
     """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, module:FILE, pixels."""
-    metrics: list[PictureMetric] = Field(["fid", "sfid", "is", "precision", "recall", "kid"])
+    metrics: list[PictureMetric] = Field(
+        ["fid", "sfid", "is", "precision", "recall", "kid"], min_length=1
+    )
 
 
 class ClassToImage(Drawn):
@@ -63,7 +65,9 @@ class ImageToText(Asked):
     """Shards with captions."""
     pictures: int | None = Field(None, gt=0)
     """Use only the first so many; default: all."""
-    metrics: list[CaptionMetric] = Field(["bleu", "rouge_l", "cider", "meteor", "spice"])
+    metrics: list[CaptionMetric] = Field(
+        ["bleu", "rouge_l", "cider", "meteor", "spice"], min_length=1
+    )
     tokenizer: Literal["auto", "ptb", "plain", "spaces"] = "auto"
     """auto: as published scores (ptb) where Java is, else plain."""
     clip: str | None = None
@@ -86,7 +90,7 @@ class Digits(Section):
 class EvaluationConfig(Section):
     """A whole evaluation."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Answer i of a task uses seed + i and nothing else."""
     batch: int = Field(100, gt=0)
     """Answers made side by side and kept as one file, on whichever rank; figures may differ in

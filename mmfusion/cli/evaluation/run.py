@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,32 +24,39 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="folder of report, answers and features")
     ] = None,
     again: Annotated[bool, typer.Option(help="write a report that is there anew")] = False,
-    seed: Annotated[int | None, typer.Option(help="answer i uses seed + i")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="answer i uses seed + i")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="where references' features are kept (default: your cache)")
+    ] = None,
 ) -> None:
     """Measure a model in all directions and write report.html and report.json."""
     if context.invoked_subcommand:
         return
     from mmfusion.eval.report import write_report
-    from mmfusion.eval.run import evaluate as measure
+    from mmfusion.eval.run import Evaluation
+    from mmfusion.eval.shown import table
     from mmfusion.eval.work import rank
-    from mmfusion.export import locate, weights_digest
+    from mmfusion.export import locate, model_digest
     from mmfusion.pipeline import Pipeline
 
     folder = locate(model)
     run = Path(model) if (Path(model) / "config.yaml").is_file() else None
     settings = _settings(config, run, data, seed)
-    output = output or run or Path("runs") / Path(model).name
-    weights = weights_digest(folder)
-    report = output / "report.json"
-    if not again and _is_of(report, weights, settings):
-        if rank() == 0:
-            typer.echo(f"already there: {output / 'report.html'} and {report} of these weights")
-        return
-    measured, sheets = measure(
-        Pipeline.from_pretrained(folder), settings, output, weights, model=model
+    local = Path(model).resolve().name if Path(model).exists() else model.replace("/", "--")
+    output = output or run or Path("runs") / local
+    evaluation = Evaluation(
+        Pipeline.from_pretrained(folder), settings, output, model_digest(folder), model, work
     )
+    report = output / "report.json"
+    if not again and _is_of(report, evaluation.facts):
+        if rank() == 0:
+            typer.echo(f"already there, of the same: {output / 'report.html'} and {report}")
+        return
+    measured, sheets = evaluation.run()
     if rank() == 0:
         write_report(output, measured, sheets)
+        for name, figures in measured.get("figures", {}).items():
+            typer.echo(f"\n{name}\n{table(figures)}")
         typer.echo(f"wrote {output / 'report.html'} and {report}")
 
 
@@ -73,11 +80,13 @@ def _settings(
     return found if seed is None else found.model_copy(update={"seed": seed})
 
 
-def _is_of(report: Path, weights: str, settings: "EvaluationConfig") -> bool:
+def _is_of(report: Path, facts: dict[str, Any]) -> bool:
+    """Whether a report is of the same model, settings, data, networks and versions."""
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
-        return (found["weights_sha256"], found.get("settings")) == (weights, settings.model_dump())
+        known = {"model": found["model"], **{name: found.get(name) for name in facts}}
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"{report}: not a report of this program; move it away") from None
+    return known == json.loads(json.dumps(facts))
