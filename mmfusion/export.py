@@ -3,6 +3,7 @@
 Nothing in it is ever run or unpickled, so a folder from somebody else is safe to load.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmfusion.codecs.image import fingerprint
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
@@ -91,6 +93,25 @@ def weights_digest(folder: Path) -> str:
     return digests(folder, "model").get(WEIGHTS) or sha256(folder / WEIGHTS)
 
 
+def model_digest(folder: Path) -> str:
+    """The SHA-256 of all that an exported model's answers depend on.
+
+    That is its config, weights, tokenizer and autoencoder, also one that lies on the hub: with the
+    same weights, another of these makes another model.
+
+    Raises:
+        UserError: it has no manifest or config, or its autoencoder cannot be had.
+    """
+    listed, config = digests(folder, "model"), _config(folder)
+    names = (CONFIG, WEIGHTS, *FILES.values())
+    paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
+    inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    parts: dict[str, Any] = {name: listed.get(name) or sha256(folder / name) for name in inside}
+    if config.image.vae and config.image.vae != VAE:
+        parts["image"] = fingerprint(config.image)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     """Load an exported model onto the CPU.
 
@@ -98,11 +119,7 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
         UserError: the folder is damaged, or config and weights do not fit each other.
     """
     verify(folder, "model")
-    try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
-    config = build(ModelConfig, described, str(folder / CONFIG))
+    config = _config(folder)
     updates: dict[str, Any] = {}
     if config.text:
         # A name, not a path: nothing outside the folder is read.
@@ -122,6 +139,17 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
     return config, decoder.eval().requires_grad_(False), tokenizer
+
+
+def _config(folder: Path) -> ModelConfig:
+    """The config as it was written: what lies in the folder is named, not found."""
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG}: not readable ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
+    return build(ModelConfig, described, str(folder / CONFIG))
 
 
 def default_device() -> torch.device:

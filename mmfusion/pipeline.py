@@ -66,7 +66,7 @@ class Pipeline:
             them on this machine.
 
     A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
-    by instead of this machine's, `weights_sha256` the digest by which those are found.
+    by instead of this machine's, `digest` the model's (`export.model_digest`) by which those are found.
 
     `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
     drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
@@ -84,13 +84,13 @@ class Pipeline:
         decoder: Decoder,
         tokenizer: Tokenizer | None,
         codec: ImageCodec | None = None,
-        weights_sha256: str | None = None,
+        digest: str | None = None,
         budget_ms: float | None = None,
         frontier: str | Path | None = None,
     ) -> None:
         self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
         machine = describe(decoder.latent_in.weight)
-        self.budget = Budget(config, weights_sha256, machine, budget_ms, frontier)
+        self.budget = Budget(config, digest, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
 
@@ -111,8 +111,9 @@ class Pipeline:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-        digest = export.weights_digest(folder)
-        return cls(config, decoder, tokenizer, None, digest, budget_ms, frontier)
+        codec = make_codec(config.image, decoder.latent_in.weight.device)
+        digest = export.model_digest(folder)
+        return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export to a folder that `from_pretrained` loads."""

@@ -27,7 +27,7 @@ class Budget:
 
     Args:
         config: of the model.
-        weights: their SHA-256; None for a model that came from no exported folder.
+        digest: of the whole model (`export.model_digest`); None for one from no exported folder.
         machine: where it runs.
         milliseconds: for every call that does not say otherwise; None is no budget.
         path: a frontier file to go by; default: the one that was measured on this machine.
@@ -39,12 +39,12 @@ class Budget:
     def __init__(
         self,
         config: ModelConfig,
-        weights: str | None,
+        digest: str | None,
         machine: Machine,
         milliseconds: float | None = None,
         path: str | Path | None = None,
     ) -> None:
-        self.weights, self.machine, self.milliseconds = weights, machine, milliseconds
+        self.digest, self.machine, self.milliseconds = digest, machine, milliseconds
         self.path = Path(path) if path is not None else None
         self._read: dict[str, Frontier] = {}
         if milliseconds is None:
@@ -93,10 +93,10 @@ class Budget:
         frontier = read(path)
         if frontier.task != task:
             raise UserError(f"{path}: a frontier of {frontier.task}, not of {task}")
-        if self.weights not in (None, frontier.weights_sha256):
+        if self.digest not in (None, frontier.model_sha256):
             raise UserError(
-                f"{path}: measured with other weights ({frontier.model}, SHA-256 "
-                f"{frontier.weights_sha256[:16]}; this model's is {str(self.weights)[:16]})"
+                f"{path}: measured with another model ({frontier.model}, SHA-256 "
+                f"{frontier.model_sha256[:16]}; this one's is {str(self.digest)[:16]})"
             )
         if frontier.machine != self.machine:
             log.warning(
@@ -108,14 +108,14 @@ class Budget:
         return self._current(frontier, path)
 
     def _found(self, task: str) -> Frontier:
-        if self.weights is None:
+        if self.digest is None:
             raise UserError(
                 "budget_ms: this model came from no exported folder, so that its measurements "
                 "cannot be found; give frontier=PATH, a file of `mmfusion eval frontier`"
             )
-        path = known(self.weights, self.machine, task)
+        path = known(self.digest, self.machine, task)
         if not path.is_file():
-            others = path.parent.glob(f"{self.weights[:16]}-*-{task}.json")
+            others = path.parent.glob(f"{self.digest[:16]}-*-{task}.json")
             seen = "; ".join(sorted(str(read(other).machine) for other in others))
             raise UserError(
                 f"budget_ms: {task} of this model was not measured on {self.machine}"
@@ -124,7 +124,7 @@ class Budget:
                 "with this model once, or give frontier=PATH"
             )
         frontier = read(path)
-        if (frontier.weights_sha256, frontier.task) != (self.weights, task):
+        if (frontier.model_sha256, frontier.task) != (self.digest, task):
             raise UserError(f"{path}: not of this model and task; delete it and measure anew")
         return self._current(frontier, path)
 

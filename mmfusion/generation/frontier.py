@@ -1,6 +1,6 @@
 """Quality against time, as `mmfusion eval frontier` measured it on a machine: points, their file.
 
-The file lies beside the command's page, and once more where it is found by the weights' SHA-256,
+The file lies beside the command's page, and once more where it is found by the model's SHA-256,
 the machine and the task.
 """
 
@@ -69,7 +69,8 @@ class Frontier(Section):
     """All points of a run of `mmfusion eval frontier`."""
 
     model: str
-    weights_sha256: str
+    model_sha256: str
+    """Of config, weights, tokenizer and autoencoder: `export.model_digest`."""
     task: str
     """One of `TASKS`."""
     machine: Machine
@@ -143,10 +144,10 @@ def read(path: Path) -> Frontier:
     return build(Frontier, raw, f"{path}: not a frontier; delete it and measure anew")
 
 
-def known(weights: str, machine: Machine, task: str) -> Path:
-    """Where the frontier of these weights on this machine is kept for the user."""
+def known(digest: str, machine: Machine, task: str) -> Path:
+    """Where the frontier of this model on this machine is kept for the user."""
     name = re.sub(r"[^a-z0-9]+", "-", str(machine).lower()).strip("-")
-    return cache_folder() / "frontiers" / f"{weights[:16]}-{name}-{task}.json"
+    return cache_folder() / "frontiers" / f"{digest[:16]}-{name}-{task}.json"
 
 
 def _processor() -> str:
