@@ -227,9 +227,9 @@ def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) ->
     pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
     bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 10, "guidance": 1.0}
     assert drawn(pipeline) == drawn(digits.plain, **bought) != drawn(digits.plain)
-    # What a call says itself comes first, but None says nothing.
-    own = {**bought, "guidance": 3.0}
-    assert drawn(pipeline, guidance=3.0, scheduler=None) == drawn(digits.plain, **own)
+    assert drawn(pipeline, scheduler=None, order="raster") == drawn(
+        digits.plain, order="raster", **bought
+    )
     few = {**bought, "num_inference_steps": 5}
     assert drawn(pipeline, budget_ms=10) == drawn(digits.plain, **few)
     assert drawn(pipeline, budget_ms=None) == drawn(digits.plain)
@@ -242,6 +242,39 @@ def test_a_budget_of_one_call(digits: Digits) -> None:
     assert asked.tobytes() == digits.plain.text_to_image("a handwritten six", **few).tobytes()
     with pytest.raises(UserError, match="class_to_image of this model was not measured"):
         digits.plain.class_to_image(3, budget_ms=12)
+
+
+def test_a_dial_that_a_call_turns_itself(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
+    digits.keep(points=[point(10, 5, ar_sizes=[16])])
+    pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
+    bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 4, "guidance": 1.0}
+    drawn(pipeline)
+    assert "not kept" not in caplog.text
+    # Against the pipeline's budget it wins, and takes along what belongs to it.
+    own = {**bought, "guidance": 3.0, "ar_steps": 2}
+    assert drawn(pipeline, guidance=3.0, ar_steps=2) == drawn(digits.plain, **own)
+    assert "budget_ms 25 is not kept: the call gives ar_steps, guidance itself" in caplog.text
+    # In one call there is no telling which of both is meant.
+    for name, value in {**bought, "ar_sizes": [16]}.items():
+        for asked in (pipeline, digits.plain):
+            with pytest.raises(UserError, match=f"budget_ms: it is kept by choosing {name}; "):
+                drawn(asked, budget_ms=25, **{name: value})
+    assert drawn(pipeline, budget_ms=None, ar_steps=2) == drawn(digits.plain, ar_steps=2)
+
+
+def test_a_budget_is_shared_by_the_candidates(digits: Digits) -> None:
+    digits.keep("text_to_image")
+    plain = digits.plain
+    few = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 5, "guidance": 1.0}
+    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=30)
+    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **few).tobytes()
+    more = few | {"num_inference_steps": 10}
+    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=60)
+    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **more).tobytes()
+    with pytest.raises(UserError, match=r"with best_of 3 takes 30\.0 ms .* give at least 31"):
+        plain.text_to_image("a handwritten six", best_of=3, budget_ms=29)
+    with pytest.raises(UserError, match="best_of: 0; give a whole number"):
+        plain.text_to_image("a handwritten six", best_of=0, budget_ms=29)
 
 
 def test_a_budget_leaves_the_other_tasks_alone(digits: Digits) -> None:

@@ -10,6 +10,7 @@ from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError
 from mmfusion.generation.frontier import (
     TASKS,
+    Dials,
     Frontier,
     Machine,
     Point,
@@ -59,10 +60,13 @@ class Budget:
                 return
         raise UserError("\n".join(mistakes) or "budget_ms: this model draws no single pictures")
 
-    def fill(self, task: str, options: dict[str, Any]) -> dict[str, Any]:
+    def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.
 
         An option `budget_ms` among them stands for this call only.
+
+        Raises:
+            UserError: no point is within the budget, or the call names both it and a dial.
         """
         own = {name: value for name, value in options.items() if name != "budget_ms"}
         milliseconds = options.get("budget_ms", self.milliseconds)
@@ -73,10 +77,17 @@ class Budget:
         if milliseconds is None:
             return own
         given = {name: value for name, value in own.items() if value is not None}
-        return self.point(task, milliseconds).options.model_dump(exclude_none=True) | given
+        chosen = self.point(task, milliseconds, best_of).options.model_dump(exclude_none=True)
+        if named := ", ".join(name for name in Dials.model_fields if name in given):
+            if "budget_ms" in options:
+                raise UserError(f"budget_ms: it is kept by choosing {named}; leave one of them out")
+            log.warning("budget_ms %g is not kept: the call gives %s itself", milliseconds, named)
+        if "ar_steps" in given:
+            chosen.pop("ar_sizes", None)  # of the point's steps, not of these
+        return chosen | given
 
-    def point(self, task: str, milliseconds: float) -> Point:
-        """The best measured point of a task within so many milliseconds.
+    def point(self, task: str, milliseconds: float, best_of: int = 1) -> Point:
+        """The best measured point of a task that draws `best_of` pictures in so many milliseconds.
 
         Raises:
             UserError: nothing was measured, the file is damaged, or the budget is too small.
@@ -87,7 +98,7 @@ class Budget:
             raise UserError(f"budget_ms {milliseconds}: give more than 0 milliseconds")
         if task not in self._read:
             self._read[task] = self._given(self.path, task) if self.path else self._found(task)
-        return choose(self._read[task], milliseconds)
+        return choose(self._read[task], milliseconds, best_of)
 
     def _given(self, path: Path, task: str) -> Frontier:
         frontier = read(path)

@@ -108,17 +108,21 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def choose(frontier: Frontier, milliseconds: float) -> Point:
+def choose(frontier: Frontier, milliseconds: float, best_of: int = 1) -> Point:
     """The point of the lowest distance whose time is within the budget, the faster of equals.
+
+    Args:
+        best_of: how many pictures have to be drawn one by one within it.
 
     Raises:
         UserError: even the fastest point takes longer.
     """
-    within = [p for p in pareto(frontier.points) if p.milliseconds <= milliseconds]
+    within = [p for p in pareto(frontier.points) if p.milliseconds * best_of <= milliseconds]
     if not within:
-        fastest = min(point.milliseconds for point in frontier.points)
+        fastest = best_of * min(point.milliseconds for point in frontier.points)
+        of = f" with best_of {best_of}" if best_of > 1 else ""
         raise UserError(
-            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task} takes "
+            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task}{of} takes "
             f"{fastest:.1f} ms on {frontier.machine}; give at least {int(fastest) + 1}, or measure "
             "fewer steps with `mmfusion eval frontier --steps`"
         )
