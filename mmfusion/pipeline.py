@@ -41,6 +41,7 @@ from mmfusion.generation.scoring import (
     best_candidates,
     candidate_seeds,
     check_best_of,
+    check_number,
 )
 from mmfusion.generation.session import Session
 from mmfusion.sequence import Segment
@@ -66,7 +67,11 @@ class Pipeline:
             them on this machine.
 
     A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
-    by instead of this machine's, `weights_sha256` the digest by which those are found.
+    by instead of this machine's, `digest` the model's (`export.model_digest`) by which it is found.
+    A call may not give both `budget_ms` and what it chooses (ar_steps, ar_sizes, scheduler,
+    num_inference_steps, guidance); against a pipeline's budget, the call's option wins and a
+    warning is logged. With `best_of` N each candidate has a share of budget_ms / N; the likelihood
+    pass that chooses among them is not counted.
 
     `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
     drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
@@ -84,13 +89,13 @@ class Pipeline:
         decoder: Decoder,
         tokenizer: Tokenizer | None,
         codec: ImageCodec | None = None,
-        weights_sha256: str | None = None,
+        digest: str | None = None,
         budget_ms: float | None = None,
         frontier: str | Path | None = None,
     ) -> None:
         self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
         machine = describe(decoder.latent_in.weight)
-        self.budget = Budget(config, weights_sha256, machine, budget_ms, frontier)
+        self.budget = Budget(config, digest, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
 
@@ -111,8 +116,9 @@ class Pipeline:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-        digest = export.weights_digest(folder)
-        return cls(config, decoder, tokenizer, None, digest, budget_ms, frontier)
+        codec = make_codec(config.image, decoder.latent_in.weight.device)
+        digest = export.model_digest(folder)
+        return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export to a folder that `from_pretrained` loads."""
@@ -246,7 +252,8 @@ class Pipeline:
         """
         wanted, single = listed(items, (int, str, np.integer, Picture.Image))
         common, own = _split_options(options)
-        own = self.budget.fill(task, own)
+        check_number(best_of)
+        own = self.budget.fill(task, own, best_of)
         asked = slot(task, own)
         check_best_of(best_of, asked, common)
         seeds = candidate_seeds(seeds_of(common.pop("seed", 0), len(wanted)), best_of)

@@ -3,6 +3,7 @@
 Times are never judged: points with times are made by hand.
 """
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -20,11 +21,12 @@ from mmfusion.eval.frontier.points import Grid, Measurement, combinations, passe
 from mmfusion.eval.frontier.run import frechet_to, items_of, measure_frontier
 from PIL import Image as Picture
 
-from mmfusion import Pipeline
+from mmfusion import Pipeline, export
 from mmfusion.cli import main
+from mmfusion.codecs.vocabulary import FILES
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
-from mmfusion.export import SHIPPED, WEIGHTS, weights_digest
+from mmfusion.export import CONFIG, SHIPPED, WEIGHTS, model_digest, weights_digest
 from mmfusion.files import write
 from mmfusion.generation.frontier import (
     Dials,
@@ -37,7 +39,7 @@ from mmfusion.generation.frontier import (
     pareto,
     read,
 )
-from mmfusion.manifest import MANIFEST, sha256
+from mmfusion.manifest import MANIFEST, seal, sha256
 
 HERE = Machine(device="Tin Can 9", threads=2, dtype="float32")
 TASK = "class_to_image"
@@ -72,7 +74,7 @@ POINTS = [
 
 def frontier(points: list[Point] = POINTS, **changes: Any) -> Frontier:
     facts: dict[str, Any] = {
-        "model": "digits", "weights_sha256": "ab" * 32, "task": TASK, "machine": HERE,
+        "model": "digits", "model_sha256": "ab" * 32, "task": TASK, "machine": HERE,
         "versions": {"torch": torch.__version__}, "seed": 0, "batch_size": 8,
         "quality": {"name": "Fréchet distance", "n": 20, "extractor": "pixels",
                     "extractor_sha256": "", "reference": "real", "reference_sha256": "cd" * 32},
@@ -128,11 +130,11 @@ class Digits:
     def __init__(self) -> None:
         self.plain = Pipeline.from_pretrained("digits", "cpu")
         self.machine = describe(self.plain.decoder.latent_in.weight)
-        self.weights = weights_digest(SHIPPED / "digits")
+        self.digest = model_digest(SHIPPED / "digits")
 
     def keep(self, task: str = TASK, **changes: Any) -> Path:
-        facts = {"weights_sha256": self.weights, "machine": self.machine, "task": task}
-        return kept(known(self.weights, self.machine, task), **{**facts, **changes})
+        facts = {"model_sha256": self.digest, "machine": self.machine, "task": task}
+        return kept(known(self.digest, self.machine, task), **{**facts, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +146,80 @@ def drawn(pipeline: Pipeline, **options: Any) -> bytes:
     return pipeline.class_to_image(3, seed=5, **options).tobytes()
 
 
-def test_weights_are_known_by_their_manifest(digits: Digits, tmp_path: Path) -> None:
+def test_weights_are_known_by_their_manifest(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
-    assert weights_digest(folder) == digits.weights == sha256(folder / WEIGHTS)
+    assert weights_digest(folder) == sha256(folder / WEIGHTS)
     for damaged in ("", "[]", "{}"):
         (folder / MANIFEST).write_text(damaged)
-        with pytest.raises(UserError, match=r"model .*copy: has no readable manifest\.json"):
-            weights_digest(folder)
+        for digest in (weights_digest, model_digest):
+            with pytest.raises(UserError, match=r"model .*copy: has no readable manifest\.json"):
+                digest(folder)
+
+
+def reconfigured(folder: Path, **changes: Any) -> Path:
+    """Write single keys of an exported model's config anew, and seal it."""
+    described = json.loads((folder / CONFIG).read_text())
+    for name, value in changes.items():
+        section, key = name.split("__")
+        described[section][key] = value
+    (folder / CONFIG).write_text(json.dumps(described))
+    seal(folder)
+    return folder
+
+
+def test_a_model_is_all_that_its_answers_depend_on(digits: Digits, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    (folder / "README.md").write_text("no part of the model")
+    seal(folder)
+    assert model_digest(folder) == digits.digest != weights_digest(folder)
+    found = {digits.digest}
+    for change in ({"diffusion__prediction": "sample"}, {"diffusion__prediction": "epsilon"}):
+        found.add(model_digest(reconfigured(folder, **change)))
+    classes = json.loads((folder / CONFIG).read_text())["classes"]
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": classes[::-1]}))
+    seal(folder)
+    found.add(model_digest(folder))
+    tokenizer = next(folder / name for name in FILES.values() if (folder / name).is_file())
+    tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
+    seal(folder)
+    found.add(model_digest(folder))
+    assert len(found) == 5
+    assert weights_digest(folder) == weights_digest(SHIPPED / "digits")
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        model_digest(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"config\.json: not readable"):
+        model_digest(folder)
+
+
+def test_an_autoencoder_outside_the_folder_is_part_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    vae = {"codec": "vae", "vae": "some/autoencoder", "size": 64, "channels": 3, "patch": 1}
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image": vae}))
+    seal(folder)
+    for scale in (1.0, 2.0):
+        monkeypatch.setattr(export, "fingerprint", lambda c, s=scale: {"vae": c.vae, "scale": s})
+        vae[str(scale)] = model_digest(folder)
+    assert vae["1.0"] != vae["2.0"]
+
+
+def test_a_model_of_another_config_does_not_find_the_measurements(
+    digits: Digits, tmp_path: Path
+) -> None:
+    digits.keep()
+    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    assert Pipeline.from_pretrained(folder, "cpu", budget_ms=25).budget.digest == digits.digest
+    reconfigured(folder, diffusion__prediction="epsilon")
+    with pytest.raises(UserError, match="class_to_image of this model was not measured"):
+        Pipeline.from_pretrained(folder, "cpu", budget_ms=25)
+    kept(tmp_path / "f.json", model_sha256=digits.digest)
+    with pytest.raises(UserError, match="measured with another model"):
+        Pipeline.from_pretrained(folder, "cpu", budget_ms=25, frontier=tmp_path / "f.json")
 
 
 def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) -> None:
@@ -158,9 +227,9 @@ def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) ->
     pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
     bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 10, "guidance": 1.0}
     assert drawn(pipeline) == drawn(digits.plain, **bought) != drawn(digits.plain)
-    # What a call says itself comes first, but None says nothing.
-    own = {**bought, "guidance": 3.0}
-    assert drawn(pipeline, guidance=3.0, scheduler=None) == drawn(digits.plain, **own)
+    assert drawn(pipeline, scheduler=None, order="raster") == drawn(
+        digits.plain, order="raster", **bought
+    )
     few = {**bought, "num_inference_steps": 5}
     assert drawn(pipeline, budget_ms=10) == drawn(digits.plain, **few)
     assert drawn(pipeline, budget_ms=None) == drawn(digits.plain)
@@ -173,6 +242,39 @@ def test_a_budget_of_one_call(digits: Digits) -> None:
     assert asked.tobytes() == digits.plain.text_to_image("a handwritten six", **few).tobytes()
     with pytest.raises(UserError, match="class_to_image of this model was not measured"):
         digits.plain.class_to_image(3, budget_ms=12)
+
+
+def test_a_dial_that_a_call_turns_itself(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
+    digits.keep(points=[point(10, 5, ar_sizes=[16])])
+    pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
+    bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 4, "guidance": 1.0}
+    drawn(pipeline)
+    assert "not kept" not in caplog.text
+    # Against the pipeline's budget it wins, and takes along what belongs to it.
+    own = {**bought, "guidance": 3.0, "ar_steps": 2}
+    assert drawn(pipeline, guidance=3.0, ar_steps=2) == drawn(digits.plain, **own)
+    assert "budget_ms 25 is not kept: the call gives ar_steps, guidance itself" in caplog.text
+    # In one call there is no telling which of both is meant.
+    for name, value in {**bought, "ar_sizes": [16]}.items():
+        for asked in (pipeline, digits.plain):
+            with pytest.raises(UserError, match=f"budget_ms: it is kept by choosing {name}; "):
+                drawn(asked, budget_ms=25, **{name: value})
+    assert drawn(pipeline, budget_ms=None, ar_steps=2) == drawn(digits.plain, ar_steps=2)
+
+
+def test_a_budget_is_shared_by_the_candidates(digits: Digits) -> None:
+    digits.keep("text_to_image")
+    plain = digits.plain
+    few = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 5, "guidance": 1.0}
+    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=30)
+    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **few).tobytes()
+    more = few | {"num_inference_steps": 10}
+    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=60)
+    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **more).tobytes()
+    with pytest.raises(UserError, match=r"with best_of 3 takes 30\.0 ms .* give at least 31"):
+        plain.text_to_image("a handwritten six", best_of=3, budget_ms=29)
+    with pytest.raises(UserError, match="best_of: 0; give a whole number"):
+        plain.text_to_image("a handwritten six", best_of=0, budget_ms=29)
 
 
 def test_a_budget_leaves_the_other_tasks_alone(digits: Digits) -> None:
@@ -192,7 +294,7 @@ def test_without_a_measurement_the_command_is_named(digits: Digits) -> None:
     with pytest.raises(UserError, match=r"not measured on .*\n  mmfusion eval frontier --model"):
         Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
     # Another machine's does not count, but is told.
-    kept(known(digits.weights, HERE, TASK), weights_sha256=digits.weights)
+    kept(known(digits.digest, HERE, TASK), model_sha256=digits.digest)
     with pytest.raises(UserError, match=r"but on Tin Can 9, 2 threads, float32"):
         Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
     bare = Pipeline(digits.plain.config, digits.plain.decoder, digits.plain.tokenizer)
@@ -233,7 +335,7 @@ def test_a_damaged_frontier_is_named(digits: Digits, damage: Any) -> None:
 
 
 def test_a_frontier_of_other_weights_under_this_name_is_refused(digits: Digits) -> None:
-    path = digits.keep(weights_sha256="ef" * 32)
+    path = digits.keep(model_sha256="ef" * 32)
     with pytest.raises(UserError, match=f"{path}: not of this model and task"):
         Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
 
@@ -241,7 +343,7 @@ def test_a_frontier_of_other_weights_under_this_name_is_refused(digits: Digits) 
 def test_a_frontier_given_by_its_path(
     digits: Digits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = kept(tmp_path / "out/frontier.json", weights_sha256=digits.weights)
+    path = kept(tmp_path / "out/frontier.json", model_sha256=digits.digest)
     asked = {"budget_ms": 10, "frontier": path.parent}
     pipeline = Pipeline.from_pretrained("digits", "cpu", **asked)
     assert "times of another machine (Tin Can 9" in caplog.text
@@ -250,7 +352,7 @@ def test_a_frontier_given_by_its_path(
     with pytest.raises(UserError, match="a frontier of class_to_image, not of text_to_image"):
         pipeline.text_to_image("a six")
     kept(path)
-    with pytest.raises(UserError, match="measured with other weights"):
+    with pytest.raises(UserError, match="measured with another model"):
         Pipeline.from_pretrained("digits", "cpu", **asked)
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         Pipeline.from_pretrained("digits", "cpu", budget_ms=10, frontier=tmp_path / "none.json")
@@ -495,8 +597,8 @@ def test_the_digits_model_is_measured_and_kept_for_budgets(
     assert any(p.on_frontier for p in found.points)
     assert found.quality["n"] == 12
     assert found.quality["n_reference"] == 1500
-    assert found.weights_sha256 == digits.weights
-    assert read(known(digits.weights, digits.machine, TASK)) == found
+    assert found.model_sha256 == digits.digest
+    assert read(known(digits.digest, digits.machine, TASK)) == found
     assert Page((out / "frontier.html").read_text("utf-8")).loads
     # The distance is that of the very pictures that the pipeline draws.
     items = [i % 10 for i in range(12)]
@@ -521,7 +623,7 @@ def test_text_to_image_is_measured_from_captions(
     asked = ("eval", "frontier", "--reference", f"{digits_data}/held_out-*.tar", *QUICK)
     task = "text_to_image"
     assert command(*asked, "--task", task, "--device", "cpu", "-o", tmp_path / "out") == 0
-    found = read(known(digits.weights, digits.machine, task))
+    found = read(known(digits.digest, digits.machine, task))
     assert (found.task, found.quality["n_reference"], len(found.points)) == (task, 297, 2)
     with pytest.raises(UserError, match="class_to_image of this model was not measured"):
         digits.plain.class_to_image(3, budget_ms=1e9)

@@ -16,13 +16,11 @@ from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
 from mmfusion import __version__
-from mmfusion.codecs.image import fingerprint
 from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError
-from mmfusion.export import locate, weights_digest
+from mmfusion.export import locate, model_digest
 from mmfusion.files import write
 from mmfusion.generation.frontier import FILE, Frontier, describe, known, measurable
-from mmfusion.manifest import MANIFEST, sha256
 from mmfusion.pipeline import Pipeline
 
 from ..distances.frechet import frechet_distance
@@ -145,10 +143,10 @@ def measure_frontier(
         tell(f"left out: {line}")
     spec = extractor or ("pixels" if config.image.size <= 32 else "inception")
     quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
-    machine, versions = describe(weight), {"torch": torch.__version__, "mmfusion": __version__}
+    digest, machine = model_digest(folder), describe(weight)
+    versions = {"torch": torch.__version__, "mmfusion": __version__}
     depends = facts | {
-        "model_sha256": sha256(folder / MANIFEST),
-        "vae": fingerprint(config.image) if config.image.codec == "vae" else None,
+        "model_sha256": digest,
         "machine": machine.model_dump(),
         "versions": versions,
     }
@@ -166,12 +164,11 @@ def measure_frontier(
         figure["warning"] = (
             f"{count} pictures: the distance itself is too high; only compare points of this file"
         )
-    weights = weights_digest(folder)
     frontier = Frontier(
-        model=model, weights_sha256=weights, task=task, machine=machine, versions=versions,
+        model=model, model_sha256=digest, task=task, machine=machine, versions=versions,
         seed=seed, batch_size=batch_size, quality=figure, points=points, left_out=left_out,
     )  # fmt: skip
     data = frontier.model_dump_json(indent=1).encode()
     write(output / FILE, data)
-    write(known(weights, machine, task), data)
+    write(known(digest, machine, task), data)
     return frontier, [run.sheet(sampling).read_bytes() for sampling in samplings]

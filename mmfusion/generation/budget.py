@@ -10,6 +10,7 @@ from mmfusion.config import ModelConfig
 from mmfusion.errors import UserError
 from mmfusion.generation.frontier import (
     TASKS,
+    Dials,
     Frontier,
     Machine,
     Point,
@@ -27,7 +28,7 @@ class Budget:
 
     Args:
         config: of the model.
-        weights: their SHA-256; None for a model that came from no exported folder.
+        digest: of the whole model (`export.model_digest`); None for one from no exported folder.
         machine: where it runs.
         milliseconds: for every call that does not say otherwise; None is no budget.
         path: a frontier file to go by; default: the one that was measured on this machine.
@@ -39,12 +40,12 @@ class Budget:
     def __init__(
         self,
         config: ModelConfig,
-        weights: str | None,
+        digest: str | None,
         machine: Machine,
         milliseconds: float | None = None,
         path: str | Path | None = None,
     ) -> None:
-        self.weights, self.machine, self.milliseconds = weights, machine, milliseconds
+        self.digest, self.machine, self.milliseconds = digest, machine, milliseconds
         self.path = Path(path) if path is not None else None
         self._read: dict[str, Frontier] = {}
         if milliseconds is None:
@@ -59,10 +60,13 @@ class Budget:
                 return
         raise UserError("\n".join(mistakes) or "budget_ms: this model draws no single pictures")
 
-    def fill(self, task: str, options: dict[str, Any]) -> dict[str, Any]:
+    def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.
 
         An option `budget_ms` among them stands for this call only.
+
+        Raises:
+            UserError: no point is within the budget, or the call names both it and a dial.
         """
         own = {name: value for name, value in options.items() if name != "budget_ms"}
         milliseconds = options.get("budget_ms", self.milliseconds)
@@ -73,10 +77,17 @@ class Budget:
         if milliseconds is None:
             return own
         given = {name: value for name, value in own.items() if value is not None}
-        return self.point(task, milliseconds).options.model_dump(exclude_none=True) | given
+        chosen = self.point(task, milliseconds, best_of).options.model_dump(exclude_none=True)
+        if named := ", ".join(name for name in Dials.model_fields if name in given):
+            if "budget_ms" in options:
+                raise UserError(f"budget_ms: it is kept by choosing {named}; leave one of them out")
+            log.warning("budget_ms %g is not kept: the call gives %s itself", milliseconds, named)
+        if "ar_steps" in given:
+            chosen.pop("ar_sizes", None)  # of the point's steps, not of these
+        return chosen | given
 
-    def point(self, task: str, milliseconds: float) -> Point:
-        """The best measured point of a task within so many milliseconds.
+    def point(self, task: str, milliseconds: float, best_of: int = 1) -> Point:
+        """The best measured point of a task that draws `best_of` pictures in so many milliseconds.
 
         Raises:
             UserError: nothing was measured, the file is damaged, or the budget is too small.
@@ -87,16 +98,16 @@ class Budget:
             raise UserError(f"budget_ms {milliseconds}: give more than 0 milliseconds")
         if task not in self._read:
             self._read[task] = self._given(self.path, task) if self.path else self._found(task)
-        return choose(self._read[task], milliseconds)
+        return choose(self._read[task], milliseconds, best_of)
 
     def _given(self, path: Path, task: str) -> Frontier:
         frontier = read(path)
         if frontier.task != task:
             raise UserError(f"{path}: a frontier of {frontier.task}, not of {task}")
-        if self.weights not in (None, frontier.weights_sha256):
+        if self.digest not in (None, frontier.model_sha256):
             raise UserError(
-                f"{path}: measured with other weights ({frontier.model}, SHA-256 "
-                f"{frontier.weights_sha256[:16]}; this model's is {str(self.weights)[:16]})"
+                f"{path}: measured with another model ({frontier.model}, SHA-256 "
+                f"{frontier.model_sha256[:16]}; this one's is {str(self.digest)[:16]})"
             )
         if frontier.machine != self.machine:
             log.warning(
@@ -108,14 +119,14 @@ class Budget:
         return self._current(frontier, path)
 
     def _found(self, task: str) -> Frontier:
-        if self.weights is None:
+        if self.digest is None:
             raise UserError(
                 "budget_ms: this model came from no exported folder, so that its measurements "
                 "cannot be found; give frontier=PATH, a file of `mmfusion eval frontier`"
             )
-        path = known(self.weights, self.machine, task)
+        path = known(self.digest, self.machine, task)
         if not path.is_file():
-            others = path.parent.glob(f"{self.weights[:16]}-*-{task}.json")
+            others = path.parent.glob(f"{self.digest[:16]}-*-{task}.json")
             seen = "; ".join(sorted(str(read(other).machine) for other in others))
             raise UserError(
                 f"budget_ms: {task} of this model was not measured on {self.machine}"
@@ -124,7 +135,7 @@ class Budget:
                 "with this model once, or give frontier=PATH"
             )
         frontier = read(path)
-        if (frontier.weights_sha256, frontier.task) != (self.weights, task):
+        if (frontier.model_sha256, frontier.task) != (self.digest, task):
             raise UserError(f"{path}: not of this model and task; delete it and measure anew")
         return self._current(frontier, path)
 

@@ -1,6 +1,6 @@
 """Quality against time, as `mmfusion eval frontier` measured it on a machine: points, their file.
 
-The file lies beside the command's page, and once more where it is found by the weights' SHA-256,
+The file lies beside the command's page, and once more where it is found by the model's SHA-256,
 the machine and the task.
 """
 
@@ -69,7 +69,8 @@ class Frontier(Section):
     """All points of a run of `mmfusion eval frontier`."""
 
     model: str
-    weights_sha256: str
+    model_sha256: str
+    """Of config, weights, tokenizer and autoencoder: `export.model_digest`."""
     task: str
     """One of `TASKS`."""
     machine: Machine
@@ -107,17 +108,21 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def choose(frontier: Frontier, milliseconds: float) -> Point:
+def choose(frontier: Frontier, milliseconds: float, best_of: int = 1) -> Point:
     """The point of the lowest distance whose time is within the budget, the faster of equals.
+
+    Args:
+        best_of: how many pictures have to be drawn one by one within it.
 
     Raises:
         UserError: even the fastest point takes longer.
     """
-    within = [p for p in pareto(frontier.points) if p.milliseconds <= milliseconds]
+    within = [p for p in pareto(frontier.points) if p.milliseconds * best_of <= milliseconds]
     if not within:
-        fastest = min(point.milliseconds for point in frontier.points)
+        fastest = best_of * min(point.milliseconds for point in frontier.points)
+        of = f" with best_of {best_of}" if best_of > 1 else ""
         raise UserError(
-            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task} takes "
+            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task}{of} takes "
             f"{fastest:.1f} ms on {frontier.machine}; give at least {int(fastest) + 1}, or measure "
             "fewer steps with `mmfusion eval frontier --steps`"
         )
@@ -143,10 +148,10 @@ def read(path: Path) -> Frontier:
     return build(Frontier, raw, f"{path}: not a frontier; delete it and measure anew")
 
 
-def known(weights: str, machine: Machine, task: str) -> Path:
-    """Where the frontier of these weights on this machine is kept for the user."""
+def known(digest: str, machine: Machine, task: str) -> Path:
+    """Where the frontier of this model on this machine is kept for the user."""
     name = re.sub(r"[^a-z0-9]+", "-", str(machine).lower()).strip("-")
-    return cache_folder() / "frontiers" / f"{weights[:16]}-{name}-{task}.json"
+    return cache_folder() / "frontiers" / f"{digest[:16]}-{name}-{task}.json"
 
 
 def _processor() -> str:

@@ -39,10 +39,14 @@ def best_candidates(scores: Sequence[float], best_of: int) -> list[int]:
     return [max(range(start, start + best_of), key=lambda at: scores[at]) for start in starts]
 
 
-def check_best_of(best_of: Any, slot: Part, common: dict[str, Any]) -> None:
-    """Refuse candidates that cannot be drawn, differ or be shown."""
+def check_number(best_of: Any) -> None:
+    """Refuse a number of candidates that is none."""
     if isinstance(best_of, bool) or not isinstance(best_of, int) or best_of < 1:
         raise UserError(f"best_of: {best_of!r}; give a whole number of 1 or more")
+
+
+def check_best_of(best_of: int, slot: Part, common: dict[str, Any]) -> None:
+    """Refuse candidates that cannot differ or be shown."""
     if best_of == 1:
         return
     if isinstance(slot, TextPart) and slot.sampling.temperature == 0:
