@@ -624,10 +624,11 @@ def test_the_command_prints_figures_and_writes_files(
     assert out.splitlines()[0].split()[:5] == ["BLEU-1", "1", "n", "=", "9"]
     assert "tokenizer: plain" in out
     assert "CIDEr of 9 pictures" in out
-    assert "1 pictures without a caption" in out
+    assert "left out: pictures without a caption: 1" in out
     written = json.loads(report.read_text())
     assert written["cider"]["n"] == 9
-    assert written["left_out"] == {}
+    assert written["left_out"] == {"pictures without a caption": "1"}
+    assert written["cider"]["pictures_without_a_caption"] == "1"
     assert len(written["cider"]["results_sha256"]) == 64
     assert len(written["cider"]["references_sha256"]) == 64
     each = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -47,22 +47,29 @@ def lacking(*files: Path) -> str | None:
     return None
 
 
-def run(what: str, arguments: list[str], given: bytes = b"", folder: Path | None = None) -> bytes:
+def run(
+    what: str,
+    arguments: list[str],
+    given: bytes = b"",
+    folder: Path | None = None,
+    limit: float | None = None,
+) -> bytes:
     """What the program writes when it is given some input.
 
     Raises:
-        UserError: it failed, or took longer than `LIMIT`.
+        UserError: it failed, or took longer than `limit` seconds (default: `LIMIT`).
     """
+    limit = limit or LIMIT
     try:
         done = subprocess.run(
             ["java", *SETTINGS, *arguments],
             input=given,
             cwd=folder,
             capture_output=True,
-            timeout=LIMIT,
+            timeout=limit,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} gave no answer in {LIMIT:g} s and was stopped") from None
+        raise UserError(f"{what} gave no answer in {limit:g} s and was stopped") from None
     except OSError as error:
         raise UserError(f"{what}: Java does not start ({error.strerror})") from None
     if done.returncode:

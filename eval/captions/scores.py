@@ -107,6 +107,8 @@ def _warning(metric: str, n: int, tokenizer: str) -> str:
     found = []
     if metric == "cider" and n < FEW:
         found.append(f"CIDEr of {n} pictures: compare only with the same {n} pictures")
+    elif n < FEW:
+        found.append(f"{n} pictures are few: compare with the same alone")
     if tokenizer == "plain":
         found.append("published scores use the tokenizer ptb (Java): do not compare with them")
     return "; ".join(found)

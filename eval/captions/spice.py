@@ -21,6 +21,10 @@ GET = (
 )
 
 
+A_PICTURE = 2.0
+"""Seconds more for each picture."""
+
+
 def lacking() -> str | None:
     """What is missing to run it; None when nothing is."""
     folder = java.package("spice")
@@ -43,7 +47,11 @@ def spice(references: list[list[str]], candidates: list[str], names: list[str]) 
         given, answer = Path(folder, "captions.json"), Path(folder, "scores.json")
         given.write_text(json.dumps(asked), encoding="utf-8")
         command = ["-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-out", str(answer)]
-        java.run("SPICE", [*command, "-subset", "-silent"], folder=java.package("spice"))
+        # One call parses all captions: it may take as long as there are many of them.
+        limit = java.LIMIT + A_PICTURE * len(names)
+        java.run(
+            "SPICE", [*command, "-subset", "-silent"], folder=java.package("spice"), limit=limit
+        )
         try:
             found = json.loads(answer.read_text(encoding="utf-8"))
             scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}

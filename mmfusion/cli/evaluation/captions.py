@@ -63,10 +63,12 @@ def captions(
         "references": references.name,
         "references_sha256": sha256(references),
     }
+    left_out = dict(scores.left_out)
+    for what, count in (
+        ("pictures without a caption", paired.without_result),
+        ("captions without references", paired.without_reference),
+    ):
+        if count:
+            left_out[what] = about[what.replace(" ", "_")] = str(count)
     figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
-    show({**figures, "left_out": scores.left_out}, output)
-    if paired.without_result or paired.without_reference:
-        typer.echo(
-            f"left out: {paired.without_result} pictures without a caption, "
-            f"{paired.without_reference} captions without references"
-        )
+    show({**figures, "left_out": left_out}, output)
