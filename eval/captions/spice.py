@@ -19,8 +19,6 @@ GET = (
     'python -c "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; '
     'get()"'
 )
-
-
 A_PICTURE = 2.0
 """Seconds more for each picture."""
 
