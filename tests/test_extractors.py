@@ -6,7 +6,9 @@ No weights are downloaded: the networks are random ones, saved in the published 
 import hashlib
 import json
 import warnings
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -432,8 +434,52 @@ def test_modules_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         script(OneRow(), tmp_path / "row.pt"), r"gives \(3, 16, 16\); expected features \(1, d\)"
     )
     refuse(script(Fails(), tmp_path / "fails.pt"), r"fails on float32 pictures \(1, 3, 16, 16\)")
-    refuse(script(Saves(), tmp_path / "saves.pt"), "asks for aten::save")
+    refuse(script(Saves(), tmp_path / "saves.pt"), "asks for save, which is refused")
     assert not (tmp_path / "stolen").exists()
+
+
+class Wakes(nn.Module):
+    @torch.jit.export
+    def __getstate__(self) -> bool:
+        return self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: bool) -> None:
+        self.training = state
+        torch.from_file("stolen", True, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_modules_program_is_looked_through_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading alone runs `__setstate__` and what arguments have by default."""
+
+    def refuse(told: str) -> None:
+        with pytest.raises(UserError, match=told):
+            make_extractor("module:bad.pt", "cpu")
+        assert not Path("stolen").exists()
+
+    def edit(into: str, change: Callable[[str, bytes], tuple[str, bytes]]) -> None:
+        with zipfile.ZipFile("good.pt") as given, zipfile.ZipFile(into, "w") as made:
+            for name in given.namelist():
+                made.writestr(*change(name, given.read(name)))
+
+    monkeypatch.chdir(tmp_path)
+    script(Wakes(), Path("bad.pt"))
+    refuse("asks for __setstate__, which is refused")
+    script(OneRow(), Path("good.pt"))
+    default = b'x: Tensor=torch.from_file("stolen", True, 64)'
+    edit("bad.pt", lambda n, d: (n, d.replace(b"x: Tensor", default) if n[-3:] == ".py" else d))
+    refuse("asks for from_file, which is refused")
+    edit("bad.pt", lambda n, d: (n, d.replace(b"__torch__", b"__torch__.torch.classes.a")))
+    refuse("asks for torch.classes, which is refused")
+    edit("bad.pt", lambda n, d: (n.replace("constants.pkl", "model.json"), d))  # an older form
+    refuse("not a TorchScript .it has no program")
+    edit("fine.pt", lambda n, d: (n, d))
+    make_extractor("module:fine.pt", "cpu")
 
 
 def test_pixels() -> None:
