@@ -300,6 +300,21 @@ def test_dinov2_gives_the_class_token_after_the_norm(tmp_path: Path) -> None:
     assert (extractor.name, extractor.sha256) == ("dinov2", digest)
 
 
+def test_another_config_of_dinov2_is_another_extractor(tmp_path: Path) -> None:
+    """Heads and epsilons are in no tensor: the weights' digest stays."""
+    dinov2(tmp_path)
+    spec = f"dinov2:{tmp_path}"
+    first, again = make_extractor(spec, "cpu"), make_extractor(spec, "cpu")
+    assert first.identity == again.identity
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"num_attention_heads": 4}, {"layer_norm_eps": 1e-2}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        other = make_extractor(spec, "cpu")
+        assert other.sha256 == first.sha256
+        assert other.identity != first.identity
+        assert not np.array_equal(other([noise(1)])["features"], first([noise(1)])["features"])
+
+
 @pytest.mark.parametrize("size", [(8, 8), (224, 224), (300, 200), (512, 512)])
 def test_dinov2_prepares_as_dgm_eval_does(size: tuple[int, int]) -> None:
     picture = Picture.fromarray(noise(4, *size))
@@ -499,7 +514,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Clip:
-        name, sha256 = "ViT-B-32", "ab"
+        name, sha256, version = "ViT-B-32", "ab", "cd"
 
         def embed_pictures(self, pictures: list, normalised: bool = True) -> np.ndarray:
             assert not normalised
@@ -510,6 +525,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
     extractor = make_extractor("clip:ViT-B-32:file.pt", "cpu")
     assert asked == [("ViT-B-32:file.pt", "cpu")]
     assert (extractor.name, extractor.kind, extractor.sha256) == ("clip:ViT-B-32", "clip", "ab")
+    assert extractor.identity == ("clip:ViT-B-32", "ab", "cd", extractor.batch, "cpu")
     pictures = [noise(1), noise(2, 5, 5)]
     found = extractor(pictures)["features"]
     np.testing.assert_allclose(found, np.stack([p.mean((0, 1)) for p in pictures]), rtol=1e-5)
