@@ -20,7 +20,7 @@ from .distances.inception_score import inception_score
 from .distances.kernel import kernel_distance
 from .distances.manifold import precision_recall
 from .extractors import Extractor
-from .features import Features, extract
+from .features import Features, extract, make
 from .pictures import PictureSet
 from .work import rank
 
@@ -42,9 +42,16 @@ def key_of(metric: str, extractor: Extractor) -> str:
     return f"{'fd' if metric == 'fid' else metric}_{extractor.kind}"
 
 
-def impossible(made: PictureSet, reference: PictureSet, extractor: Extractor) -> dict[str, str]:
+def impossible(
+    made: PictureSet, reference: PictureSet | None, extractor: Extractor
+) -> dict[str, str]:
     """Metrics that these inputs do not allow, with the reason."""
     found = {}
+    if "logits" not in extractor.gives:
+        found["is"] = f"features {extractor.kind} have no classes; take `inception`"
+    if reference is None:
+        why = "needs a reference to compare with; name one"
+        return _too_few(made, None, {**found, **{m: why for m in METRICS if m != "is"}})
     spatial, pictures = "spatial" in extractor.gives, bool(len(reference))
     moments = reference.moments if extractor.kind == "inception" else None
     if not moments and not pictures:
@@ -63,14 +70,19 @@ def impossible(made: PictureSet, reference: PictureSet, extractor: Extractor) ->
                 f"{reference.name}: `{mean}` has {len(given)} dimensions and Inception's features "
                 f"{dimensions}; these moments are of another network"
             )
-    if "logits" not in extractor.gives:
-        found["is"] = f"features {extractor.kind} have no classes; take `inception`"
     for metric in ("precision", "recall", "kid"):
         if not pictures:
             found[metric] = f"{reference.name} holds moments and no pictures (`arr_0`)"
+    return _too_few(made, reference, found)
+
+
+def _too_few(
+    made: PictureSet, reference: PictureSet | None, found: dict[str, str]
+) -> dict[str, str]:
+    """With the metrics that need more pictures, where no other reason is found."""
     for metric in METRICS:
         counts = {made.name: len(made)}
-        if metric != "is" and pictures:
+        if metric != "is" and reference is not None and len(reference):
             counts[reference.name] = len(reference)
         for name, n in counts.items():
             if n < LEAST[metric]:
@@ -82,7 +94,7 @@ def impossible(made: PictureSet, reference: PictureSet, extractor: Extractor) ->
 
 def measure(
     made: PictureSet,
-    reference: PictureSet,
+    reference: PictureSet | None,
     extractor: Extractor,
     metrics: list[str] | None = None,
     work: Path | None = None,
@@ -95,10 +107,10 @@ def measure(
 
     Args:
         made: the pictures to judge.
-        reference: real ones, or a reference file.
+        reference: real ones, or a reference file; an Inception score needs none.
         extractor: of `make_extractor`.
         metrics: some of `METRICS`; None takes those that the inputs allow (`impossible` says which
-            they do not).
+            they do not), an empty list none.
         work: where features are kept (default: the user's cache).
         made_work: where those of `made` are kept (default: there, too).
 
@@ -109,15 +121,35 @@ def measure(
     if unknown:
         raise UserError(f"metric {unknown[0]}: choose from {', '.join(METRICS)}")
     cannot = impossible(made, reference, extractor)
-    wanted = [m for m in METRICS if (m in metrics if metrics else m not in cannot)]
+    wanted = [m for m in METRICS if (m not in cannot if metrics is None else m in metrics)]
     for metric in wanted:
         if metric in cannot:
             raise UserError(f"{key_of(metric, extractor)}: {cannot[metric]}")
+    if not wanted and metrics is None:
+        sets = " and ".join(s.name for s in (made, reference) if s is not None)
+        raise UserError(f"{sets}: {next(cannot[m] for m in METRICS if m in cannot)}")
     if not wanted:
-        raise UserError(f"{made.name} and {reference.name}: {next(iter(cannot.values()))}")
-    if made.size != reference.size:
+        return {}
+    if reference is not None and made.size != reference.size:
         raise UserError(f"{made.name}: size {made.size}, and the reference {reference.size}")
-    return _Measurement(made, reference, extractor, wanted, work, made_work or work).figures()
+    of_reference = reference if _needs_pictures(reference, extractor, wanted) else None
+    if rank() > 0:  # it helps with the features, and holds none
+        make(made, extractor, made_work or work)
+        if of_reference is not None:
+            make(of_reference, extractor, work)
+        return {}
+    ours = extract(made, extractor, made_work or work)
+    theirs = None if of_reference is None else extract(of_reference, extractor, work)
+    return _Measurement(made, reference, extractor, wanted, ours, theirs).figures()
+
+
+def _needs_pictures(reference: PictureSet | None, extractor: Extractor, metrics: list[str]) -> bool:
+    """Whether a reference's pictures are looked at, not its moments alone."""
+    without = {"is"}
+    moments = reference.moments if reference is not None and extractor.kind == "inception" else None
+    if moments:
+        without |= {"fid"} | ({"sfid"} if moments.mu_s is not None else set())
+    return bool(set(metrics) - without)
 
 
 class _Measurement:
@@ -126,33 +158,26 @@ class _Measurement:
     def __init__(
         self,
         made: PictureSet,
-        reference: PictureSet,
+        reference: PictureSet | None,
         extractor: Extractor,
         metrics: list[str],
-        work: Path | None,
-        made_work: Path | None,
+        ours: Features,
+        theirs: Features | None,
     ) -> None:
-        self.reference, self.extractor, self.metrics = reference, extractor, metrics
-        self.moments = reference.moments if extractor.kind == "inception" else None
-        self.size = made.size
-        self.ours = extract(made, extractor, made_work)
-        self.theirs = extract(reference, extractor, work) if self._needs_pictures() else None
+        self.made, self.reference = made, reference
+        self.extractor, self.metrics = extractor, metrics
+        self.moments = (
+            reference.moments if reference is not None and extractor.kind == "inception" else None
+        )
+        self.ours, self.theirs = ours, theirs
         if self.theirs and self.theirs.features.shape[1] != self.ours.features.shape[1]:
             dimensions = [f.features.shape[1] for f in (self.ours, self.theirs)]
             raise UserError(
                 f"features {extractor.name}: {dimensions[0]} numbers for {made.name}, "
-                f"{dimensions[1]} for {reference.name}; give both the same size with --size"
+                f"{dimensions[1]} for {self.theirs.source}; give both the same size with --size"
             )
 
-    def _needs_pictures(self) -> bool:
-        from_moments = {"is"}
-        if self.moments:
-            from_moments |= {"fid"} | ({"sfid"} if self.moments.mu_s is not None else set())
-        return bool(set(self.metrics) - from_moments)
-
     def figures(self) -> dict[str, Figure]:
-        if rank() > 0:
-            return {}
         makers: dict[str, Callable[[], Figure]] = {
             "fid": self._fid,
             "sfid": self._sfid,
@@ -232,15 +257,55 @@ class _Measurement:
             "extractor_sha256": ours.extractor_sha256,
             "source": ours.source,
             "source_sha256": ours.source_sha256,
-            "size": self.size,
+            "size": self.made.size,
         }
-        if metric != "is":
+        if metric != "is" and self.reference is not None:
             digest = self.reference.digest
             about |= {"reference": self.reference.name, "reference_sha256": digest}
         found = [about.pop("warning", ""), self._warning(metric, figure.get("n_reference"))]
+        of_moments = "reference_moments" in figure
+        found += self._of_pictures(None if metric == "is" or of_moments else self.theirs)
+        if of_moments:
+            found.append(self._of_moments())
         if any(found):
             about["warning"] = "; ".join(filter(None, found))
         return about
+
+    def _of_pictures(self, theirs: Features | None) -> list[str]:
+        """What is wrong with the pictures that a figure is of."""
+        found = []
+        sets = [self.made] + ([self.reference] if theirs and self.reference is not None else [])
+        for each in sets:
+            if each.passed_over:
+                found.append(
+                    f"{each.passed_over:,} other files in {each.name} were passed over, as their "
+                    "names do not end as pictures' do"
+                )
+        features = [self.ours] + ([theirs] if theirs else [])
+        sizes = np.unique(np.concatenate([f.sizes for f in features]), axis=0)
+        named = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        if len(sizes) > 1:
+            found.append(
+                f"pictures of {len(sizes):,} sizes, such as {named}, were each brought to the "
+                "network's: the figure is of that, too; give --size"
+            )
+        elif sizes[0, 0] != sizes[0, 1] and not self.extractor.one_size:
+            found.append(
+                f"pictures of {named} were squeezed or cut to the network's square; give --size"
+            )
+        return found
+
+    def _of_moments(self) -> str:
+        """Whether a reference's moments are of pictures of another size."""
+        side = self.reference.side if self.reference is not None else None
+        others = self.ours.sizes[(self.ours.sizes != side).any(1)] if side else []
+        if side is None or not len(others):
+            return ""
+        (height, width), (high, wide) = others[0], side
+        return (
+            f"the reference's moments are of pictures of {wide} x {high}, and these are "
+            f"{width} x {height}: the distance is of the sizes, too"
+        )
 
     def _warning(self, metric: str, n_reference: int | None) -> str:
         n = self.ours.n

@@ -27,22 +27,26 @@ from .work import share
 
 PART = 256
 """Pictures in a file: a multiple of every extractor's batch."""
-VERSION = 1
+VERSION = 2
 """Of how pictures are read and of what a part looks like."""
 MOST_WORKERS = 8  # each has a batch in memory
 NAMES = ("features", "spatial", "logits")
+SIZES = "sizes"
+REMEDY = "make room, or name another folder with --work or $MMFUSION_CACHE"
 
 
 @dataclass(frozen=True)
 class Features:
     """Rows of float32 numbers, one a picture: (n, d), (n, 2023) and (n, 1008).
 
-    `source` and `extractor` say what they were made of, with the SHA-256 of both.
+    `sizes` (n, 2) has the pictures' height and width. `source` and `extractor` say what they were
+    made of, with the SHA-256 of both.
     """
 
     features: np.ndarray
     spatial: np.ndarray | None
     logits: np.ndarray | None
+    sizes: np.ndarray
     n: int
     extractor: str
     extractor_sha256: str
@@ -56,23 +60,11 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
     Under a launcher every rank calls this, makes some of the parts and gets them all.
 
     Raises:
-        UserError: there are no pictures, or one of them is damaged.
+        UserError: there are no pictures, one of them is damaged, or `work` cannot be used.
     """
-    if not len(pictures):
-        raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
-    known = (VERSION, PART, pictures.digest, pictures.size)
-    known += (extractor.name, extractor.sha256, extractor.version, extractor.batch)  # type: ignore[assignment]
-    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
-    folder = (work or cache_folder() / "features") / name
-    spans = {
-        folder / f"{start // PART:06d}.npz": range(start, min(start + PART, len(pictures)))
-        for start in range(0, len(pictures), PART)
-    }
-    makers = {path: partial(_make, pictures, extractor, span) for path, span in spans.items()}
+    spans = make(pictures, extractor, work)
     held: dict[Path, dict[str, np.ndarray]] = {}
     while len(held) < len(spans):
-        what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
-        share(makers, what, "picture", len(pictures), PART)
         for path, span in spans.items():
             if path not in held:
                 try:
@@ -81,8 +73,10 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
                     continue
                 except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                     path.unlink(missing_ok=True)  # and it is made again
-    arrays: dict[str, np.ndarray | None] = dict.fromkeys(NAMES)
-    for name in extractor.gives:
+        if len(held) < len(spans):
+            make(pictures, extractor, work)
+    arrays: dict[str, np.ndarray | None] = dict.fromkeys((*NAMES, SIZES))
+    for name in (*extractor.gives, SIZES):
         parts = [held[path].pop(name) for path in spans]
         if len({part.shape[1:] for part in parts}) > 1:
             raise UserError(
@@ -91,7 +85,35 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
             )
         arrays[name] = np.concatenate(parts)
     about = (extractor.name, extractor.sha256, pictures.name, pictures.digest)
-    return Features(arrays["features"], arrays["spatial"], arrays["logits"], len(pictures), *about)  # type: ignore[arg-type]
+    features, spatial, logits, sizes = (arrays[name] for name in (*NAMES, SIZES))
+    return Features(features, spatial, logits, sizes, len(pictures), *about)  # type: ignore[arg-type]
+
+
+def make(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> dict[Path, range]:
+    """Make the parts that are not there, with all other ranks; the numbers in each file.
+
+    Raises:
+        UserError: as `extract`.
+    """
+    if not len(pictures):
+        raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
+    known = (VERSION, PART, pictures.digest, pictures.size, extractor.identity)
+    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    folder = (work or cache_folder() / "features") / name
+    spans = {
+        folder / f"{start // PART:06d}.npz": range(start, min(start + PART, len(pictures)))
+        for start in range(0, len(pictures), PART)
+    }
+    makers = {path: partial(_make, pictures, extractor, span) for path, span in spans.items()}
+    what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        share(makers, what, "picture", len(pictures), PART)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: features cannot be kept there ({first_line(error)}); {REMEDY}"
+        ) from None
+    return spans
 
 
 def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -> None:
@@ -104,10 +126,12 @@ def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -
     workers = min(cores, MOST_WORKERS) if extractor.device == "cpu" else 1
     try:
         with ThreadPoolExecutor(workers, "features", torch.set_num_threads, (1,)) as pool:
-            made = list(pool.map(extractor, map(pictures.read, batches)))
+            made = list(pool.map(partial(_batch, extractor), map(pictures.read, batches)))
     finally:
         torch.set_num_threads(cores)
-    arrays = {name: np.concatenate([part[name] for part in made]) for name in extractor.gives}
+    arrays = {
+        name: np.concatenate([part[name] for part in made]) for name in (*extractor.gives, SIZES)
+    }
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -117,16 +141,21 @@ def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -
         with suppress(OSError):
             part.unlink()
         raise UserError(
-            f"{path}: features cannot be kept ({first_line(error)}); make room, or name another "
-            "folder with --work"
+            f"{path}: features cannot be kept ({first_line(error)}); {REMEDY}"
         ) from None
+
+
+def _batch(extractor: Extractor, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+    sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
+    return {**extractor(pictures), SIZES: sizes}
 
 
 def _read(path: Path, names: tuple[str, ...], count: int) -> dict[str, np.ndarray]:
     """A part; an npz has checksums, so a flipped bit is found."""
     with np.load(path, allow_pickle=False) as kept:
-        arrays = {name: kept[name] for name in names}
-    for array in arrays.values():
-        if array.dtype != np.float32 or array.ndim != 2 or len(array) != count:
+        arrays = {name: kept[name] for name in (*names, SIZES)}
+    for name, array in arrays.items():
+        kind = np.int32 if name == SIZES else np.float32
+        if array.dtype != kind or array.ndim != 2 or len(array) != count:
             raise ValueError("not the features of these pictures")
     return arrays

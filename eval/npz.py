@@ -50,6 +50,7 @@ class Npz:
 
     Attributes:
         count: how many pictures it holds.
+        side: height and width of each, or None.
         moments: those beside them, or None.
     """
 
@@ -61,6 +62,7 @@ class Npz:
         """
         self.name, self.count = name, 0
         self.moments: Moments | None = None
+        self.side: tuple[int, int] | None = None
         self._mapped: np.ndarray | None = None
         self._lock = threading.Lock()
         try:
@@ -93,6 +95,7 @@ class Npz:
                 "shape (N, H, W, 3)"
             )
         self.count, self._shape = shape[0], shape[1:]
+        self.side = (shape[1], shape[2])
         if info.compress_type == zipfile.ZIP_STORED:
             with open(self.name, "rb") as file:
                 file.seek(info.header_offset)

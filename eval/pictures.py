@@ -36,9 +36,13 @@ class PictureSet(ABC):
         name: where they are.
         size: side in pixels that they are resized and cut to, as for training; None keeps theirs.
         moments: of a reference file.
+        side: height and width of the pictures beside the moments, of which these were made.
+        passed_over: how many files in a folder are no pictures that are read here.
     """
 
     moments: Moments | None = None
+    side: tuple[int, int] | None = None
+    passed_over = 0
 
     def __init__(self, name: str, size: int | None) -> None:
         if size is not None and size < 1:
@@ -108,7 +112,7 @@ def open_pictures(path: str, size: int | None = None) -> PictureSet:
 
 
 class FolderPictures(PictureSet):
-    """Picture files, sorted by their path; hidden files and others are passed over.
+    """Picture files, sorted by their path; hidden ones and others, which are counted, are not.
 
     Attributes:
         names: paths below the folder.
@@ -117,7 +121,9 @@ class FolderPictures(PictureSet):
     def __init__(self, name: str, size: int | None = None) -> None:
         super().__init__(name, size)
         self._root = Path(name)
-        self.names = sorted(_picture_files(name))
+        files = sorted(_files(name))
+        self.names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        self.passed_over = len(files) - len(self.names)
         if not self.names:
             tars = any(self._root.glob("*.tar"))
             remedy = f"; for the shards in it, give '{self._root}/*.tar'" if tars else ""
@@ -148,8 +154,8 @@ class FolderPictures(PictureSet):
         return total.hexdigest()
 
 
-def _picture_files(root: str) -> Iterator[str]:
-    """Paths below `root`; linked folders are followed, each once."""
+def _files(root: str) -> Iterator[str]:
+    """Paths of files below `root` that are not hidden; linked folders are followed, each once."""
     seen = set()
     for folder, inner, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -159,8 +165,7 @@ def _picture_files(root: str) -> Iterator[str]:
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in files:
             path = os.path.join(folder, name)
-            hidden = name.startswith(".")
-            if not hidden and name.lower().endswith(SUFFIXES) and os.path.isfile(path):
+            if not name.startswith(".") and os.path.isfile(path):
                 yield Path(os.path.relpath(path, root)).as_posix()
 
 
@@ -197,7 +202,7 @@ class NpzPictures(PictureSet):
     def __init__(self, name: str, size: int | None) -> None:
         super().__init__(name, size)
         self._npz = Npz(name)
-        self.moments = self._npz.moments
+        self.moments, self.side = self._npz.moments, self._npz.side
 
     def __len__(self) -> int:
         return self._npz.count

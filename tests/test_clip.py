@@ -749,6 +749,34 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
         shared()
     with pytest.raises(ValueError, match="digest"):
         embed_pairs(clip, pictures, texts, work=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"embeddings cannot be kept there .*--work"):
+        embed_pairs(clip, pictures, texts, work=tmp_path / "file", digest="d")
+
+
+def test_kept_embeddings_are_not_taken_for_those_of_another_config(
+    files: Path, tmp_path: Path
+) -> None:
+    """The same weights under another config: mean, or heads, which no tensor has."""
+    folder = tmp_path / "saved"
+    shutil.copytree(files / "tiny-clip", folder)
+    config = json.loads((folder / weights.CONFIG).read_text())
+    vision = {**TINY["vision_cfg"], "head_width": TINY["vision_cfg"]["head_width"] // 2}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"preprocess_cfg": {"mean": [0.5] * 3}},
+        {"model_cfg": {**config["model_cfg"], "vision_cfg": vision}},
+    ]
+    found = []
+    for change in changes:
+        (folder / weights.CONFIG).write_text(json.dumps({**config, **change}))
+        clip = load_clip(str(folder), "cpu")
+        pairs = embed_pairs(clip, noise(3), TEXTS[:3], work=tmp_path / "work", digest="d")
+        np.testing.assert_array_equal(pairs.pictures, clip.embed_pictures(noise(3)))
+        found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
+    digests, identities, embedded = zip(*found, strict=True)
+    assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]
+    assert load_clip(str(folder), "cpu").identity == identities[-1]
 
 
 # Pictures with their texts

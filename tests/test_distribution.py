@@ -398,6 +398,35 @@ def test_features_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list((tmp_path / "work").glob("*/*"))
 
 
+def test_a_cache_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be kept there .*--work or \$MMFUSION_CACHE"):
+        extract(pictures, Counting())
+
+
+def test_the_cache_knows_config_and_device(tmp_path: Path) -> None:
+    """Not the weights alone: other features come of another config, and on a GPU."""
+    pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
+    for version, device in (("", "cpu"), ("b", "cpu"), ("", "cuda:0"), ("", "cuda:1")):
+        extractor = Counting()
+        extractor.version, extractor.device = version, device
+        extract(pictures, extractor, tmp_path / "work")
+        assert extractor.seen == (0 if device == "cuda:1" else 3)
+
+
+def test_other_ranks_make_features_and_hold_none(
+    tmp_path: Path, sets: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(distribution, "extract", None)
+    assert measure(*sets, make_extractor("pixels"), work=tmp_path / "work") == {}
+    assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2
+
+
 def test_pixels_of_two_sizes_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "p", noise(3))
     Picture.fromarray(noise(1, side=5)[0]).save(folder / "z.png")
@@ -589,6 +618,69 @@ def test_a_fid_of_few_pictures_says_so(
     for pair in ((a, b), (b, a)):  # the smaller set counts
         warning = measure(*pair, Fast(), ["fid"])["fd_fast"].get("warning")
         assert (told in warning) if told else (warning is None)
+
+
+def test_an_inception_score_needs_no_reference(sets: tuple[Any, Any]) -> None:
+    made, real = sets
+    assert measure(made, None, Simple(), ["is"]) == measure(made, real, Simple(), ["is"])
+    assert list(measure(made, None, Simple())) == ["is"]
+    assert set(impossible(made, None, Simple())) == {"fid", "sfid", "precision", "recall", "kid"}
+    with pytest.raises(UserError, match=r"^fid: needs a reference to compare with"):
+        measure(made, None, Simple(), ["fid"])
+    with pytest.raises(UserError, match="made: needs a reference to compare with; name one"):
+        measure(made, None, make_extractor("pixels"))
+
+
+def test_no_metrics_give_no_figures(sets: tuple[Any, Any]) -> None:
+    assert measure(*sets, Counting(), []) == {}
+
+
+def test_pictures_of_other_sizes_are_told(tmp_path: Path, sets: tuple[Any, Any]) -> None:
+    made, _ = sets
+
+    def warnings(left: Any, right: Any, *metrics: str) -> list[str]:
+        return [f.get("warning", "") for f in measure(left, right, Counting(), [*metrics]).values()]
+
+    large = open_pictures(str(save(tmp_path / "large", noise(9, side=8))))
+    found = warnings(made, large, "fid", "kid")
+    assert len(found) == 2
+    for warning in found:
+        assert "pictures of 2 sizes, such as 4 x 4 and 8 x 8, were each brought" in warning
+    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((9, 4, 6, 3), np.uint8))
+    wide = open_pictures(str(tmp_path / "wide.npz"))
+    assert "pictures of 6 x 4 were squeezed or cut" in warnings(wide, wide, "fid")[0]
+    assert "2 sizes" not in measure(made, large, Simple(), ["is"])["is"]["warning"]
+    square = [open_pictures(str(tmp_path / name), 4) for name in ("made", "wide.npz")]
+    for warning in warnings(*square, "fid"):
+        assert "sizes" not in warning
+        assert "squeezed" not in warning
+
+
+def test_moments_of_pictures_of_another_size_are_told(
+    tmp_path: Path, sets: tuple[Any, Any]
+) -> None:
+    made, _ = sets
+    for side, told in ((4, False), (8, True)):
+        np.savez(tmp_path / f"{side}.npz", arr_0=noise(9, side=side), **moments())
+        reference = open_pictures(str(tmp_path / f"{side}.npz"))
+        for figure in measure(made, reference, Simple(), ["fid", "sfid"]).values():
+            said = "moments are of pictures of 8 x 8, and these are 4 x 4" in figure["warning"]
+            assert said is told
+    resized = [open_pictures(str(tmp_path / name), 2) for name in ("made", "4.npz")]
+    warning = measure(*resized, Simple(), ["fid"])["fid"]["warning"]
+    assert "moments are of pictures of 4 x 4, and these are 2 x 2" in warning
+
+
+def test_files_that_are_passed_over_are_told(tmp_path: Path, sets: tuple[Any, Any]) -> None:
+    made, real = sets
+    assert "passed over" not in measure(made, real, Counting(), ["fid"])["fd_counting"]["warning"]
+    (tmp_path / "real" / "a.tiff").touch()
+    (tmp_path / "real" / "b.txt").touch()
+    (tmp_path / "real" / ".hidden").touch()
+    found = measure(made, open_pictures(real.name), Simple(), ["fid", "is"])
+    assert "2 other files in" in found["fid"]["warning"]
+    assert "passed over" not in found["is"]["warning"]
+    assert "2 other files" in measure(open_pictures(real.name), None, Simple())["is"]["warning"]
 
 
 # The command

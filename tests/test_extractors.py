@@ -6,7 +6,9 @@ No weights are downloaded: the networks are random ones, saved in the published 
 import hashlib
 import json
 import warnings
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,21 @@ def test_dinov2_gives_the_class_token_after_the_norm(tmp_path: Path) -> None:
     assert (extractor.name, extractor.sha256) == ("dinov2", digest)
 
 
+def test_another_config_of_dinov2_is_another_extractor(tmp_path: Path) -> None:
+    """Heads and epsilons are in no tensor: the weights' digest stays."""
+    dinov2(tmp_path)
+    spec = f"dinov2:{tmp_path}"
+    first, again = make_extractor(spec, "cpu"), make_extractor(spec, "cpu")
+    assert first.identity == again.identity
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"num_attention_heads": 4}, {"layer_norm_eps": 1e-2}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        other = make_extractor(spec, "cpu")
+        assert other.sha256 == first.sha256
+        assert other.identity != first.identity
+        assert not np.array_equal(other([noise(1)])["features"], first([noise(1)])["features"])
+
+
 @pytest.mark.parametrize("size", [(8, 8), (224, 224), (300, 200), (512, 512)])
 def test_dinov2_prepares_as_dgm_eval_does(size: tuple[int, int]) -> None:
     picture = Picture.fromarray(noise(4, *size))
@@ -432,8 +449,52 @@ def test_modules_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         script(OneRow(), tmp_path / "row.pt"), r"gives \(3, 16, 16\); expected features \(1, d\)"
     )
     refuse(script(Fails(), tmp_path / "fails.pt"), r"fails on float32 pictures \(1, 3, 16, 16\)")
-    refuse(script(Saves(), tmp_path / "saves.pt"), "asks for aten::save")
+    refuse(script(Saves(), tmp_path / "saves.pt"), "asks for save, which is refused")
     assert not (tmp_path / "stolen").exists()
+
+
+class Wakes(nn.Module):
+    @torch.jit.export
+    def __getstate__(self) -> bool:
+        return self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: bool) -> None:
+        self.training = state
+        torch.from_file("stolen", True, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_modules_program_is_looked_through_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading alone runs `__setstate__` and what arguments have by default."""
+
+    def refuse(told: str) -> None:
+        with pytest.raises(UserError, match=told):
+            make_extractor("module:bad.pt", "cpu")
+        assert not Path("stolen").exists()
+
+    def edit(into: str, change: Callable[[str, bytes], tuple[str, bytes]]) -> None:
+        with zipfile.ZipFile("good.pt") as given, zipfile.ZipFile(into, "w") as made:
+            for name in given.namelist():
+                made.writestr(*change(name, given.read(name)))
+
+    monkeypatch.chdir(tmp_path)
+    script(Wakes(), Path("bad.pt"))
+    refuse("asks for __setstate__, which is refused")
+    script(OneRow(), Path("good.pt"))
+    default = b'x: Tensor=torch.from_file("stolen", True, 64)'
+    edit("bad.pt", lambda n, d: (n, d.replace(b"x: Tensor", default) if n[-3:] == ".py" else d))
+    refuse("asks for from_file, which is refused")
+    edit("bad.pt", lambda n, d: (n, d.replace(b"__torch__", b"__torch__.torch.classes.a")))
+    refuse("asks for torch.classes, which is refused")
+    edit("bad.pt", lambda n, d: (n.replace("constants.pkl", "model.json"), d))  # an older form
+    refuse("not a TorchScript .it has no program")
+    edit("fine.pt", lambda n, d: (n, d))
+    make_extractor("module:fine.pt", "cpu")
 
 
 def test_pixels() -> None:
@@ -453,7 +514,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Clip:
-        name, sha256 = "ViT-B-32", "ab"
+        name, sha256, version = "ViT-B-32", "ab", "cd"
 
         def embed_pictures(self, pictures: list, normalised: bool = True) -> np.ndarray:
             assert not normalised
@@ -464,6 +525,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
     extractor = make_extractor("clip:ViT-B-32:file.pt", "cpu")
     assert asked == [("ViT-B-32:file.pt", "cpu")]
     assert (extractor.name, extractor.kind, extractor.sha256) == ("clip:ViT-B-32", "clip", "ab")
+    assert extractor.identity == ("clip:ViT-B-32", "ab", "cd", extractor.batch, "cpu")
     pictures = [noise(1), noise(2, 5, 5)]
     found = extractor(pictures)["features"]
     np.testing.assert_allclose(found, np.stack([p.mean((0, 1)) for p in pictures]), rtol=1e-5)

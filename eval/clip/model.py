@@ -1,5 +1,7 @@
 """A CLIP model (Radford et al. 2021): pictures and texts as embeddings, by open_clip."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -49,6 +51,8 @@ class Clip:
     Attributes:
         name: model and weights, for figures.
         sha256: of the weights' file.
+        version: digest of the model's config, activation and preprocessing.
+        identity: all that embeddings depend on; a GPU's differ in their last bits.
         quick_gelu: whether the activation is QuickGELU.
         known: whether that is certain; else `other` lets pairs decide.
     """
@@ -83,9 +87,12 @@ class Clip:
                 f"CLIP model {source.name}: cannot load {source.file} as {source.model} ({told})"
             ) from None
         self._model = self._model.float().eval().requires_grad_(False).to(device)
-        self._preprocess = image_transform_v2(
-            PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False
-        )
+        preprocess = self._model.visual.preprocess_cfg
+        self._preprocess = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+        config = [open_clip.get_model_config(source.model), self.quick_gelu, preprocess]
+        told = json.dumps(config, sort_keys=True, default=str)
+        self.version = hashlib.sha256(told.encode()).hexdigest()
+        self.identity = self.name, self.sha256, self.version, device.type
 
     def other(self) -> "Clip":
         """The same weights under the other activation."""

@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from scipy.stats import ttest_1samp, wilcoxon
 from tqdm import tqdm
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 
 from ..work import share
 from .model import Clip, Pictures
@@ -93,7 +93,7 @@ def embed_pairs(
     words = _checked(pictures, texts)
     if work is not None and not digest:
         raise ValueError("a work folder needs the pictures' digest")
-    key = [clip.name, clip.sha256, clip.quick_gelu, prefix, digest, words]
+    key = [clip.identity, prefix, digest, words]
     folder = work and work / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     distinct = list(dict.fromkeys(words))
     place = {text: number for number, text in enumerate(distinct)}
@@ -150,7 +150,13 @@ def _rows(
                 made.append(make(a, b))
                 bar.update(b - a)
         return np.concatenate(made)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another folder "
+            "with --work"
+        ) from None
 
     def write(path: Path, a: int, b: int) -> None:
         part = path.with_name(f".{path.name}.part")

@@ -26,7 +26,8 @@ class Extractor(ABC):
         gives: names of what it makes: "features", and where it has them "spatial" and "logits".
         one_size: whether all pictures must have the same size.
         device: where it computes; on the CPU many threads may call it at once.
-        version: of what is done to the pictures before the network; part of the cache's key.
+        version: of what else the features depend on: the network's config, and what is done to
+            the pictures before; part of the cache's key.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Extractor(ABC):
     gives: tuple[str, ...] = ("features",)
     one_size = False
     device = "cpu"
-    version = 1
+    version = ""
 
     _seen: tuple[int, ...] | None = None
 
@@ -43,6 +44,12 @@ class Extractor(ABC):
     def kind(self) -> str:
         """The first word of its name."""
         return self.name.partition(":")[0]
+
+    @property
+    def identity(self) -> tuple[str | int, ...]:
+        """All that the features of a picture depend on; a GPU's differ in their last bits."""
+        device = self.device.partition(":")[0]
+        return self.name, self.sha256, self.version, self.batch, device
 
     def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
         """uint8 pictures (H, W, 3) to float32 arrays (n, ...), one row a picture.

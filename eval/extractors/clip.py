@@ -23,6 +23,7 @@ class ClipExtractor(Extractor):
             raise UserError("features clip: name a model, such as clip:ViT-L-14:FILE")
         self.clip, self.device = load_clip(spec, device), device
         self.name, self.sha256 = f"clip:{self.clip.name}", self.clip.sha256
+        self.version = self.clip.version
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         pictures = [Picture.fromarray(picture) for picture in pixels]

@@ -5,6 +5,7 @@ Pictures are resized as the authors' dgm-eval does it: by PIL, bicubic with anti
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .base import Extractor
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFSET = 0.1
+UNIMPORTANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of a config
 
 
 class Dinov2Extractor(Extractor):
@@ -61,6 +63,10 @@ class Dinov2Extractor(Extractor):
         digests = [sha256(path) for path in weights]
         joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
         self.sha256 = digests[0] if len(digests) == 1 else joined
+        told = {key: value for key, value in config.to_dict().items() if key not in UNIMPORTANT}
+        told |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
+        text = json.dumps(told, sort_keys=True, default=str)
+        self.version = hashlib.sha256(text.encode()).hexdigest()
         self.network: Any = model.eval().requires_grad_(False)
         places = self.network.embeddings.position_embeddings
         self.network.embeddings.position_embeddings = nn.Parameter(

@@ -2,10 +2,14 @@
 
 Pickled modules would run what they say when they are loaded, and so, today, would torch.export's
 `.pt2` files, whose reader falls back on pickle; both are refused. A TorchScript's program can ask
-for operations of torch alone, and for none that reads or writes files.
+for operations of torch alone, and for none that reads or writes files. Loading runs some of it:
+`__setstate__`, and what arguments have by default; so its text is looked through before.
 """
 
+import io
+import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,13 @@ from .base import Extractor
 REMEDY = "save it with `torch.jit.trace(module, example).save(FILE)`"
 FILES = ("aten::save", "aten::from_file", "prim::save", "aten::load")
 """Operations that touch files."""
+BOUND = rb"torch\W+classes"
+REFUSED = re.compile(rb"\b(?:__setstate__|from_file|save|load)\b|" + BOUND)
+"""In a program's text: what runs when it is loaded, touches files, or is bound to C++."""
+KEPT = re.compile(
+    r"[^/]+/(code/.+\.py|constants\.pkl|data\.pkl|(data|constants)/\d+|version|byteorder)"
+)
+"""Members of an archive that make up a program; others, for debugging or of old forms, are not."""
 
 
 class ModuleExtractor(Extractor):
@@ -46,16 +57,14 @@ class ModuleExtractor(Extractor):
                 f"features module:{file}: a file of torch.export, which torch reads with pickle; "
                 f"{REMEDY}"
             )
+        archive = _checked(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is going out of use
-                self.network: Any = torch.jit.load(str(path), map_location=device).eval()
+                self.network: Any = torch.jit.load(archive, map_location=device).eval()
                 asked = torch.jit.export_opnames(self.network)
         except Exception as error:  # damaged, pickled, or of another version: many kinds
-            raise UserError(
-                f"features module:{file}: not a TorchScript ({first_line(error)[:200]}); pickled "
-                f"modules are never loaded; {REMEDY}"
-            ) from None
+            raise _none(file, error) from None
         touching = [name for name in asked if name.partition(".")[0] in FILES]
         if touching:
             raise UserError(f"features module:{file}: asks for {touching[0]}, which is refused")
@@ -79,3 +88,42 @@ class ModuleExtractor(Extractor):
             shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise UserError(f"features module: gives {shape}; expected features ({len(x)}, d)")
         return {"features": made.flatten(1).float().cpu().numpy()}
+
+
+def _checked(path: Path) -> io.BytesIO:
+    """What torch is to read of an archive: only what was looked through here, and is harmless.
+
+    Raises:
+        UserError: it is no archive, or its program asks for something that is refused.
+    """
+    held = io.BytesIO()
+    try:
+        with zipfile.ZipFile(path) as given, zipfile.ZipFile(held, "w") as kept:
+            members = {m.filename: given.read(m) for m in given.infolist() if _kept(m.filename)}
+            if not any(name.endswith("/constants.pkl") for name in members):
+                raise ValueError("it has no program")
+            for name, data in members.items():
+                kept.writestr(name, data)
+    except Exception as error:  # damaged archives raise many kinds
+        raise _none(str(path), error) from None
+    for name, data in members.items():
+        looked_for = REFUSED if name.endswith(".py") else re.compile(BOUND)
+        found = None if "/data/" in name or "/constants/" in name else looked_for.search(data)
+        if found:
+            raise UserError(
+                f"features module:{path}: {name} asks for {found[0].decode()}, which is refused: "
+                "it could touch files or run when it is loaded; take it out, or rename it"
+            )
+    held.seek(0)
+    return held
+
+
+def _kept(name: str) -> bool:
+    return bool(KEPT.fullmatch(name))
+
+
+def _none(file: str, error: Exception) -> UserError:
+    return UserError(
+        f"features module:{file}: not a TorchScript ({first_line(error)[:200]}); pickled modules "
+        f"are never loaded; {REMEDY}"
+    )
