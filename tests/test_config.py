@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mmfusion.config import Sampling, build, load, save
+from mmfusion.config import EvaluationConfig, Sampling, build, load, save
+from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.errors import UserError
 from mmfusion.overrides import read_yaml
 from mmfusion.training.engine import deepspeed_config, precision
@@ -297,3 +298,35 @@ def test_bf16_is_refused_where_no_fp32_weights_are_kept() -> None:
         summed = deepspeed_config(load("tiny", options), 1)["data_types"]
         assert summed == {"grad_accum_dtype": "fp32"}
     assert not deepspeed_config(load("tiny", ["train.precision=fp32"]), 1)["bf16"]["enabled"]
+
+
+def test_every_option_is_of_pictures_or_of_texts() -> None:
+    assert sorted(OF_PICTURES + OF_TEXTS) == sorted(Sampling.model_fields)
+
+
+VALUES = Sampling().model_dump() | {"ar_sizes": [4], "scheduler": "ddim"}
+
+
+@pytest.mark.parametrize("name", OF_PICTURES + OF_TEXTS)
+def test_an_evaluation_refuses_options_that_do_nothing(name: str) -> None:
+    sections: dict[str, dict] = {
+        "class_to_image": {}, "text_to_image": {"data": "x"}, "image_to_text": {"data": "x"},
+    }  # fmt: skip
+    for section, rest in sections.items():
+        own = OF_TEXTS if section == "image_to_text" else OF_PICTURES
+        raw = {section: {**rest, "sampling": {name: VALUES[name]}}}
+        if name in own:
+            assert EvaluationConfig.model_validate(raw)
+            continue
+        said = f"(?s){section}.*sampling: {name} would change nothing here; there are {own[0]}"
+        with pytest.raises(ValueError, match=said):
+            EvaluationConfig.model_validate(raw)
+
+
+def test_candidates_of_a_picture_are_ranked_with_a_length_penalty() -> None:
+    raw = {"data": "x", "best_of": 2, "sampling": {"length_penalty": 0.5}}
+    assert EvaluationConfig.model_validate({"text_to_image": raw})
+    with pytest.raises(ValueError, match="length_penalty would change nothing"):
+        EvaluationConfig.model_validate({"text_to_image": raw | {"best_of": 1}})
+    with pytest.raises(ValueError, match="beams would change nothing"):
+        EvaluationConfig.model_validate({"text_to_image": raw | {"sampling": {"beams": 2}}})

@@ -1,10 +1,10 @@
 """What `mmfusion eval` measures: a section for each direction, and what it is compared with."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mmfusion.config.sampling import Sampling
+from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS, Sampling
 from mmfusion.config.section import Section
 
 PictureMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
@@ -14,8 +14,11 @@ CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
 class Asked(Section):
     """How answers are made: what differs from the model's own defaults for the task."""
 
+    allowed: ClassVar[tuple[str, ...]]
+    """The options that do something for such answers."""
+
     sampling: dict[str, Any] = Field({})
-    """Options of `Sampling`."""
+    """Options of `Sampling`: those of pictures for pictures, those of texts for texts."""
     best_of: int = Field(1, gt=0)
     """Answers made for each prompt, of which the model keeps the one that it finds likeliest."""
 
@@ -25,9 +28,24 @@ class Asked(Section):
         Sampling.model_validate(given)
         return given
 
+    @model_validator(mode="after")
+    def _of_use(self) -> "Asked":
+        idle = [name for name in self.sampling if name not in self.allowed]
+        # Where candidates are ranked, this says how, though no text is written.
+        if self.best_of > 1 and "length_penalty" in idle:
+            idle.remove("length_penalty")
+        if idle:
+            raise ValueError(
+                f"sampling: {', '.join(idle)} would change nothing here; "
+                f"there are {', '.join(self.allowed)}"
+            )
+        return self
+
 
 class Drawn(Asked):
     """Pictures against a reference set, by features."""
+
+    allowed = OF_PICTURES
 
     pictures: int = Field(gt=0)
     """How many are drawn. Only distances of the same number compare."""
@@ -60,6 +78,8 @@ class TextToImage(Drawn):
 
 class ImageToText(Asked):
     """Captions of a corpus's pictures, against its own."""
+
+    allowed = OF_TEXTS
 
     data: str
     """Shards with captions."""

@@ -7,6 +7,14 @@ from pydantic import Field, model_validator
 from mmfusion.config.section import Section
 
 
+OF_PICTURES = (
+    "guidance", "guidance_interval", "guidance_schedule", "num_inference_steps", "scheduler",
+    "ar_steps", "ar_sizes", "order",
+)  # fmt: skip
+OF_TEXTS = ("temperature", "top_p", "beams", "length_penalty", "max_new_tokens")
+"""Which options of `Sampling` do something for a picture, and which for a text."""
+
+
 class Sampling(Section):
     """How an answer is made: the noise schedule's options for pictures, sampling's for text."""
 
