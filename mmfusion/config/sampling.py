@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from mmfusion.config.section import Section
 
-
 OF_PICTURES = (
     "guidance", "guidance_interval", "guidance_schedule", "num_inference_steps", "scheduler",
     "ar_steps", "ar_sizes", "order",
