@@ -8,7 +8,10 @@ All of it are cosines c between a picture's embedding and a text's:
 A cosine depends on the model as much as on the pictures: compare only figures of one model.
 """
 
+import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +25,19 @@ from .clip.pairs import Figure, Pairs
 WEIGHT = 2.5  # Hessel et al. 2021, equation 1
 PREFIX = "A photo depicts "
 """What the code of Hessel et al. puts before each caption and reference."""
+
+
+def named(pairs: Pairs, source: str, digest: str, texts: str) -> Pairs:
+    """The same pairs, whose figures say of which pictures and texts they are.
+
+    Args:
+        source: where the pictures are from.
+        digest: of the pictures' contents.
+        texts: where the texts are from; their digest is of the texts themselves, in order.
+    """
+    words = hashlib.sha256(json.dumps(pairs.words).encode()).hexdigest()
+    about = {"source": source, "source_sha256": digest, "texts": texts, "texts_sha256": words}
+    return dataclasses.replace(pairs, about={**pairs.about, **about})
 
 
 def clip_score(pairs: Pairs) -> dict[str, Figure]:

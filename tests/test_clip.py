@@ -20,7 +20,14 @@ import pytest
 import torch
 from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.shards import write_shards
-from mmfusion.eval.alignment import PREFIX, clip_score, ranks, ref_clip_score, retrieval
+from mmfusion.eval.alignment import (
+    PREFIX,
+    clip_score,
+    named,
+    ranks,
+    ref_clip_score,
+    retrieval,
+)
 from mmfusion.eval.clip import pairs as clip_pairs
 from mmfusion.eval.clip import weights
 from mmfusion.eval.clip.captioned import open_captioned, read_texts
@@ -900,8 +907,14 @@ def test_the_command_prints_and_writes_the_figures(
         "cosine", "clip_score", "clip_s", "recall_at_1", "recall_at_5", "mean_rank", "median_rank",
     ]  # fmt: skip
     clip = load_clip(spec)
+    digest = open_captioned(str(folder), texts).digest
     pairs = embed_pairs(clip, noise(4), list(TOLD.values()))
+    pairs = named(pairs, str(folder), digest, str(texts))
     assert figures == {**clip_score(pairs), **retrieval(pairs)}
+    figure = figures["recall_at_1"]
+    words = hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest()
+    assert (figure["source_sha256"], figure["texts_sha256"]) == (digest, words)
+    assert (figure["source"], figure["texts"]) == (str(folder), str(texts))
     assert table(figures) in out
     assert clip.sha256[:12] in out
     assert "n = 4" in out
@@ -911,6 +924,23 @@ def test_the_command_prints_and_writes_the_figures(
     assert json.loads(written.read_text())["cosine"]["prefix"] == PREFIX
 
 
+def test_processes_share_their_work_unasked(
+    run: Callable, files: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, cache = tmp_path / "texts.json", tmp_path / "cache"
+    texts.write_text(json.dumps(TOLD))
+    monkeypatch.setenv("MMFUSION_CACHE", str(cache))
+    asked = (folder, "--texts", texts, "--model", f"tiny-clip:{files / 'bare.pt'}", "-o")
+    assert run(*asked, tmp_path / "alone.json")[0] == 0
+    assert not cache.exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run(*asked, tmp_path / "shared.json")[0] == 0
+    kept = [path.name for path in cache.glob("embeddings/*/*.npy")]
+    assert sorted(kept) == ["pictures-00000000.npy", "texts-00000000.npy"]
+    assert (tmp_path / "shared.json").read_text() == (tmp_path / "alone.json").read_text()
+
+
 def test_the_commands_mistakes_are_one_line(
     run: Callable, files: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -918,7 +948,7 @@ def test_the_commands_mistakes_are_one_line(
     texts.write_text(json.dumps(TOLD))
     spec = f"tiny-clip:{files / 'bare.pt'}"
     (tmp_path / "none").mkdir()
-    for arguments, named in (
+    for arguments, told in (
         ((tmp_path / "nowhere", "--model", spec), "no such folder"),
         ((tmp_path / "none", "--model", spec, "--texts", texts), "no pictures in this folder"),
         ((folder, "--model", spec), "needs --texts"),
@@ -928,7 +958,7 @@ def test_the_commands_mistakes_are_one_line(
         code, out, err = run(*arguments)
         assert code == 2
         assert err.count("error: ") == 1
-        assert named in err
+        assert told in err
         assert "Traceback" not in out + err
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
     code, _, err = run(folder, "--model", spec, "--texts", texts)

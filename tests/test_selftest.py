@@ -270,3 +270,26 @@ def test_digits_checks_are_torch_fidelitys_figures() -> None:
         for metric, figures in theirs.items():
             expected, tolerance = known[f"digits: {metric} of {name}"]
             assert next(iter(figures.values())) == pytest.approx(expected, abs=tolerance + 1e-7)
+
+
+# The first word after `eval`
+
+
+def test_a_metric_written_wrongly_is_no_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def said(*arguments: object) -> str:
+        with pytest.raises(SystemExit):
+            main(["eval", *map(str, arguments)])
+        return capsys.readouterr().err
+
+    told = said("fidd", "a", "b")
+    assert told == (
+        "error: eval fidd: no such metric; choose fid, clip, captions, frontier, selftest, or give "
+        "a model\n"
+    )
+    # A word that stands alone, or that names something, is a model.
+    for words in (["fidd"], ["fidd", "-o", tmp_path]):
+        assert "model fidd: no such folder" in said(*words)
+    for model in ("digits", tmp_path):
+        assert "No such command 'extra'" in said(model, "extra")

@@ -150,13 +150,6 @@ def _rows(
                 made.append(make(a, b))
                 bar.update(b - a)
         return np.concatenate(made)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another folder "
-            "with --work"
-        ) from None
 
     def write(path: Path, a: int, b: int) -> None:
         part = path.with_name(f".{path.name}.part")
@@ -165,7 +158,14 @@ def _rows(
         os.replace(part, path)
 
     parts = {folder / f"{what}-{a:08d}.npy": functools.partial(write, a=a, b=b) for a, b in spans}
-    share(parts, what, what.rstrip("s"), n, PART)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        share(parts, what, what.rstrip("s"), n, PART)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another folder "
+            "with --work"
+        ) from None
     held = []
     for path, (a, b) in zip(parts, spans, strict=True):
         try:

@@ -1,5 +1,6 @@
 """`mmfusion eval clip`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,11 @@ def clip(
     others: Annotated[int, typer.Option(min=1, help="texts that each is told from")] = 99,
     seed: Annotated[int, typer.Option(min=0, help="of the choice of those texts")] = 0,
     work: Annotated[
-        Path | None, typer.Option(help="folder for embeddings that processes share and keep")
+        Path | None,
+        typer.Option(
+            help="folder for embeddings that processes share and keep; default: "
+            "none, and with several processes the user's cache"
+        ),
     ] = None,
     insist: Annotated[
         bool, typer.Option(help="take weights that look as if trained with the other activation")
@@ -28,14 +33,19 @@ def clip(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
 ) -> None:
     """Measure how well pictures match their texts: CLIP score and retrieval."""
-    from mmfusion.eval.alignment import clip_score, retrieval
+    from mmfusion.eval.alignment import clip_score, named, retrieval
     from mmfusion.eval.clip.captioned import open_captioned
     from mmfusion.eval.clip.model import load_clip
     from mmfusion.eval.clip.pairs import embed_pairs
     from mmfusion.eval.work import rank
+    from mmfusion.files import cache_folder
 
     check_output(output)
     captioned = open_captioned(pictures, texts)
+    if (
+        work is None and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    ):  # else each rank would embed everything
+        work = cache_folder() / "embeddings"
     pairs = embed_pairs(
         load_clip(model),
         captioned.pictures,
@@ -45,6 +55,7 @@ def clip(
         captioned.digest,
         insist,
     )
+    pairs = named(pairs, pictures, captioned.digest, str(texts or pictures))
     if rank() == 0:
         show({**clip_score(pairs), **retrieval(pairs, seed, others)}, output)
         if captioned.unused:
