@@ -28,6 +28,7 @@ class Extractor(ABC):
         device: where it computes; on the CPU many threads may call it at once.
         version: of what else the features depend on: the network's config, and what is done to
             the pictures before; part of the cache's key.
+        doubt: why its figures may not be what their name says; "" if there is no reason.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Extractor(ABC):
     one_size = False
     device = "cpu"
     version = ""
+    doubt = ""
 
     _seen: tuple[int, ...] | None = None
 

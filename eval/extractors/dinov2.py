@@ -24,6 +24,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFSET = 0.1
 UNIMPORTANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of a config
 
+PUBLISHED = 1024, 24, 14
+"""Width, layers and patch of the network of Stein et al. 2023."""
+
 
 class Dinov2Extractor(Extractor):
     """Features (n, d) of pictures of any size."""
@@ -67,6 +70,12 @@ class Dinov2Extractor(Extractor):
         told |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
         text = json.dumps(told, sort_keys=True, default=str)
         self.version = hashlib.sha256(text.encode()).hexdigest()
+        size = config.hidden_size, config.num_hidden_layers, config.patch_size
+        if size != PUBLISHED:
+            self.doubt = (
+                f"DINOv2 of width {size[0]}, {size[1]} layers, patch {size[2]}: FD-DINOv2 is "
+                "published for ViT-L/14"
+            )
         self.network: Any = model.eval().requires_grad_(False)
         places = self.network.embeddings.position_embeddings
         self.network.embeddings.position_embeddings = nn.Parameter(

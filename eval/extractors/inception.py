@@ -32,6 +32,8 @@ from mmfusion.manifest import sha256
 from .base import Extractor
 
 URL = URL_INCEPTION_V3
+PUBLISHED = URL.rpartition("-")[2].removesuffix(".pth")
+"""The first digits of the published file's SHA-256, which end its name."""
 CHANNELS = 7  # 7 x 17 x 17 = 2,023 numbers, about as many as pool_3 has
 
 
@@ -50,6 +52,8 @@ class InceptionExtractor(Extractor):
         path = Path(file) if file else _published()
         state = dict(checkpoint.read(path))
         self.sha256 = sha256(path)
+        if not self.sha256.startswith(PUBLISHED):
+            self.doubt = "not the published file of weights: compare with no published FID"
         bad = [name for name, value in state.items() if not isinstance(value, Tensor)]
         try:
             if bad:
@@ -88,17 +92,16 @@ class InceptionExtractor(Extractor):
 def _published() -> Path:
     """The published weights, in torch's hub cache; their name ends in the hash's first digits."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
-    prefix = path.stem.rpartition("-")[2]
     with locked(path, wait=True):  # ranks ask at once
         if not path.is_file():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(URL, str(path), hash_prefix=prefix)
+                torch.hub.download_url_to_file(URL, str(path), hash_prefix=PUBLISHED)
             except (OSError, RuntimeError, ValueError, urllib.error.URLError) as error:
                 raise UserError(
                     f"features inception: the weights cannot be had from {URL} "
                     f"({first_line(error)}); get them otherwise and give `inception:FILE`"
                 ) from None
-    if not sha256(path).startswith(prefix):
+    if not sha256(path).startswith(PUBLISHED):
         raise UserError(f"features inception: {path} is damaged; delete it")
     return path
