@@ -22,6 +22,7 @@ from .distances.kernel import kernel_distance
 from .distances.manifold import precision_recall
 
 EXACT = 1e-9
+CLOSE = 1e-5  # of embeddings in float32
 PRINTED = 5e-4  # half of the last printed digit
 
 
@@ -123,11 +124,24 @@ def checks(
         Group("Lin 2004, section 3", {
             "ROUGE-L of `police kill the gunman`": (0.75, EXACT),
             "ROUGE-L of `the gunman kill police`": (0.5, EXACT),
+            "ROUGE-L of no words, a reference too": (0, 0),
         }, _rouge),
         Group("closed form of captions without common words", {
             "CIDEr, all captions are references": (10, 1e-6),
             "CIDEr, half of them, half wrong": (5, 1e-6),
         }, _cider),
+        Group("captions whose words are known", {
+            "PTB words, BLEU-4": (1, 1e-6),
+            "PTB words, ROUGE-L": (1, EXACT),
+        }, _ptb, _java()),
+        Group("closed form of captions that are references", {
+            "METEOR, all captions are references": (1, EXACT),
+        }, _meteor, _java()),
+        Group("Hessel et al. 2021, equations 1 and 2, of given embeddings", {
+            "CLIP score of two pairs": (-10, CLOSE),
+            "CLIP-S of two pairs": (2.5 * 0.6 / 2, CLOSE),
+            "RefCLIP-S of two pairs": (1.5 * 0.96 / (1.5 + 0.96), CLOSE),  # half of 2 ab / (a + b)
+        }, _clip),
         *_coco(coco),
         _adm(adm, inception, work, device),
     ]  # fmt: skip
@@ -198,9 +212,16 @@ def _digits() -> dict[str, float]:
     return found
 
 
-def _bleu() -> dict[str, float]:
-    from pycocoevalcap.bleu.bleu import Bleu
+def _scores(
+    references: list[list[str]], captions: list[str], metrics: list[str], tokenizer: Any = "spaces"
+) -> dict[str, float]:
+    from .captions.scores import score
 
+    found = score(references, captions, metrics, tokenizer).figures
+    return {name: figure["value"] for name, figure in found.items()}
+
+
+def _bleu() -> dict[str, float]:
     cat = ["the cat is on the mat", "there is a cat on the mat"]
     party = [
         "it is a guide to action that ensures that the military will forever heed party commands",
@@ -212,32 +233,64 @@ def _bleu() -> dict[str, float]:
         "it is a guide to action which ensures that the military always obeys the commands of the "
         "party"
     )
-    the, _ = Bleu(1).compute_score({0: cat}, {0: [" ".join(["the"] * 7)]}, verbose=0)
-    guide, _ = Bleu(2).compute_score({0: party}, {0: [candidate]}, verbose=0)
+    guide = _scores([party], [candidate], ["bleu"])
     return {
-        "BLEU-1 of seven times `the`": the[0],
-        "BLEU-1 of candidate 1": guide[0],
-        "BLEU-2 of candidate 1": guide[1],
+        "BLEU-1 of seven times `the`": _scores([cat], [" ".join(["the"] * 7)], ["bleu"])["bleu_1"],
+        "BLEU-1 of candidate 1": guide["bleu_1"],
+        "BLEU-2 of candidate 1": guide["bleu_2"],
     }
 
 
 def _rouge() -> dict[str, float]:
-    from pycocoevalcap.rouge.rouge import Rouge
+    def rouge(references: list[str], text: str) -> float:
+        return _scores([references], [text], ["rouge_l"])["rouge_l"]
 
     return {
-        f"ROUGE-L of `{text}`": Rouge().calc_score([text], ["police killed the gunman"])
+        f"ROUGE-L of `{text}`": rouge(["police killed the gunman"], text)
         for text in ("police kill the gunman", "the gunman kill police")
-    }
+    } | {"ROUGE-L of no words, a reference too": rouge(["", "police killed the gunman"], "")}
 
 
 def _cider() -> dict[str, float]:
-    from pycocoevalcap.cider.cider import Cider
-
-    texts = {i: [" ".join(f"{word}{i}" for word in "abcde")] for i in range(4)}
-    half = {**texts, 0: texts[1], 1: texts[0]}
+    texts = [" ".join(f"{word}{i}" for word in "abcde") for i in range(4)]
+    references, half = [[text] for text in texts], [texts[1], texts[0], *texts[2:]]
     return {
-        "CIDEr, all captions are references": Cider().compute_score(texts, texts)[0],
-        "CIDEr, half of them, half wrong": Cider().compute_score(texts, half)[0],
+        "CIDEr, all captions are references": _scores(references, texts, ["cider"])["cider"],
+        "CIDEr, half of them, half wrong": _scores(references, half, ["cider"])["cider"],
+    }
+
+
+def _ptb() -> dict[str, float]:
+    # "No." before a line that begins with a number would keep its dot.
+    captions = ["The dog's toy, isn't\nit? No.", "3 brown, dogs RUN!"]
+    words = [["the dog 's toy is n't it no"], ["3 brown dogs run"]]
+    found = _scores(words, captions, ["bleu", "rouge_l"], "ptb")
+    return {"PTB words, BLEU-4": found["bleu_4"], "PTB words, ROUGE-L": found["rouge_l"]}
+
+
+def _meteor() -> dict[str, float]:
+    texts = ["a cat sits on a mat", "two dogs ||| run"]
+    found = _scores([[text] for text in texts], texts, ["meteor"])
+    return {"METEOR, all captions are references": found["meteor"]}
+
+
+def _clip() -> dict[str, float]:
+    from .alignment import clip_score, ref_clip_score
+    from .clip.pairs import Pairs
+
+    class Fixed:
+        def embed_texts(self, texts: list[str]) -> np.ndarray:
+            return np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)[: len(texts)]
+
+    pictures = np.array([[1, 0], [1, 0]], np.float32)
+    texts = np.array([[0.6, 0.8], [-0.8, 0.6]], np.float32)  # cosines .6 and -.8
+    pairs = Pairs(pictures, texts, ["a", "b"], {"prefix": ""})
+    fixed: Any = Fixed()
+    scores = clip_score(pairs) | ref_clip_score(fixed, pairs, [["near", "far"], ["far"]])
+    return {
+        "CLIP score of two pairs": scores["clip_score"]["value"],
+        "CLIP-S of two pairs": scores["clip_s"]["value"],
+        "RefCLIP-S of two pairs": scores["ref_clip_s"]["value"],
     }
 
 
@@ -257,25 +310,26 @@ def _coco(folder: Path | None) -> list[Group]:
         "COCO: CIDEr": (0.600, PRINTED),
     }
 
+    def scored(metrics: list[str]) -> dict[str, float]:
+        return _scores([gts[name] for name in gts], [res[name][0] for name in gts], metrics)
+
     def measure() -> dict[str, float]:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
+        found = scored(["bleu", "rouge_l", "cider"])
+        return dict(zip(scores, found.values(), strict=True))
 
-        bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
-        rest = (Rouge().compute_score(gts, res)[0], Cider().compute_score(gts, res)[0])
-        return dict(zip(scores, (*bleu, *rest), strict=True))
-
-    def measure_meteor() -> dict[str, float]:
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        return {"COCO: METEOR": Meteor().compute_score(gts, res)[0]}
-
-    java = "" if shutil.which("java") else "needs Java"
     return [
         Group(source, scores, measure, needs),
-        Group(source, {"COCO: METEOR": (0.195, PRINTED)}, measure_meteor, needs or java),
+        Group(
+            source,
+            {"COCO: METEOR": (0.195, PRINTED)},
+            lambda: {"COCO: METEOR": scored(["meteor"])["meteor"]},
+            needs or _java(),
+        ),
     ]
+
+
+def _java() -> str:
+    return "" if shutil.which("java") else "needs Java"
 
 
 def _captions(path: Path) -> dict[str, list[str]]:

@@ -63,15 +63,15 @@ def adm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, li
 
 
 def test_everything_that_needs_nothing_passes_here(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    no_java: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = call(capsys, "-o", tmp_path / "new/selftest.json")
     assert code == 0, out + err
     report = json.loads((tmp_path / "new/selftest.json").read_text("utf-8"))
     by_name = {check["name"]: check for check in report["checks"]}
-    assert len(by_name) == len(report["checks"]) == 39
-    assert (report["passed"], report["failed"], report["skipped"]) == (27, 0, 12)
-    assert out.splitlines()[-2] == "27 passed, 0 failed, 12 skipped"
+    assert len(by_name) == len(report["checks"]) == 46
+    assert (report["passed"], report["failed"], report["skipped"]) == (31, 0, 15)
+    assert out.splitlines()[-2] == "31 passed, 0 failed, 15 skipped"
     for check in report["checks"]:
         assert {"name", "source", "expected", "tolerance"} < set(check)
         assert ("passed" in check) != ("skipped" in check)
@@ -81,13 +81,46 @@ def test_everything_that_needs_nothing_passes_here(
     noise, real = (by_name[f"digits: Fréchet distance of {x}"] for x in ("noise", "real ones"))
     assert noise["found"] > 50 * real["found"]
     skipped = {check["skipped"] for check in report["checks"] if "skipped" in check}
-    assert {text[:12] for text in skipped} == {"needs --coco", "needs --adm "}
+    assert {text[:12] for text in skipped} == {"needs --coco", "needs --adm ", "needs Java"}
     assert REFERENCE in out
     assert "--inception FILE" in out
 
 
+def test_what_needs_java_passes_where_it_is() -> None:
+    if shutil.which("java") is None:
+        pytest.skip("needs Java")
+    known = ("PTB", "METEOR")
+    groups = [group for group in checks() if next(iter(group.known)).startswith(known)]
+    found = list(run(groups))
+    assert len(found) == 3
+    assert all(check["passed"] for check in found), found
+
+
+@pytest.mark.parametrize(
+    ("place", "broken", "failing"),
+    [
+        (
+            "captions.scores.tokenise",
+            lambda t, _: [" ".join(sorted(x.split())) for x in t],
+            "ROUGE",
+        ),
+        ("alignment._clip_s", lambda cosines: 2.5 * cosines, "CLIP-S"),
+        ("alignment.WEIGHT", 2.0, "RefCLIP-S"),
+    ],
+)
+def test_captions_and_cosines_are_judged_by_the_projects_own_code(
+    place: str, broken: Any, failing: str, no_java: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"mmfusion.eval.{place}", broken)
+    failed = [check["name"] for check in run(checks()) if check.get("passed") is False]
+    assert any(name.startswith(failing) for name in failed)
+
+
 def test_a_wrong_number_fails_with_exit_code_1(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_java: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = selftest.frechet_distance
     monkeypatch.setattr(selftest, "frechet_distance", lambda a, b: real(a, b) + 2e-3)
@@ -98,14 +131,17 @@ def test_a_wrong_number_fails_with_exit_code_1(
     assert len(failed) == report["failed"] == 5
     assert all("Fréchet distance" in name for name in failed)
     assert sum(line.startswith("  FAILED") for line in out.splitlines()) == 5
-    assert "22 passed, 5 failed, 12 skipped" in out
+    assert "26 passed, 5 failed, 15 skipped" in out
 
 
 @pytest.mark.parametrize(
     "name", ["kernel_distance", "precision_recall", "inception_score", "frechet_distance"]
 )
 def test_a_part_that_breaks_fails_and_the_rest_goes_on(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    no_java: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*given: Any, **options: Any) -> None:
         raise RuntimeError("no such routine\nsecond line")
@@ -206,7 +242,10 @@ def test_bad_caption_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_adm_figures_are_asked_for_and_judged(
-    adm: tuple[Path, Path, list[tuple]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    adm: tuple[Path, Path, list[tuple]],
+    no_java: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     folder, weights, asked = adm
     work = tmp_path / "work"
@@ -214,7 +253,7 @@ def test_adm_figures_are_asked_for_and_judged(
         capsys, "--adm", folder, "--inception", weights, "--work", work, "--device", "cpu"
     )
     assert code == 0, out + err
-    assert "32 passed, 0 failed, 7 skipped" in out
+    assert "36 passed, 0 failed, 10 skipped" in out
     extractor = (f"inception:{weights}", "cpu")
     assert asked == [
         (str(folder / SAMPLES), str(folder / REFERENCE), extractor, list(ADM_FIGURES), work)
