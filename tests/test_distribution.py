@@ -763,3 +763,25 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
     first, second = (sorted((tmp_path / f"work{world}").glob("*/*.npz")) for world in (1, 2))
     assert len(first) == 4
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_an_inception_score_of_sorted_pictures_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    """Four classes in four splits: each split has one, so the score is 1 where it should be 4."""
+    monkeypatch.setattr(distribution, "SPLIT", 300)
+
+    class Sorted(Simple):
+        def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+            return super().__call__(pictures) | {
+                "logits": np.eye(1008, dtype=np.float32)[[p[0, 0, 0] for p in pictures]] * 50
+            }
+
+    four = np.arange(4, dtype=np.uint8)
+    for name, order in (("sorted", np.repeat(four, 300)), ("turns", np.tile(four, 300))):
+        pixels = np.tile(order[:, None, None, None], (4, 4, 3))
+        np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
+        made = open_pictures(str(tmp_path / f"{name}.npz"))
+        figure = measure(made, None, Sorted(), ["is"], tmp_path / "work" / name)["is"]
+        told = "which is the one to compare" in figure.get("warning", "")
+        assert told == (name == "sorted")
+        assert figure["shuffled"] > 3.9
+    assert figure["value"] > 3.9

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Pat
     return path
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, for the commands that they start, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def command(settings: Path, output: Path) -> list[str]:
@@ -65,11 +69,8 @@ def report_of(output: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    settings: Path, tmp_path_factory: pytest.TempPathFactory, cache: Path
-) -> tuple[Path, str]:
+def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("alone")
-    os.environ["MMFUSION_CACHE"] = str(cache)
     return output, launch(command(settings, output))
 
 

@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mmfusion.errors import UserError
 
 BLOCK = 1 << 24
 """Numbers in a block: 128 MiB in float64. Features are widened a block at a time."""
+
+
+one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Sums in the same order on any number of cores, so that a launcher changes no digit."""
 
 
 def checked(features: np.ndarray, metric: str, which: str, least: int = 2) -> np.ndarray:

@@ -17,13 +17,14 @@ import numpy as np
 
 from mmfusion.errors import UserError
 
-from .checked import blocks, check_dimensions, checked
+from .checked import blocks, check_dimensions, checked, one_thread
 
 METRIC = "Fréchet distance"
 Moments = tuple[np.ndarray, np.ndarray]
 """Mean (d,) and covariance (d, d), as reference files hold them."""
 
 
+@one_thread
 def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
     """Fréchet distance between `a` and `b`, each of them features (n, d) or moments.
 

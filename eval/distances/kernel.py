@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from mmfusion.errors import UserError
 
-from .checked import checked_pair
+from .checked import checked_pair, one_thread
 
 
+@one_thread
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:

@@ -32,8 +32,6 @@ from mmfusion.manifest import sha256
 from .base import Extractor
 
 URL = URL_INCEPTION_V3
-PUBLISHED = URL.rpartition("-")[2].removesuffix(".pth")
-"""The first digits of the published file's SHA-256, which end its name."""
 CHANNELS = 7  # 7 x 17 x 17 = 2,023 numbers, about as many as pool_3 has
 
 
@@ -52,7 +50,7 @@ class InceptionExtractor(Extractor):
         path = Path(file) if file else _published()
         state = dict(checkpoint.read(path))
         self.sha256 = sha256(path)
-        if not self.sha256.startswith(PUBLISHED):
+        if not self.sha256.startswith(_prefix()):
             self.doubt = "not the published file of weights: compare with no published FID"
         bad = [name for name, value in state.items() if not isinstance(value, Tensor)]
         try:
@@ -89,6 +87,11 @@ class InceptionExtractor(Extractor):
         return {name: tensor.cpu().numpy() for name, tensor in made.items()}
 
 
+def _prefix() -> str:
+    """The first digits of the published file's SHA-256, which end its name."""
+    return URL.rpartition("-")[2].removesuffix(".pth")
+
+
 def _published() -> Path:
     """The published weights, in torch's hub cache; their name ends in the hash's first digits."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
@@ -96,12 +99,12 @@ def _published() -> Path:
         if not path.is_file():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(URL, str(path), hash_prefix=PUBLISHED)
+                torch.hub.download_url_to_file(URL, str(path), hash_prefix=_prefix())
             except (OSError, RuntimeError, ValueError, urllib.error.URLError) as error:
                 raise UserError(
                     f"features inception: the weights cannot be had from {URL} "
                     f"({first_line(error)}); get them otherwise and give `inception:FILE`"
                 ) from None
-    if not sha256(path).startswith(PUBLISHED):
+    if not sha256(path).startswith(_prefix()):
         raise UserError(f"features inception: {path} is damaged; delete it")
     return path
