@@ -14,8 +14,12 @@ def fid(
         str, typer.Argument(help="what to judge: a folder, shards (.tar), or an .npz of samples")
     ],
     reference: Annotated[
-        str, typer.Argument(help="what to compare with: the same, or an ADM reference .npz")
-    ],
+        str | None,
+        typer.Argument(
+            help="what to compare with: the same, or an ADM reference .npz; without it, only "
+            "the Inception Score is measured"
+        ),
+    ] = None,
     features: Annotated[
         str,
         typer.Option(
@@ -50,7 +54,8 @@ def fid(
         if name not in METRICS:
             raise UserError(f"--metrics {name}: choose from {', '.join(METRICS)}")
     check_output(output)
-    made, real = open_pictures(pictures, size), open_pictures(reference, size)
+    made = open_pictures(pictures, size)
+    real = open_pictures(reference, size) if reference else None
     extractor = make_extractor(features)
     figures = measure(made, real, extractor, asked or None, work)
     if figures:  # else they are another rank's
