@@ -4,6 +4,7 @@ The models are tiny and random, saved to disk as open_clip saves them.
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -736,24 +737,30 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
         return embed_pairs(clip, pictures, texts, work=tmp_path, digest="d")
 
     first = shared()
-    made = sorted(tmp_path.rglob("*.npy"))
+    made = sorted(tmp_path.rglob("*.npz"))
     assert [p.name for p in made if "pictures" in p.name] == [
-        f"pictures-{a:08d}.npy" for a in (0, 8, 16, 24)
+        f"pictures-{a:08d}.npz" for a in (0, 8, 16, 24)
     ]
     kept = {path: path.read_bytes() for path in made}
     made[1].unlink()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     second = shared()
-    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.npy"))} == kept
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.npz"))} == kept
     for pairs in (first, second):
         np.testing.assert_array_equal(pairs.pictures, alone.pictures)
         np.testing.assert_array_equal(pairs.texts, alone.texts)
-    monkeypatch.setattr(Clip, "embed_pictures", None)  # all is there
-    shared()
-    np.save(made[0], np.array([{}], object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"damaged.*delete it"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Clip, "embed_pictures", None)  # all is there
         shared()
+    flipped = bytearray(kept[made[0]])
+    flipped[len(flipped) // 2] ^= 1
+    pickled = io.BytesIO()
+    np.savez(pickled, rows=np.array([{}] * 8, object))
+    for damage in (b"", bytes(flipped), pickled.getvalue(), kept[made[0]][:-9]):
+        made[0].write_bytes(damage)  # and it is made again
+        np.testing.assert_array_equal(shared().pictures, alone.pictures)
+        assert made[0].read_bytes() == kept[made[0]]
     with pytest.raises(ValueError, match="digest"):
         embed_pairs(clip, pictures, texts, work=tmp_path)
     (tmp_path / "file").touch()
@@ -936,8 +943,8 @@ def test_processes_share_their_work_unasked(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert run(*asked, tmp_path / "shared.json")[0] == 0
-    kept = [path.name for path in cache.glob("embeddings/*/*.npy")]
-    assert sorted(kept) == ["pictures-00000000.npy", "texts-00000000.npy"]
+    kept = [path.name for path in cache.glob("embeddings/*/*.npz")]
+    assert sorted(kept) == ["pictures-00000000.npz", "texts-00000000.npz"]
     assert (tmp_path / "shared.json").read_text() == (tmp_path / "alone.json").read_text()
 
 

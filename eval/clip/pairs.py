@@ -6,7 +6,8 @@ nothing else does.
 
 import functools
 import hashlib
-import os
+import io
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy.stats import ttest_1samp, wilcoxon
 from tqdm import tqdm
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import write
 
 from ..work import share
 from .model import Clip, Pictures
@@ -151,31 +153,42 @@ def _rows(
                 bar.update(b - a)
         return np.concatenate(made)
 
-    def write(path: Path, a: int, b: int) -> None:
-        part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as file:
-            np.save(file, make(a, b), allow_pickle=False)
-        os.replace(part, path)
+    def write_rows(path: Path, a: int, b: int) -> None:
+        file = io.BytesIO()
+        np.savez(file, rows=make(a, b))  # with a checksum
+        write(path, file.getvalue())
 
-    parts = {folder / f"{what}-{a:08d}.npy": functools.partial(write, a=a, b=b) for a, b in spans}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        share(parts, what, what.rstrip("s"), n, PART)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another folder "
-            "with --work"
-        ) from None
-    held = []
-    for path, (a, b) in zip(parts, spans, strict=True):
+    parts = {folder / f"{what}-{a:08d}.npz": functools.partial(write_rows, a=a, b=b)
+             for a, b in spans}  # fmt: skip
+    held: dict[Path, np.ndarray] = {}
+    while len(held) < len(parts):
         try:
-            rows = np.load(path, allow_pickle=False)
-            if len(rows) != b - a:
-                raise ValueError(f"{len(rows)} rows")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it and start again") from None
-        held.append(rows)
-    return np.concatenate(held)
+            folder.mkdir(parents=True, exist_ok=True)
+            share(parts, what, what.rstrip("s"), n, PART)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another "
+                "folder with --work"
+            ) from None
+        for path, (a, b) in zip(parts, spans, strict=True):
+            if path not in held and (rows := _read(path, b - a)) is not None:
+                held[path] = rows
+    return np.concatenate([held[path] for path in parts])
+
+
+def _read(path: Path, count: int) -> np.ndarray | None:
+    """The rows of a part; a damaged one is removed, and made again."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            rows: np.ndarray = kept["rows"]
+        if len(rows) != count:
+            raise ValueError("not as many rows")
+    except FileNotFoundError:  # another rank found it damaged, too
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        path.unlink(missing_ok=True)
+        return None
+    return rows
 
 
 def _check_activation(clip: Clip, pairs: Pairs, pictures: Pictures, rows: Callable) -> None:
