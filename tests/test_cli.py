@@ -556,6 +556,22 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
     assert "wrote" in run("eval", folder)[1]  # the same weights, another model
 
 
+def test_a_report_is_of_the_same_only_if_all_it_depends_on_is(tmp_path: Path) -> None:
+    from mmfusion.cli.evaluation.run import _is_of
+
+    report = tmp_path / "report.json"
+    facts = {"model": "m", "settings": {"seed": 0}, "inputs": {"data": "ab"}, "size": (1, 2)}
+    assert not _is_of(report, facts)
+    report.write_text(json.dumps({**facts, "figures": {}, "seconds": {}}), "utf-8")
+    assert _is_of(report, facts)
+    for name, value in (("settings", {"seed": 1}), ("inputs", {"data": "cd"}), ("versions", {})):
+        assert not _is_of(report, {**facts, name: value})
+    for foreign in ("{", "[]", "{}"):
+        report.write_text(foreign, "utf-8")
+        with pytest.raises(UserError, match=r"report\.json: not a report of this program"):
+            _is_of(report, facts)
+
+
 def test_a_dry_run_needs_no_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run("train", "--config", "mm_xl", "--dry-run", "--ranks", 64)
