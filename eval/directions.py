@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image as Picture
@@ -18,16 +18,16 @@ from mmfusion.config.evaluation import Asked, ClassToImage, Drawn, ImageToText, 
 from mmfusion.errors import UserError
 from mmfusion.generation.scoring import Likelihood
 
-from .alignment import PREFIX, clip_score, ref_clip_score, retrieval
 from .answers import Answers, Kept
 from .captions.scores import LACKING, score
-from .clip.model import load_clip
-from .clip.pairs import embed_pairs
 from .corpus import Corpus
 from .distribution import impossible, key_of, measure
 from .extractors import make_extractor
 from .pictures import open_pictures, write_npz
 from .work import rank
+
+if TYPE_CHECKING:
+    from .clip.model import Clip
 
 Figures = dict[str, Any]
 Cells = list[dict[str, Any]]
@@ -140,7 +140,7 @@ class Drawings(_Drawing):
         answers.check("text_to_image", asked.sampling)
         self.corpus = Corpus(asked.data, answers.fits)
         super().__init__(answers, asked, asked.reference or asked.data, places)
-        self.clip = load_clip(asked.clip) if asked.clip else None
+        self.clip = _load_clip(asked.clip)
         self.inputs["data"] = self.corpus.shards.digest
         if self.clip:
             self.inputs[self.clip.name] = self.clip.sha256
@@ -152,6 +152,9 @@ class Drawings(_Drawing):
         figures = self.compare(made)
         lines: list[list[str]] = [[] for _ in prompts]
         if self.clip:
+            from .alignment import clip_score, retrieval
+            from .clip.pairs import embed_pairs
+
             pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
             found = {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
             figures |= _described(found, about)
@@ -184,7 +187,7 @@ class Captions:
         answers.check("image_to_text", asked.sampling)
         self.answers, self.asked, self.places = answers, asked, places
         self.corpus = Corpus(asked.data, answers.fits)
-        self.clip = load_clip(asked.clip) if asked.clip else None
+        self.clip = _load_clip(asked.clip)
         lacking = {metric: LACKING[metric]() for metric in asked.metrics if metric in LACKING}
         self.left_out = {metric: f"needs {what}" for metric, what in lacking.items() if what}
         self.inputs: dict[str, Any] = {"data": self.corpus.shards.digest, "lacks": self.left_out}
@@ -201,6 +204,9 @@ class Captions:
             figures["perplexity"] = _perplexity(self.answers, pictures, self.corpus.usable)
         pairs = None
         if self.clip:
+            from .alignment import PREFIX, ref_clip_score
+            from .clip.pairs import embed_pairs
+
             texts = [text or "." for text in written]  # nothing said matches as nothing does
             pairs = embed_pairs(
                 self.clip, pictures, texts, PREFIX, self.places.own, pictures.digest
@@ -221,6 +227,15 @@ class Captions:
             for i in range(min(SHOWN, len(written)))
         ]  # fmt: skip
         return figures, {"image_to_text_answers": cells}
+
+
+def _load_clip(spec: str | None) -> "Clip | None":
+    """The CLIP model, if one is asked for: open_clip takes seconds to be imported."""
+    if spec is None:
+        return None
+    from .clip.model import load_clip
+
+    return load_clip(spec)
 
 
 def _options(asked: Asked) -> dict[str, Any]:

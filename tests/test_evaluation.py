@@ -45,7 +45,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, digits_data: Path) -> Pat
             "data": held_out, "pictures": 20, "metrics": ["bleu", "cider"], "tokenizer": "plain",
             "sampling": {"beams": 2}, "clip": clip,
         },
-        "digits": {"data": str(digits_data), "pictures": 20, "held_out": 10, "edits": 10},
+        "digits": {"data": str(digits_data), "pictures": 20, "held_out": 10, "edits": 6},
     }  # fmt: skip
     path = tmp_path_factory.mktemp("settings") / "e.yaml"
     path.write_text(yaml.safe_dump(evaluation), "utf-8")
@@ -128,7 +128,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     assert (
         made.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("answers/*/*.tar")}.items()
     )
-    assert "already there" in launch(command(settings, tmp_path))
 
 
 @pytest.mark.parametrize(
