@@ -138,8 +138,13 @@ class Clip:
     def _run(self, encode: torch.nn.Module, batch: torch.Tensor, normalised: bool) -> np.ndarray:
         # TF32 would make a GPU's convolutions less exact than fp32.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
-            found = encode(batch.to(self._device), normalize=normalised).float().cpu().numpy()
+        cores = torch.get_num_threads()
+        torch.set_num_threads(1)  # so that bits do not depend on how many there are
+        try:
+            with torch.inference_mode(), exact:
+                found = encode(batch.to(self._device), normalize=normalised).float().cpu().numpy()
+        finally:
+            torch.set_num_threads(cores)
         if not np.isfinite(found).all():
             raise UserError(f"CLIP model {self.name}: gives numbers that are not finite")
         return found
