@@ -72,7 +72,7 @@ class _Drawing:
         self.size = answers.config.image.size
         self.reference = open_pictures(reference, self.size) if reference else None
         self.extractors = [make_extractor(spec) for spec in asked.features]
-        self.inputs: dict[str, Any] = {e.name: e.sha256 for e in self.extractors}
+        self.inputs: dict[str, Any] = {"extractors": [list(e.identity) for e in self.extractors]}
         if self.reference:
             self.inputs["reference"] = self.reference.digest
 
@@ -143,7 +143,7 @@ class Drawings(_Drawing):
         self.clip = _load_clip(asked.clip)
         self.inputs["data"] = self.corpus.shards.digest
         if self.clip:
-            self.inputs[self.clip.name] = self.clip.sha256
+            self.inputs["clip"] = list(self.clip.identity)
 
     def measure(self) -> Findings:
         prompts = self.corpus.prompts(self.asked.pictures, self.answers.seed)
@@ -192,7 +192,7 @@ class Captions:
         self.left_out = {metric: f"needs {what}" for metric, what in lacking.items() if what}
         self.inputs: dict[str, Any] = {"data": self.corpus.shards.digest, "lacks": self.left_out}
         if self.clip:
-            self.inputs[self.clip.name] = self.clip.sha256
+            self.inputs["clip"] = list(self.clip.identity)
 
     def measure(self) -> Findings:
         pictures = self.corpus.pictures(self.asked.pictures)

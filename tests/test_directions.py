@@ -1,5 +1,6 @@
 """What is asked of a corpus, and figures that the directions work out themselves, by hand."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from material import encoded
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.eval import directions, shown
 from mmfusion.eval.corpus import Corpus
+from mmfusion.eval.extractors.pixels import PixelExtractor
 
 from mmfusion.config.evaluation import ClassToImage, EvaluationConfig
 from mmfusion.errors import UserError
@@ -148,6 +150,24 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
     figure = directions._perplexity(told, Shown(told.pictures[:2]), [["a", "b"], ["c"]])  # type: ignore[arg-type]
     assert figure["value"] == pytest.approx(math.e)
     assert (figure["n"], figure["texts"], figure["tokens"]) == (2, 3, 9)
+
+
+def test_inputs_know_the_data_and_the_networks_configs(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(classes=["a"], image=SimpleNamespace(size=8))
+    answers: Any = SimpleNamespace(config=config, check=lambda task, options: None)
+
+    def inputs(reference: Path) -> dict[str, Any]:
+        asked = ClassToImage(reference=str(reference / "*.tar"), features=["pixels"])
+        return directions.Classes(answers, asked, directions.Places(tmp_path)).inputs
+
+    first = inputs(shards)
+    assert inputs(shards) == json.loads(json.dumps(first)) == first
+    write_shards(tmp_path / "other", "x", [("0", {"png": encoded(0)})])
+    assert inputs(tmp_path / "other") != first
+    monkeypatch.setattr(PixelExtractor, "version", "another config")
+    assert inputs(shards) != first
 
 
 def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> None:

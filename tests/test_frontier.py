@@ -295,7 +295,9 @@ def test_without_a_measurement_the_command_is_named(digits: Digits) -> None:
         Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
     # Another machine's does not count, but is told.
     kept(known(digits.digest, HERE, TASK), model_sha256=digits.digest)
-    with pytest.raises(UserError, match=r"but on Tin Can 9, 2 threads, float32"):
+    folder = known(digits.digest, digits.machine, TASK).parent
+    (folder / f"{digits.digest[:16]}-of-another-{TASK}.json").write_text("{", "utf-8")
+    with pytest.raises(UserError, match=r"\(but on Tin Can 9, 2 threads, float32\)"):
         Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
     bare = Pipeline(digits.plain.config, digits.plain.decoder, digits.plain.tokenizer)
     with pytest.raises(UserError, match=r"came from no exported folder.*frontier=PATH"):

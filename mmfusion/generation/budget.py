@@ -1,6 +1,7 @@
 """A time budget: the best measured way to draw within so many milliseconds, on this machine."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,9 @@ class Budget:
             )
         path = known(self.digest, self.machine, task)
         if not path.is_file():
-            others = path.parent.glob(f"{self.digest[:16]}-*-{task}.json")
-            seen = "; ".join(sorted(str(read(other).machine) for other in others))
             raise UserError(
                 f"budget_ms: {task} of this model was not measured on {self.machine}"
-                f"{f' (but on {seen})' if seen else ''}; run\n"
+                f"{self._elsewhere(path.parent, task)}; run\n"
                 f"  mmfusion eval frontier --model MODEL --task {task} --reference DATA -o FOLDER\n"
                 "with this model once, or give frontier=PATH"
             )
@@ -138,6 +137,14 @@ class Budget:
         if (frontier.model_sha256, frontier.task) != (self.digest, task):
             raise UserError(f"{path}: not of this model and task; delete it and measure anew")
         return self._current(frontier, path)
+
+    def _elsewhere(self, folder: Path, task: str) -> str:
+        """On which other machines a task was measured; a damaged file tells nothing."""
+        seen = []
+        for other in folder.glob(f"{str(self.digest)[:16]}-*-{task}.json"):
+            with suppress(UserError):
+                seen.append(str(read(other).machine))
+        return f" (but on {'; '.join(sorted(seen))})" if seen else ""
 
     def _current(self, frontier: Frontier, path: Path) -> Frontier:
         then = frontier.versions.get("torch")
