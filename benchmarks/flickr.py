@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.shards import Shards, write_shards
-from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
 from mmfusion import Pipeline, losses
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.data_pipelines.shards import Shards, write_shards
+from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 from mmfusion.mask import dense_mask
 from mmfusion.packing import collate
 from mmfusion.sequence import Image, Row

@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from mmfusion.data_pipelines import storage
-from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.order import Order
-from mmfusion.data_pipelines.shards import Shards, write_shards
 from PIL import Image as Picture
 from PIL import ImageFilter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmfusion.codecs.image import prepare
 from mmfusion.config import Config
+from mmfusion.data_pipelines import storage
+from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.order import Order
+from mmfusion.data_pipelines.shards import Shards, write_shards
 
 SLOTS, BLOCK, SIZE = 64, 16, 256  # a rank of 4 on mm_xl has 64 row slots
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmfusion.data_pipelines.shards import Shards, write_shard
 from PIL import Image as Picture
 
 from mmfusion import Pipeline
 from mmfusion.config import ModelConfig
+from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import UserError, first_line
 from mmfusion.files import write
 from mmfusion.generation.scoring import Likelihood

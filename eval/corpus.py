@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmfusion.data_pipelines.samples import FACTS, PICTURES
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 from tqdm import tqdm
 
+from mmfusion.data_pipelines.samples import FACTS, PICTURES
+from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 

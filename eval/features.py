@@ -6,11 +6,7 @@ what was stopped goes on.
 """
 
 import hashlib
-import os
-import socket
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,21 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError
 from mmfusion.files import cache_folder
 
 from .extractors import Extractor
 from .pictures import PictureSet
-from .work import share
+from .rows import Arrays, Rows
 
 PART = 256
 """Pictures in a file: a multiple of every extractor's batch."""
-VERSION = 2
+VERSION = 3
 """Of how pictures are read and of what a part looks like."""
 MOST_WORKERS = 8  # each has a batch in memory
 NAMES = ("features", "spatial", "logits")
 SIZES = "sizes"
-REMEDY = "make room, or name another folder with --work or $MMFUSION_CACHE"
 
 
 @dataclass(frozen=True)
@@ -62,22 +57,10 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
     Raises:
         UserError: there are no pictures, one of them is damaged, or `work` cannot be used.
     """
-    spans = make(pictures, extractor, work)
-    held: dict[Path, dict[str, np.ndarray]] = {}
-    while len(held) < len(spans):
-        for path, span in spans.items():
-            if path not in held:
-                try:
-                    held[path] = _read(path, extractor.gives, len(span))
-                except FileNotFoundError:  # another rank found it damaged, too
-                    continue
-                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                    path.unlink(missing_ok=True)  # and it is made again
-        if len(held) < len(spans):
-            make(pictures, extractor, work)
+    found = _rows(pictures, extractor, work).read()
     arrays: dict[str, np.ndarray | None] = dict.fromkeys((*NAMES, SIZES))
     for name in (*extractor.gives, SIZES):
-        parts = [held[path].pop(name) for path in spans]
+        parts = found.pop(name)
         if len({part.shape[1:] for part in parts}) > 1:
             raise UserError(
                 f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
@@ -89,34 +72,27 @@ def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None
     return Features(features, spatial, logits, sizes, len(pictures), *about)  # type: ignore[arg-type]
 
 
-def make(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> dict[Path, range]:
-    """Make the parts that are not there, with all other ranks; the numbers in each file.
+def make(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> None:
+    """Make the parts that are not there, with all other ranks, and hold none.
 
     Raises:
         UserError: as `extract`.
     """
+    _rows(pictures, extractor, work).fill()
+
+
+def _rows(pictures: PictureSet, extractor: Extractor, work: Path | None) -> Rows:
     if not len(pictures):
         raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
     known = (VERSION, PART, pictures.digest, pictures.size, extractor.identity)
     name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
     folder = (work or cache_folder() / "features") / name
-    spans = {
-        folder / f"{start // PART:06d}.npz": range(start, min(start + PART, len(pictures)))
-        for start in range(0, len(pictures), PART)
-    }
-    makers = {path: partial(_make, pictures, extractor, span) for path, span in spans.items()}
     what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        share(makers, what, "picture", len(pictures), PART)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: features cannot be kept there ({first_line(error)}); {REMEDY}"
-        ) from None
-    return spans
+    compute = partial(_make, pictures, extractor)
+    return Rows(folder, "", len(pictures), PART, compute, what, "picture")
 
 
-def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -> None:
+def _make(pictures: PictureSet, extractor: Extractor, span: range) -> Arrays:
     """One part; on a CPU by threads that compute alone, so that bits do not depend on cores.
 
     Pictures are read here, in their order, which a compressed file needs.
@@ -129,33 +105,11 @@ def _make(pictures: PictureSet, extractor: Extractor, span: range, path: Path) -
             made = list(pool.map(partial(_batch, extractor), map(pictures.read, batches)))
     finally:
         torch.set_num_threads(cores)
-    arrays = {
+    return {
         name: np.concatenate([part[name] for part in made]) for name in (*extractor.gives, SIZES)
     }
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"{path}: features cannot be kept ({first_line(error)}); {REMEDY}"
-        ) from None
 
 
 def _batch(extractor: Extractor, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
     sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
     return {**extractor(pictures), SIZES: sizes}
-
-
-def _read(path: Path, names: tuple[str, ...], count: int) -> dict[str, np.ndarray]:
-    """A part; an npz has checksums, so a flipped bit is found."""
-    with np.load(path, allow_pickle=False) as kept:
-        arrays = {name: kept[name] for name in (*names, SIZES)}
-    for name, array in arrays.items():
-        kind = np.int32 if name == SIZES else np.float32
-        if array.dtype != kind or array.ndim != 2 or len(array) != count:
-            raise ValueError("not the features of these pictures")
-    return arrays

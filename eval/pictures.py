@@ -13,14 +13,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from mmfusion.data_pipelines.pictures import SUFFIXES
-from mmfusion.data_pipelines.samples import PICTURES
-from mmfusion.data_pipelines.shards import Shards
-from mmfusion.data_pipelines.storage import is_remote
 from PIL import Image as Picture
 from tqdm import tqdm
 
 from mmfusion.codecs.image import flat, open_picture, prepare
+from mmfusion.data_pipelines.pictures import SUFFIXES
+from mmfusion.data_pipelines.samples import PICTURES
+from mmfusion.data_pipelines.shards import Shards
+from mmfusion.data_pipelines.storage import is_remote
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.manifest import sha256
 

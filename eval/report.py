@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.data_pipelines.corpora.digits import NAMES
-
 from mmfusion.errors import UserError
 from mmfusion.files import write
 

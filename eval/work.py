@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mmfusion.data_pipelines.jobs import claim
 from tqdm import tqdm
+
+from mmfusion.data_pipelines.jobs import claim
 
 WAIT = 0.5
 """Seconds between two looks at what others are still making."""

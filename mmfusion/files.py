@@ -18,5 +18,9 @@ def write(path: Path, data: bytes) -> None:
     """Write a file that appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from helpers import make_tokenizer
-from mmfusion.data_pipelines.corpora.digits import write_digits
 
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.data_pipelines.corpora.digits import write_digits
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.corpora.digits import CONTINUATION, NAMES, captions
-from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
+from mmfusion.data_pipelines.corpora.digits import CONTINUATION, NAMES, captions
+from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.sequence import Document, Image, Label, Row, Text

@@ -25,11 +25,11 @@ import numpy as np
 from bad_pictures import noise, saved
 from bad_samples import npy, odd
 from helpers import make_tokenizer
-from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.shards import Shards, write_shard
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
+from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import Damage, UserError
 from mmfusion.sequence import Image
 

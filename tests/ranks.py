@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.loader import Loader
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from mmfusion.cli.train import train
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, load
+from mmfusion.data_pipelines.loader import Loader
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.mask import dense_mask

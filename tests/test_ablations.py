@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmfusion.data_pipelines.tokenizer import train_tokenizer
 
 from benchmarks.ablations import arms, findings, judge, sampling, tables, training
 from benchmarks.ablations.arms import ARMS, SIZES, Arm, model_config
 from benchmarks.ablations.data import TONES, Data, digits
 from benchmarks.ablations.dit import DiT, parameters
 from benchmarks.ablations.findings import Figure, verdict
+from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.sequence import Image
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import make_tokenizer, model_config, picture, random_decoder
-from mmfusion.data_pipelines.shards import Shards
-from mmfusion.eval import answers as module
-from mmfusion.eval import work
-from mmfusion.eval.answers import Answers
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
+from mmfusion.eval import answers as module
+from mmfusion.eval import work
+from mmfusion.eval.answers import Answers
 
 fork = multiprocessing.get_context("fork")
 STEPS = {"num_inference_steps": 3}

@@ -21,18 +21,18 @@ from bad_pictures import FINE, LOST, noise, saved
 from bad_samples import CLASS, DRAW, JSON_KINDS, LABEL, LATENT_KINDS, MIXED, Kind, npy, odd
 from bad_shards import SHARDS
 from material import encoded, jsonl, make_vae, save
-from mmfusion.data_pipelines.corpora.captions import write_captions
-from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
-from mmfusion.data_pipelines.latents import write_latents
-from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.pictures import PictureReader
-from mmfusion.data_pipelines.shards import Shards, write_shard
 from ranks import CHECKOUT, environment
 from test_loader import config, labels, steps, totals
 
 from mmfusion.codecs.image import open_picture, prepare
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ImageConfig
+from mmfusion.data_pipelines.corpora.captions import write_captions
+from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+from mmfusion.data_pipelines.latents import write_latents
+from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.pictures import PictureReader
+from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import Damage
 from mmfusion.packing import Batch
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mmfusion.cli import main
 from mmfusion.data_pipelines.corpora.digits import NAMES, captions
+from mmfusion.errors import UserError
 from mmfusion.eval.captions import java
 from mmfusion.eval.captions.clean import clean
 from mmfusion.eval.captions.coco import pair, read_references, read_results
@@ -18,9 +21,6 @@ from mmfusion.eval.captions.meteor import meteor
 from mmfusion.eval.captions.scores import METRICS, Scores, score
 from mmfusion.eval.captions.spice import spice
 from mmfusion.eval.captions.tokenizers import tokenise
-
-from mmfusion.cli import main
-from mmfusion.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 COCO, FLICKR = SHARED / "coco_caption_eval", SHARED / "flickr8k_1k"

@@ -19,8 +19,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip import factory
+from PIL import Image as Picture
+from tiny_clip import CONFIG as TINY
+from tiny_clip import CONTEXT, SIDE
+from torch.nn import functional as F
+
+from mmfusion.cli import main
 from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.errors import UserError
 from mmfusion.eval.alignment import (
     PREFIX,
     clip_score,
@@ -35,14 +43,6 @@ from mmfusion.eval.clip.captioned import open_captioned, read_texts
 from mmfusion.eval.clip.model import Clip, load_clip
 from mmfusion.eval.clip.pairs import Pairs, embed_pairs
 from mmfusion.eval.shown import table
-from open_clip import factory
-from PIL import Image as Picture
-from tiny_clip import CONFIG as TINY
-from tiny_clip import CONTEXT, SIDE
-from torch.nn import functional as F
-
-from mmfusion.cli import main
-from mmfusion.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(  # archives as OpenAI's are made in no other way
     "ignore::torch.jit.TracerWarning",

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from material import save
-from mmfusion.data_pipelines.check import check_data
 
 from mmfusion.config import load
+from mmfusion.data_pipelines.check import check_data
 from mmfusion.errors import UserError
 
 

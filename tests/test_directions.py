@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from helpers import picture
 from material import encoded
+
+from mmfusion.config.evaluation import ClassToImage, EvaluationConfig
 from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.errors import UserError
 from mmfusion.eval import directions, shown
 from mmfusion.eval.corpus import Corpus
 from mmfusion.eval.extractors.pixels import PixelExtractor
-
-from mmfusion.config.evaluation import ClassToImage, EvaluationConfig
-from mmfusion.errors import UserError
 from mmfusion.generation.scoring import Likelihood
 
 

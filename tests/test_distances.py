@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
+from mmfusion.errors import UserError
 from mmfusion.eval.distances import checked, manifold
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments, moments
 from mmfusion.eval.distances.inception_score import inception_score
 from mmfusion.eval.distances.kernel import kernel_distance
 from mmfusion.eval.distances.manifold import precision_recall
-
-from mmfusion.errors import UserError
 
 REGULAR, DEFICIENT = (400, 300, 16), (30, 20, 64)
 ONE_DEFICIENT, MANY_OF_ONE = (300, 20, 64), (20, 300, 64)

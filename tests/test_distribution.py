@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
+
+from mmfusion.cli import main
+from mmfusion.codecs.image import prepare
 from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.errors import UserError
 from mmfusion.eval import distribution
 from mmfusion.eval import features as cache
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
@@ -24,11 +29,6 @@ from mmfusion.eval.extractors import make_extractor
 from mmfusion.eval.extractors.base import Extractor
 from mmfusion.eval.features import extract
 from mmfusion.eval.pictures import open_pictures, write_npz
-from PIL import Image as Picture
-
-from mmfusion.cli import main
-from mmfusion.codecs.image import prepare
-from mmfusion.errors import UserError
 
 POOL, SPATIAL = 64, 50  # dimensions of what stands for Inception
 

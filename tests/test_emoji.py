@@ -21,16 +21,16 @@ from fontTools.ttLib.tables.E_B_L_C_ import (
 from fontTools.ttLib.tables.sbixGlyph import Glyph
 from fontTools.ttLib.tables.sbixStrike import Strike as SbixStrike
 from material import REAL, encoded, run, save
+from PIL import Image as Picture
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import load
 from mmfusion.data_pipelines.check import check_data
 from mmfusion.data_pipelines.corpora import emoji as module
 from mmfusion.data_pipelines.corpora.emoji import captions, describe, is_emoji, split, write_emoji
 from mmfusion.data_pipelines.corpora.fonts import read_font
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.shards import Shards
-from PIL import Image as Picture
-
-from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import load
 from mmfusion.errors import UserError
 
 GRIN, ROCKET, MAN, WAVE, TONE = "\U0001f600", "\U0001f680", "\U0001f468", "\U0001f44b", "\U0001f3fc"

@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
+
+from mmfusion import ImageSlot, TextSlot
+from mmfusion.config import GenerationConfig, ModelConfig
+from mmfusion.config.evaluation import Digits as Settings
 from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
 from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.errors import UserError
 from mmfusion.eval.curves import charts, read_metrics
 from mmfusion.eval.digits.edits import MASKS
 from mmfusion.eval.digits.judge import Judge, features
@@ -20,12 +26,6 @@ from mmfusion.eval.digits.real import Digits, read_digits
 from mmfusion.eval.digits.suite import Suite
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.report import write_report
-from PIL import Image as Picture
-
-from mmfusion import ImageSlot, TextSlot
-from mmfusion.config import GenerationConfig, ModelConfig
-from mmfusion.config.evaluation import Digits as Settings
-from mmfusion.errors import UserError
 from mmfusion.generation.masks import region
 
 MODEL = {

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from mmfusion.eval.run import Evaluation
 from ranks import CHECKOUT, environment, launch
 from tiny_clip import save_clip
 
 from mmfusion import Pipeline
 from mmfusion.cli import main
 from mmfusion.config import EvaluationConfig, load_evaluation
+from mmfusion.eval.run import Evaluation
 
 STEPS = {"num_inference_steps": 4}
 COMMAND = [sys.executable, "-m", "mmfusion", "eval"]

@@ -15,12 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmfusion.eval.clip import model
-from mmfusion.eval.distances.frechet import frechet_distance
-from mmfusion.eval.extractors import inception, make_extractor
-from mmfusion.eval.extractors.dinov2 import _positions, prepared
-from mmfusion.eval.features import extract
-from mmfusion.eval.pictures import open_pictures
 from PIL import Image as Picture
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
@@ -31,6 +25,12 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from mmfusion.cli import main
 from mmfusion.errors import UserError
+from mmfusion.eval.clip import model
+from mmfusion.eval.distances.frechet import frechet_distance
+from mmfusion.eval.extractors import inception, make_extractor
+from mmfusion.eval.extractors.dinov2 import _positions, prepared
+from mmfusion.eval.features import extract
+from mmfusion.eval.pictures import open_pictures
 
 SIZES = [(8, 8), (32, 32), (64, 64), (256, 256), (299, 299), (300, 200)]
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import HEADS, PAPER, WIDTH, model_config, random_decoder, run_config
-from mmfusion.data_pipelines.corpora.digits import png
-from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.samples import Sample
 from PIL import Image as Picture
 
 from mmfusion.codecs.image import patches, prepare, to_picture
+from mmfusion.data_pipelines.corpora.digits import png
+from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.samples import Sample
 from mmfusion.decoder import sinusoid
 from mmfusion.errors import UserError
 from mmfusion.sequence import Image, Label

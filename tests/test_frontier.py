@@ -14,11 +14,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config
-from mmfusion.eval.distances.frechet import frechet_distance
-from mmfusion.eval.frontier import run as measuring
-from mmfusion.eval.frontier.page import _ticks, charts, write_page
-from mmfusion.eval.frontier.points import Grid, Measurement, combinations, passes
-from mmfusion.eval.frontier.run import frechet_to, items_of, measure_frontier
 from PIL import Image as Picture
 
 from mmfusion import Pipeline, export
@@ -26,6 +21,11 @@ from mmfusion.cli import main
 from mmfusion.codecs.vocabulary import FILES
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
+from mmfusion.eval.distances.frechet import frechet_distance
+from mmfusion.eval.frontier import run as measuring
+from mmfusion.eval.frontier.page import _ticks, charts, write_page
+from mmfusion.eval.frontier.points import Grid, Measurement, combinations, passes
+from mmfusion.eval.frontier.run import frechet_to, items_of, measure_frontier
 from mmfusion.export import CONFIG, SHIPPED, WEIGHTS, model_digest, weights_digest
 from mmfusion.files import write
 from mmfusion.generation.frontier import (

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, encoded, jsonl, run, save
+from scipy.io import savemat
+
 from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
 from mmfusion.data_pipelines.corpora.inputs import digest
 from mmfusion.data_pipelines.jobs import lost_items
 from mmfusion.data_pipelines.pictures import PictureReader
 from mmfusion.data_pipelines.shards import Shards, write_shards
-from scipy.io import savemat
-
 from mmfusion.errors import UserError
 
 WORDS = {

@@ -10,6 +10,11 @@ import pytest
 import torch
 from helpers import run_config
 from material import REAL, encoded, make_vae, pixels, run, save
+from PIL import Image as Picture
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config
+from mmfusion.config.files import load
 from mmfusion.data_pipelines.inspection import drawn_rows, sheet
 from mmfusion.data_pipelines.inspection.canvas import Box, fitted, font, width, wrap
 from mmfusion.data_pipelines.inspection.inspect import inspect
@@ -17,11 +22,6 @@ from mmfusion.data_pipelines.inspection.statistics import spread, statistics
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
-from PIL import Image as Picture
-
-from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import Config
-from mmfusion.config.files import load
 from mmfusion.errors import UserError
 from mmfusion.mask import dense_mask
 from mmfusion.overrides import write_yaml

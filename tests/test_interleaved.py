@@ -14,6 +14,10 @@ import pyarrow as pa
 import pytest
 from helpers import run_config
 from material import encoded, interleaved_lines, jsonl, run, save
+from pyarrow import parquet
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config
 from mmfusion.data_pipelines.corpora import interleaved, records
 from mmfusion.data_pipelines.corpora.content import Reading
 from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
@@ -24,10 +28,6 @@ from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.jobs import Made, lost_items
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.shards import Shards
-from pyarrow import parquet
-
-from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import Config
 from mmfusion.errors import UserError
 from mmfusion.sequence import IMAGE, Image, Row, Text, count
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mmfusion.data_pipelines import storage
 from mmfusion.data_pipelines.jobs import claim, cut, lost_items, shuffled, write_parts
 from mmfusion.data_pipelines.shards import Shards
-
 from mmfusion.errors import Damage, UserError
 
 KEPT = [n for n in range(40) if n % 7 != 3]

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from material import encoded, interleaved_lines, make_vae, pixels
-from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
-from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.latents import write_latents
-from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.samples import Sample
-from mmfusion.data_pipelines.shards import Shards, write_shards
 from PIL import Image as Picture
 from PIL import ImageOps
 
 from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ImageConfig
+from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.latents import write_latents
+from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.samples import Sample
+from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 from mmfusion.sequence import Image, Text
 

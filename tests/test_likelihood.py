@@ -16,13 +16,13 @@ from helpers import (
     run_config,
 )
 from material import run
-from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
+from mmfusion.data_pipelines.documents import DocumentMaker
+from mmfusion.data_pipelines.shards import Shards
 from mmfusion.export import export
 from mmfusion.generation.scoring import Likelihood, best_candidates, candidate_seeds
 from mmfusion.generation.session import Session

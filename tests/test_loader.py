@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmfusion.data_pipelines import shards as reading
-from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.order import MIXTURE, Order, mixture
-from mmfusion.data_pipelines.shards import Shards, write_shards
 from PIL import Image as Picture
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
+from mmfusion.data_pipelines import shards as reading
+from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.order import MIXTURE, Order, mixture
+from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import Damage, UserError
 from mmfusion.packing import Batch
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ranks import CHECKOUT, environment
+from test_loader import config, labels, png, steps, totals
+
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import load
 from mmfusion.data_pipelines import loader as loading
 from mmfusion.data_pipelines.index import Index, open_index
 from mmfusion.data_pipelines.index import save as save_index
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.scan import Contents, Member
 from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
-from ranks import CHECKOUT, environment
-from test_loader import config, labels, png, steps, totals
-
-from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import load
 from mmfusion.errors import Damage, UserError
 
 

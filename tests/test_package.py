@@ -1,9 +1,10 @@
-"""The wheel: data_pipelines/, eval/ and configs/ of the checkout are inside mmfusion, and whole."""
+"""One name for each module, in a checkout, an editable install, an sdist and a wheel, all of it."""
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -25,8 +26,10 @@ root = pathlib.Path(sys.argv[1]).resolve()
 names = [m.name for m in pkgutil.walk_packages(mmfusion.__path__, "mmfusion.")]
 for name in names:
     if not name.endswith("__main__"):
-        file = pathlib.Path(importlib.import_module(name).__file__).resolve()
+        module = importlib.import_module(name)
+        file = pathlib.Path(module.__file__).resolve()
         assert root in file.parents, f"{name} comes from {file}"
+        assert sys.modules[name] is module and module.__name__ == name
 for name in ("mmfusion.eval", "mmfusion.data_pipelines"):
     assert name in names, f"no {name}"
 from mmfusion.config import find
@@ -36,16 +39,18 @@ assert root in find("digits").resolve().parents, find("digits")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy, where no older build's files are lying about."""
+    """A wheel of a copy's sdist, where no older build's files are lying about."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in FOLDERS:
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(CHECKOUT / folder, source / folder, ignore=ignore)
+        shutil.copytree(CHECKOUT / folder, source / folder, ignore=ignore, symlinks=True)
     for file in ("pyproject.toml", "LICENSE", "README.md"):
-        if (CHECKOUT / file).exists():
-            shutil.copy(CHECKOUT / file, source)
+        shutil.copy(CHECKOUT / file, source)
+    make = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    _run([sys.executable, "-c", make], cwd=source)
+    (sdist,) = (source / "dist").glob("*.tar.gz")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
-    _run([*PIP, "wheel", *options, str(source)], cwd=out)
+    _run([*PIP, "wheel", *options, str(sdist)], cwd=out)
     (built,) = out.glob("*.whl")
     return built
 
@@ -72,8 +77,33 @@ def test_wheel_imports_outside_the_checkout(wheel: Path, tmp_path: Path) -> None
     _run([sys.executable, "-c", IMPORT_ALL, str(target)], cwd=elsewhere, PYTHONPATH=str(target))
 
 
+def test_a_checkout_is_importable_as_it_is(tmp_path: Path) -> None:
+    _run([sys.executable, "-S", "-c", LOOK, sysconfig.get_path("purelib")], cwd=CHECKOUT)
+
+
+def test_an_editable_install_works_from_the_folder_above_the_clone(tmp_path: Path) -> None:
+    """There the clone's own folder, `mmfusion`, is a namespace of that name."""
+    clone, site = tmp_path / "mmfusion", tmp_path / "site"
+    clone.mkdir()
+    for name in (*FOLDERS, "pyproject.toml", "LICENSE", "README.md"):
+        (clone / name).symlink_to(CHECKOUT / name)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    _run([*PIP, "install", *options, "--editable", str(clone)], cwd=tmp_path)
+    start = f"import site; site.addsitedir({str(site)!r})\n"
+    _run([sys.executable, "-S", "-c", start + LOOK, sysconfig.get_path("purelib")], cwd=tmp_path)
+
+
+# Without site, so that no other install of the project is seen; what it needs is appended.
+LOOK = """
+import sys; sys.path.append(sys.argv[1])
+import mmfusion, mmfusion.eval, mmfusion.data_pipelines, mmfusion.configs
+assert mmfusion.Pipeline.__module__ == "mmfusion.pipeline"
+"""
+
+
 def _run(command: list[str], cwd: Path, **environment: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+        command, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr

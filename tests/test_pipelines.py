@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from material import encoded, interleaved_lines, jsonl, make_vae, run, save
+
 from mmfusion.data_pipelines.shards import Shards
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, jsonl, make_vae, run
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.data_pipelines.shards import Shards
 
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "ankle boot")  # fmt: skip

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mmfusion.eval import selftest
-from mmfusion.eval.selftest import REFERENCE, SAMPLES, Group, checks, run
 
 from mmfusion.cli import main
 from mmfusion.errors import UserError
+from mmfusion.eval import selftest
+from mmfusion.eval.selftest import REFERENCE, SAMPLES, Group, checks, run
 
 COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
 ADM_FIGURES = {
@@ -286,11 +286,12 @@ def test_adm_needs_all_its_files(
 
 def test_digits_checks_are_torch_fidelitys_figures() -> None:
     import torch
-    from mmfusion.data_pipelines.corpora.digits import load_digits, split_digits
-    from mmfusion.eval.digits.judge import features
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
+
+    from mmfusion.data_pipelines.corpora.digits import load_digits, split_digits
+    from mmfusion.eval.digits.judge import features
 
     pictures, labels = load_digits()
     train, held_out = (torch.from_numpy(features(pictures[part])) for part in split_digits(labels))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import webdataset
 from material import encoded, save
+
+from mmfusion.codecs.image import open_picture
 from mmfusion.data_pipelines import index, storage
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
-
-from mmfusion.codecs.image import open_picture
 from mmfusion.errors import Damage, UserError
 
 

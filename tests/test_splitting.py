@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from mmfusion.data_pipelines.corpora.content import Document, Part, PicturePart, TextPart
-from mmfusion.data_pipelines.corpora.splitting import ENDS, Limits, split
 
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.data_pipelines.corpora.content import Document, Part, PicturePart, TextPart
+from mmfusion.data_pipelines.corpora.splitting import ENDS, Limits, split
 from mmfusion.errors import UserError
 
 WORDS = "a number. digit! drawn in white, 数字。 \n\n x" + "y" * 40

@@ -11,11 +11,6 @@ import pytest
 import sentencepiece
 from helpers import model_config, picture, random_decoder
 from material import encoded, run, save
-from mmfusion.data_pipelines.check import check_data
-from mmfusion.data_pipelines.corpora.digits import captions
-from mmfusion.data_pipelines.shards import write_shards
-from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
-from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 from ranks import launch
 from sentencepiece import sentencepiece_model_pb2 as protobuf
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -25,6 +20,11 @@ from transformers import PreTrainedTokenizerFast
 from mmfusion import Pipeline
 from mmfusion.codecs.text import CONTROL, Tokenizer
 from mmfusion.config import load
+from mmfusion.data_pipelines.check import check_data
+from mmfusion.data_pipelines.corpora.digits import captions
+from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
+from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 from mmfusion.errors import UserError
 from mmfusion.export import export
 

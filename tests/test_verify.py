@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, encoded, run, save
+from ranks import launch
+
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.inspection.damage_report import FIRST, Report
 from mmfusion.data_pipelines.inspection.verification import verify
 from mmfusion.data_pipelines.scan import scan
 from mmfusion.data_pipelines.shards import write_shard, write_shards
-from ranks import launch
-
 from mmfusion.errors import Damage, UserError
 
 

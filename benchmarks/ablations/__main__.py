@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from tqdm import tqdm
+
+from mmfusion.data_pipelines.tokenizer import train_tokenizer
 
 from . import judge, tables
 from .arms import ARMS, SIZES, Arm, Size, corpus

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from mmfusion.data_pipelines.corpora.digits import NAMES, load_digits, split_digits
 
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat",

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmfusion.eval.distances.frechet import frechet_distance
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from mmfusion.eval.distances.frechet import frechet_distance
 
 from .data import Data
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.eval.captions.scores import score
 from PIL import Image as Picture
 from torch import nn
 
@@ -14,6 +13,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
+from mmfusion.eval.captions.scores import score
 from mmfusion.pipeline import Pipeline
 
 from .arms import Arm, Size

@@ -6,8 +6,6 @@ nothing else does.
 
 import functools
 import hashlib
-import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,9 @@ from PIL import Image as Picture
 from scipy.stats import ttest_1samp, wilcoxon
 from tqdm import tqdm
 
-from mmfusion.errors import UserError, first_line
-from mmfusion.files import write
+from mmfusion.errors import UserError
 
-from ..work import share
+from ..rows import Rows
 from .model import Clip, Pictures
 
 Figure = dict[str, Any]
@@ -153,42 +150,11 @@ def _rows(
                 bar.update(b - a)
         return np.concatenate(made)
 
-    def write_rows(path: Path, a: int, b: int) -> None:
-        file = io.BytesIO()
-        np.savez(file, rows=make(a, b))  # with a checksum
-        write(path, file.getvalue())
-
-    parts = {folder / f"{what}-{a:08d}.npz": functools.partial(write_rows, a=a, b=b)
-             for a, b in spans}  # fmt: skip
-    held: dict[Path, np.ndarray] = {}
-    while len(held) < len(parts):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            share(parts, what, what.rstrip("s"), n, PART)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: embeddings cannot be kept there ({first_line(error)}); name another "
-                "folder with --work"
-            ) from None
-        for path, (a, b) in zip(parts, spans, strict=True):
-            if path not in held and (rows := _read(path, b - a)) is not None:
-                held[path] = rows
-    return np.concatenate([held[path] for path in parts])
-
-
-def _read(path: Path, count: int) -> np.ndarray | None:
-    """The rows of a part; a damaged one is removed, and made again."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            rows: np.ndarray = kept["rows"]
-        if len(rows) != count:
-            raise ValueError("not as many rows")
-    except FileNotFoundError:  # another rank found it damaged, too
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
-        return None
-    return rows
+    kept = Rows(
+        folder, f"{what}-", n, PART, lambda span: {"rows": make(span.start, span.stop)}, what,
+        what.rstrip("s"),
+    )  # fmt: skip
+    return np.concatenate(kept.read()["rows"])
 
 
 def _check_activation(clip: Clip, pairs: Pairs, pictures: Pictures, rows: Callable) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmfusion.data_pipelines.corpora.digits import captions
 from PIL import Image as Picture
 
 from mmfusion.config import ModelConfig
+from mmfusion.data_pipelines.corpora.digits import captions
 from mmfusion.generation.masks import regenerated, region
 
 from ..answers import Answers

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
+from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 
 SIDE = 8

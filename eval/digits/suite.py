@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmfusion.data_pipelines.corpora.digits import CONTINUATION, captions
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, TextSlot
 from mmfusion.config import ModelConfig
 from mmfusion.config.evaluation import Digits
+from mmfusion.data_pipelines.corpora.digits import CONTINUATION, captions
 from mmfusion.errors import UserError
 from mmfusion.generation.masks import region
 

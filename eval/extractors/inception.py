@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.storage import locked
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import (
     URL_INCEPTION_V3,
     FeatureExtractorInceptionV3,
 )
 
+from mmfusion.data_pipelines.storage import locked
 from mmfusion.errors import UserError, first_line
 from mmfusion.importers import checkpoint
 from mmfusion.manifest import sha256

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmfusion.data_pipelines.samples import FACTS
-from mmfusion.data_pipelines.shards import Shards
 from PIL import Image as Picture
 
 from mmfusion import __version__
 from mmfusion.config import ModelConfig
+from mmfusion.data_pipelines.samples import FACTS
+from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 from mmfusion.export import locate, model_digest
 from mmfusion.files import write
