@@ -8,14 +8,13 @@ positioned read away. Where it is missing, the shard is read once to make it.
 import hashlib
 import json
 import logging
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfusion.errors import REASONS, Damage, UserError, first_line
+from mmfusion import files
+from mmfusion.errors import REASONS, Damage, UserError
 
 from . import storage
 from .scan import Contents, Lost, Member, scan
@@ -162,7 +161,7 @@ def open_index(shard: str, whole: bool = False) -> Index:
     size, places = storage.size(shard), storage.companions(shard, SUFFIX)
     if found := _saved(shard, size, places, whole):
         return found
-    with storage.locked(places[0], wait=True):
+    with files.locked(places[0], wait=True):
         if found := _saved(shard, size, places, whole):
             return found  # by another process meanwhile
         if _fetch(shard, places[0]) and (found := _saved(shard, size, places, whole)):
@@ -182,12 +181,9 @@ def make_index(shard: str) -> Index:
         try:
             save(contents, path)
             return Index(shard, path)
-        except OSError as failure:
+        except UserError as failure:
             error = failure
-    raise UserError(
-        f"{path}: the shard's index cannot be written there ({first_line(error)}); set "
-        "MMFUSION_CACHE to a folder where you may write"
-    )
+    raise error
 
 
 def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | None:
@@ -217,17 +213,10 @@ def _fetch(shard: str, path: Path) -> bool:
         return False
     try:
         beside = f"{shard}{SUFFIX}"
-        _write(path, storage.read(beside, 0, storage.size(beside)))
+        files.write(path, storage.read(beside, 0, storage.size(beside)))
     except (UserError, OSError):
         return False
     return True
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def save(contents: Contents, path: Path) -> None:
@@ -258,4 +247,5 @@ def save(contents: Contents, path: Path) -> None:
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     text = json.dumps(facts).encode()
-    _write(path, hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n" + body)
+    line = hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
+    files.write(path, line + body, "set MMFUSION_CACHE to a folder where you may write")

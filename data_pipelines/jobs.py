@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import socket
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,10 +26,10 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from mmfusion import files
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
-from . import storage
 from .shards import Members, write_shard
 from .storage import LOST
 
@@ -201,12 +200,10 @@ def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) 
     """The samples; after the last one, what was left out is written down."""
     yield from samples
     listed = path.parent / LOST / f"{path.stem}.jsonl"
-    listed.unlink(missing_ok=True)
     if lost:
-        listed.parent.mkdir(exist_ok=True)
-        part = listed.with_suffix(f".{os.getpid()}.part")
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in lost), encoding="utf-8")
-        os.replace(part, listed)
+        files.write(listed, "".join(json.dumps(entry) + "\n" for entry in lost).encode())
+    else:
+        files.remove(listed)
 
 
 def lost_items(shard: Path) -> list[dict[str, Any]]:
@@ -234,14 +231,10 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
         yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.locked(path, wait=False) as held:
+    with files.locked(path, wait=False) as held:
         mine = static if held is None else held
         if held:
-            # Of a process of this host that was killed. Where locks hold on one host alone, another
-            # host may be at work on the same file: twice the work, but nothing is taken from it.
-            ours = f"{glob.escape(socket.gethostname())}-*"
-            for left in path.parent.glob(f".{glob.escape(path.name)}.{ours}.part"):
-                left.unlink(missing_ok=True)
+            files.remove_leftovers(path)
         yield mine and not path.exists()
 
 
@@ -251,28 +244,20 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     path = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, indent=1, ensure_ascii=False)
-    part = path.with_suffix(f".{os.getpid()}.part")
     if not path.exists():
         if _there(paths, name):
             raise UserError(
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
             )
-        part.write_text(text, encoding="utf-8")
-        try:
-            os.link(part, path)  # fails where another process was faster
-        except OSError:
-            if not path.exists():  # a file system without links
-                os.replace(part, path)
-        part.unlink(missing_ok=True)
+        files.create(path, text.encode())
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
     if before != after and not _under_way(paths) and not _there(paths, name):
-        part.write_text(text, encoding="utf-8")  # those of a run that came to nothing
-        os.replace(part, path)
+        files.write(path, text.encode())  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
         raise UserError(
@@ -286,7 +271,7 @@ def _under_way(paths: list[Path]) -> bool:
     """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
     for path in paths:
         if path.with_name(f".{path.name}.lock").exists():
-            with storage.locked(path, wait=False) as held:
+            with files.locked(path, wait=False) as held:
                 if held is False:
                     return True
     return False

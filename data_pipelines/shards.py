@@ -5,12 +5,9 @@ A sample is the members that share a key: `00012.json`, `00012.png`. Each shard 
 worker, and a flipped bit is found out. Nothing in a shard is ever run.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
-import socket
 import tarfile
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator
@@ -22,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from mmfusion.errors import Damage, UserError, first_line
+from mmfusion import files
+from mmfusion.errors import Damage, UserError
 
 from . import storage
 from .index import SUFFIX, Index, open_index
@@ -32,7 +30,6 @@ from .scan import HEADER, Lost, Member
 Members = dict[str, Any]
 MOST_OPEN = 64  # indexes held at a time
 MOST_BYTES = 1 << 28  # of a member that is read into memory
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 SLACK = 1 << 16  # bytes between members that are read along rather than apart
 
 
@@ -61,9 +58,7 @@ def write_shard(
         samples: what it holds.
         header: facts about all of the shard, kept in a member that other tools pass over.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    try:
+    with files.writing(path) as part:
         # A fixed time and owner: the same data gives the same bytes.
         with (
             part.open("wb") as file,
@@ -76,14 +71,7 @@ def write_shard(
                 writer.tarstream.addfile(info, io.BytesIO(data))
             for key, members in samples:
                 writer.write({"__key__": key, **{e: _bytes(m) for e, m in members.items()}})
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL:
-            told = f"{path}: cannot be written ({first_line(error)}); make room and start again"
-            raise UserError(told) from None
-        raise
-    Path(f"{path}{SUFFIX}").unlink(missing_ok=True)
-    os.replace(part, path)
+        files.remove(Path(f"{path}{SUFFIX}"))
     open_index(str(path))
     return path
 

@@ -5,7 +5,6 @@ shell, are refused.
 """
 
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -172,31 +171,3 @@ def companions(path: str, suffix: str) -> list[Path]:
     whole = path if is_remote(path) else os.path.abspath(path)
     kept = cache_folder() / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
     return [kept] if is_remote(path) else [Path(f"{path}{suffix}"), kept]
-
-
-@contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool | None]:
-    """Whether this process holds the lock of a file; None where the file system has no locks.
-
-    The lock goes with its process, however that ends.
-    """
-    name = path.with_name(f".{path.name}.lock")
-    try:
-        name.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError:
-        yield None
-        return
-    held: bool | None = True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        held = False
-    except OSError:
-        held = None
-    try:
-        yield held
-    finally:
-        if held is not False:
-            name.unlink(missing_ok=True)
-        os.close(file)

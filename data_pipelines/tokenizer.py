@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any
 import sentencepiece
 from tqdm import tqdm
 
+from mmfusion import files
 from mmfusion.codecs.text import CONTROL
 from mmfusion.codecs.vocabulary import kind
 from mmfusion.errors import Damage, UserError
@@ -61,10 +61,7 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
 
 def save_tokenizer(data: bytes, path: Path) -> Path:
     """Write a tokenizer's file, which appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    files.write(path, data)
     return path
 
 

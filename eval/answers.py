@@ -24,7 +24,7 @@ from mmfusion import Pipeline
 from mmfusion.config import ModelConfig
 from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import UserError, first_line
-from mmfusion.files import write
+from mmfusion.files import append, write
 from mmfusion.generation.scoring import Likelihood
 
 from . import work
@@ -212,8 +212,7 @@ class Answers:
             made = ask(at, seed=self.seed + start, batch_size=self.batch, **options)
             # Before the file is there: others go on as soon as it is.
             entry = {"file": path.name, "seconds": time.perf_counter() - begun}
-            with (folder / SECONDS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            append(folder / SECONDS, json.dumps(entry) + "\n")
             write_shard(
                 path,
                 (

@@ -6,13 +6,10 @@ pool_3, `mu_s` and `sigma_s` of the spatial ones. Nothing is unpickled.
 """
 
 import math
-import os
-import socket
 import struct
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmfusion import files
 from mmfusion.errors import UserError, first_line
 
 MOST_DIMENSIONS = 1 << 14  # of moments
@@ -191,29 +189,19 @@ def write_npz(path: Path, pictures: Pictures, labels: np.ndarray | None = None) 
         raise UserError(f"{path}: no pictures to write")
     if labels is not None and np.shape(labels) != (len(pictures),):
         raise UserError(f"{path}: {len(pictures)} pictures, and labels of {np.shape(labels)}")
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     shape = np.shape(pictures[0])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(part, "w") as archive:
-            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), *shape)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for number, pixels in enumerate(pictures):
-                    if pixels.dtype != np.uint8 or pixels.shape != shape or shape[2:] != (3,):
-                        raise UserError(
-                            f"{path}: picture {number} is {pixels.dtype} of shape {pixels.shape}; "
-                            f"expected uint8 (H, W, 3), all of the first one's size (`size=`)"
-                        )
-                    file.write(np.ascontiguousarray(pixels).tobytes())
-            if labels is not None:
-                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
-                    np.lib.format.write_array(file, np.asarray(labels), allow_pickle=False)
-        os.replace(part, path)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({first_line(error)})") from None
-        raise
+    with files.writing(path) as part, zipfile.ZipFile(part, "w") as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for number, pixels in enumerate(pictures):
+                if pixels.dtype != np.uint8 or pixels.shape != shape or shape[2:] != (3,):
+                    raise UserError(
+                        f"{path}: picture {number} is {pixels.dtype} of shape {pixels.shape}; "
+                        f"expected uint8 (H, W, 3), all of the first one's size (`size=`)"
+                    )
+                file.write(np.ascontiguousarray(pixels).tobytes())
+        if labels is not None:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+                np.lib.format.write_array(file, np.asarray(labels), allow_pickle=False)
     return path

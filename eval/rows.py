@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmfusion import files
 from mmfusion.errors import UserError, first_line
-from mmfusion.files import write
 
 from .work import share
 
@@ -81,11 +81,9 @@ class Rows:
 
     def _write(self, span: range, path: Path) -> None:
         arrays, file = self.make(span), io.BytesIO()
-        try:
+        with files.room(path, REMEDY):
             np.savez(file, **arrays)  # type: ignore[arg-type]
-            write(path, file.getvalue())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be kept ({first_line(error)}); {REMEDY}") from None
+            files.write(path, file.getvalue(), REMEDY)
 
 
 def _read(path: Path, count: int) -> Arrays | None:
@@ -98,6 +96,6 @@ def _read(path: Path, count: int) -> Arrays | None:
     except FileNotFoundError:  # another rank found it damaged, too
         return None
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
+        files.remove(path)
         return None
     return arrays

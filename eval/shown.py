@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import UserError, first_line
 from mmfusion.files import write
 
 DIRECTIONS = {
@@ -164,7 +163,4 @@ def save(path: Path, entries: dict[str, Any]) -> None:
         UserError: it cannot be written.
     """
     text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        write(path, text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({first_line(error)})") from None
+    write(path, text.encode("utf-8", "replace"))

@@ -21,36 +21,42 @@ from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
-from mmfusion.manifest import MANIFEST, digests, seal, sha256, verify
+from mmfusion.manifest import MANIFEST, check, digests, replacing, settled, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
+EXPORTED = "exported model"
 SHIPPED = Path(__file__).resolve().parent / "models"
 
 
 def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write an exported model; the folder appears, or is replaced, as a whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    described = config.model_dump()
-    if config.text:
-        name = FILES[kind(config.text.tokenizer)]
-        shutil.copyfile(config.text.tokenizer, part / name)
-        described["text"]["tokenizer"] = name
-    if config.image.vae and Path(config.image.vae).is_dir():
-        shutil.copytree(config.image.vae, part / VAE)
-        described["image"]["vae"] = VAE
-    (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
-    save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
-    (part / WEIGHTS).chmod(0o644)  # written for its owner alone otherwise
-    seal(part)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write an exported model into a folder that is absent, empty, or an exported model.
+
+    Its files replace those of the model that is there; what else lies in the folder stays.
+
+    Raises:
+        UserError: the folder is something else, or there is no room.
+    """
+    with replacing(folder, EXPORTED, CONFIG) as part:
+        described = config.model_dump()
+        if config.text:
+            name = FILES[kind(config.text.tokenizer)]
+            shutil.copyfile(config.text.tokenizer, part / name)
+            described["text"]["tokenizer"] = name
+        if config.image.vae and Path(config.image.vae).is_dir():
+            shutil.copytree(config.image.vae, part / VAE)
+            described["image"]["vae"] = VAE
+        (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
+        save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
+        (part / WEIGHTS).chmod(0o644)  # written for its owner alone otherwise
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that a model may be exported there, before hours are spent on making it.
+
+    Raises:
+        UserError: as `export`.
+    """
+    check(folder, EXPORTED, CONFIG)
 
 
 def locate(name: str, revision: str | None = None) -> Path:
@@ -110,6 +116,12 @@ def model_digest(folder: Path) -> str:
     if config.image.vae and config.image.vae != VAE:
         parts["image"] = fingerprint(config.image)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@settled
+def load(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None, str]:
+    """As `read`, with `model_digest`: all of one model, also while another takes its place."""
+    return *read(folder), model_digest(folder)
 
 
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:

@@ -7,11 +7,20 @@ defence against a folder that somebody made on purpose: for that, nothing here u
 import hashlib
 import json
 import os
-from pathlib import Path
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+from mmfusion import files
 from mmfusion.errors import UserError
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
+PATIENCE, PAUSE = 20, 0.25  # tries and seconds between them, while a folder is replaced
 
 
 def sha256(path: Path) -> str:
@@ -34,13 +43,35 @@ def sync(path: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write the manifest of all files in `folder`, and make it all durable."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
-    made = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-    for path in files:
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    made = {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+    for path in found:
         sync(path)
     (folder / MANIFEST).write_text(json.dumps(made, indent=1), encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """The manifest of a folder: each file's digest; nothing where it has none that can be read.
+
+    A manifest may come from anywhere: one that names files outside of its folder is none.
+    """
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    sound = isinstance(found, dict) and all(
+        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) and _inside(name)
+        for name, digest in found.items()
+    )
+    return found if sound else {}
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    plain = path.as_posix() == name and "\0" not in name and name not in (".", MANIFEST)
+    return plain and not path.is_absolute() and ".." not in path.parts
 
 
 def digests(folder: Path, what: str) -> dict[str, str]:
@@ -49,13 +80,9 @@ def digests(folder: Path, what: str) -> dict[str, str]:
     Raises:
         UserError: there is none, named with `what` the folder is.
     """
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not found:
-            raise ValueError
-    except (OSError, ValueError):
-        raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole") from None
-    return found
+    if found := listed(folder):
+        return found
+    raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole")
 
 
 def verify(folder: Path, what: str) -> None:
@@ -64,9 +91,128 @@ def verify(folder: Path, what: str) -> None:
     Raises:
         UserError: a file is missing or differs, named with `what` the folder is.
     """
+    _heal(folder)
     for name, digest in digests(folder, what).items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{what} {folder}: {name} is missing; get it anew")
         if sha256(path) != digest:
             raise UserError(f"{what} {folder}: {name} is cut short or damaged; get it anew")
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove a listed file, and the folders that it leaves empty; behind links nothing is ours."""
+    above = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
+    if not any(parent.is_symlink() for parent in above):
+        files.remove(folder / name)
+        for parent in above:
+            files.remove_empty(parent)
+
+
+# Folders that are replaced: file by file, not by renaming the folder. So it may be a link, a mounted
+# disk or where the user stands, and what the user has put into it is never touched. The new files
+# are made in `files.PART`; once that is sealed, `finish` moves them. It goes on where a killed
+# process stopped, and whoever writes or reads there next calls it: nobody finds the folder absent,
+# or half of it of another model.
+
+
+def check(folder: Path, what: str, mark: str) -> None:
+    """Make sure that files may be put into a folder: it is absent, empty, or one of ours.
+
+    Args:
+        folder: looked at, and brought in order if a process was killed while it replaced it.
+        what: it is if it is ours.
+        mark: a file that it holds, and its manifest lists, if it is ours.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        _heal(folder)
+        real = Path(os.path.realpath(folder))
+        if files.is_free(real) or (mark in listed(real) and (real / mark).is_file()):
+            return
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    raise UserError(f"{folder}: is there and is no {what}; give another folder")
+
+
+@contextmanager
+def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
+    """An empty folder to write into, whose files then take the place of those that are ours.
+
+    Ours is what the manifest lists; what else lies in `folder` stays. After an error, all is as
+    before. `mark` must be among the files that are written.
+
+    Raises:
+        UserError: as `check`; a file that is not ours is in the way; there is no room.
+    """
+    check(folder, what, mark)
+    real = Path(os.path.realpath(folder))
+    with files.locked(real, wait=True), files.room(folder):
+        check(folder, what, mark)  # another process may have been faster
+        with files.staging(real) as part:
+            yield part
+            seal(part)
+            _check_free(real)
+        finish(real)
+
+
+def _check_free(folder: Path) -> None:
+    """Make sure that nothing of the user's stands where a new file is to go."""
+    old = listed(folder)
+    for name in listed(folder / files.PART):
+        above = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
+        wrong = [p for p in above if p.is_symlink() or (p.exists() and not p.is_dir())]
+        if (name not in old and os.path.lexists(folder / name)) or (folder / name).is_dir():
+            wrong.append(folder / name)
+        if wrong:
+            raise UserError(f"{wrong[0]}: is in the way, and not ours; move it away")
+
+
+def finish(folder: Path) -> None:
+    """Put the sealed files of a folder's `files.PART` in their places; the manifest last."""
+    part = folder / files.PART
+    new = listed(part)
+    if not new:
+        return
+    for name in new:
+        files.move(part / name, folder / name)
+    for name in listed(folder).keys() - new.keys():
+        _remove(folder, name)
+    files.move(part / MANIFEST, folder / MANIFEST)
+    sync(folder)
+    files.remove_folder(part)
+
+
+def _heal(folder: Path) -> None:
+    """Finish what a killed process has left; while one that lives is at it, leave it alone."""
+    if (folder / files.PART / MANIFEST).is_file():
+        real = Path(os.path.realpath(folder))
+        with suppress(OSError), files.locked(real, wait=False) as held:  # one may not write there
+            if held is not False:
+                finish(real)
+
+
+def settled(load: Callable[[Path], T]) -> Callable[[Path], T]:
+    """`load`, again if the folder was replaced while it was read, so that it is of one model."""
+
+    def state(folder: Path) -> tuple[bool, bytes]:
+        half, path = folder / files.PART / MANIFEST, folder / MANIFEST
+        return half.is_file(), path.read_bytes() if path.is_file() else b""
+
+    @wraps(load)
+    def again(folder: Path) -> T:
+        for _ in range(PATIENCE):
+            before = state(folder)
+            try:
+                found = load(folder)
+                if state(folder) == before:
+                    return found
+            except (UserError, OSError):
+                if state(folder) == before and not before[0]:
+                    raise
+            time.sleep(PAUSE)
+        raise UserError(f"{folder}: is being replaced, or that was stopped; export the model again")
+
+    return again

@@ -111,17 +111,23 @@ class Pipeline:
     ) -> "Pipeline":
         """Load a shipped model by name, an exported folder, or a hub id."""
         folder = export.locate(str(name), revision)
-        config, decoder, tokenizer = export.read(folder)
+        config, decoder, tokenizer, digest = export.load(folder)
         try:
             decoder = decoder.to(device or export.default_device(), dtype)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
         codec = make_codec(config.image, decoder.latent_in.weight.device)
-        digest = export.model_digest(folder)
         return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Export to a folder that `from_pretrained` loads."""
+        """Export to a folder that `from_pretrained` loads.
+
+        The folder may be absent, empty, or hold an exported model, whose files are replaced; what
+        else lies there stays.
+
+        Raises:
+            UserError: it holds something else, or cannot be written.
+        """
         weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
         export.export(self.config, weights, Path(folder))
 

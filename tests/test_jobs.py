@@ -149,7 +149,7 @@ def test_a_shard_that_another_process_made_meanwhile_is_not_made_again(
         path.touch()
         yield True
 
-    monkeypatch.setattr(storage, "locked", late)
+    monkeypatch.setattr(files, "locked", late)
     with claim(tmp_path / "a.tar") as mine:
         assert not mine
 

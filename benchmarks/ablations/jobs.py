@@ -1,7 +1,7 @@
 """One arm and one seed as a job that any process can do, and that leaves its result in a file."""
 
+import io
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from mmfusion import files
 
 from . import judge, sampling, training
 from .arms import ARMS, Arm, Size, model_config
@@ -55,10 +57,10 @@ def run(job: Job, size: Size, folder: Path, output: Path, device: str) -> dict[s
         "device": device,
     }
     path = place(output, job)
-    np.save(path.with_suffix(".npy"), shown)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(part, path)
+    pictures = io.BytesIO()
+    np.save(pictures, shown)
+    files.write(path.with_suffix(".npy"), pictures.getvalue())
+    files.write(path, json.dumps(result).encode())
     return result
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Picture
 
+from mmfusion import files
 from mmfusion.rng import generator
 
 from ..shards import write_shards
@@ -90,7 +91,7 @@ def write_digits(folder: Path) -> None:
     corpus = [caption for label in range(10) for caption in captions(label)]
     train_tokenizer([*corpus, CONTINUATION, *NAMES], folder / "tokenizer.model", 512)
     split = {"train": train.tolist(), "held_out": held_out.tolist()}
-    (folder / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    files.write(folder / "split.json", json.dumps(split).encode())
 
 
 def _interleaved(

@@ -8,13 +8,13 @@ one shard each.
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmfusion import files
 from mmfusion.errors import Damage, UserError, printable
 
 from .. import storage
@@ -105,9 +105,8 @@ def write_imagenet(
         log.warning("%s: no --names, so there is no list of classes to write", source)
         return made
     _check_classes(output, names)  # another run may have written its own meanwhile
-    part = output / f".{CLASSES}.{os.getpid()}.part"
-    part.write_text(json.dumps(names, ensure_ascii=False, indent=0), encoding="utf-8")
-    os.replace(part, output / CLASSES)
+    text = json.dumps(names, ensure_ascii=False, indent=0)
+    files.write(output / CLASSES, text.encode("utf-8", "replace"))
     return made
 
 

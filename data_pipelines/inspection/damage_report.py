@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from torch import distributed
 
+from mmfusion import files
 from mmfusion.errors import Damage
 
 FIRST = 5  # findings of each reason that a report keeps
@@ -108,8 +109,6 @@ def listed(path: Path | None, report: Report) -> Iterator[Callable[[dict[str, An
     if path is None:
         yield lambda entry: None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
 
     def write(entry: dict[str, Any]) -> None:
@@ -117,14 +116,10 @@ def listed(path: Path | None, report: Report) -> Iterator[Callable[[dict[str, An
         file.write((",\n" if count else "\n") + json.dumps(entry))
         count += 1
 
-    try:
-        file: TextIO
-        with part.open("w", encoding="utf-8") as file:
-            file.write('{"findings": [')
-            yield write
-            told = {name: getattr(report, name) for name in ("shards", "samples", "members")}
-            told |= {"bytes": report.bytes, "indexes": report.indexes, "damaged": report.damaged}
-            file.write("\n],\n" + json.dumps(told)[1:] + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    file: TextIO
+    with files.writing(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write('{"findings": [')
+        yield write
+        told = {name: getattr(report, name) for name in ("shards", "samples", "members")}
+        told |= {"bytes": report.bytes, "indexes": report.indexes, "damaged": report.damaged}
+        file.write("\n],\n" + json.dumps(told)[1:] + "\n")

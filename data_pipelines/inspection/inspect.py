@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from mmfusion import files
 from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
@@ -77,15 +78,16 @@ def inspect(
             result["documents"].append(lengths)
             drawn += [row] if row else []
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
         sections = [
             _section(s, config, max(1, count // len(shards)), seed) for s in shards.values()
         ]
-        draw_sheet(sections)[0].save(output, "png")
+        with files.writing(output) as part:
+            draw_sheet(sections)[0].save(part, "png")
         if drawn:
-            page(drawn).save(output.with_suffix(".rows.png"), "png")
+            with files.writing(output.with_suffix(".rows.png")) as part:
+                page(drawn).save(part, "png")
         text = json.dumps(result, indent=1, ensure_ascii=False)
-        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        files.write(output.with_suffix(".json"), f"{text}\n".encode("utf-8", "replace"))
     return result
 
 

@@ -24,8 +24,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from mmfusion.data_pipelines.storage import locked
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import locked
 from mmfusion.importers import checkpoint
 from mmfusion.manifest import sha256
 

@@ -1,6 +1,5 @@
 """The command `mmfusion`: the Python API from a shell, with one line for a user's mistake."""
 
-import errno
 import os
 import sys
 from typing import NoReturn
@@ -13,6 +12,7 @@ from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
 from mmfusion.cli.train import train
 from mmfusion.errors import UserError
+from mmfusion.files import no_room
 
 app = typer.Typer(
     name="mmfusion",
@@ -31,7 +31,6 @@ app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
 
 
-FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 LOCAL_RANK = "--local_rank=", "--local-rank="
 
 
@@ -49,10 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and not no_room(error):
             raise
         where = error.filename or "a file cannot be written"
-        _refuse(f"{where}: {error.strerror}")
+        _refuse(f"{where}: {error.strerror}" + "; make room and start again" * bool(no_room(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,7 @@ from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.run import Config
 from mmfusion.config.section import S, Section, build
 from mmfusion.errors import UserError
+from mmfusion.files import write
 from mmfusion.overrides import apply_override, read_yaml, write_yaml
 
 
@@ -95,5 +96,4 @@ def _named(config: Config) -> Config:
 
 def save(config: Section, path: Path) -> None:
     """Write a resolved config as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(write_yaml(config.model_dump()), encoding="utf-8")
+    write(path, write_yaml(config.model_dump()).encode())

@@ -22,9 +22,8 @@ from mmfusion.classes import read_names
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import FREQUENCIES
 from mmfusion.errors import UserError
-from mmfusion.export import CONFIG, export
+from mmfusion.export import check_folder, export
 from mmfusion.importers.checkpoint import read
-from mmfusion.manifest import MANIFEST
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
@@ -105,15 +104,14 @@ def import_causalfusion(
 ) -> ModelConfig:
     """Write an official checkpoint as an exported model, weights in fp32; returns its config.
 
-    An exported model that is there already is replaced as a whole.
+    An exported model that is there already is replaced.
 
     Raises:
         UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
             tensor or has one of another shape or not finite, leaves patch or channels open, or
             `output` is something that must not be replaced.
     """
-    output = output.resolve()
-    _check_output(output)
+    check_folder(output)
     held = read(path)
     weights = _weights(held, options.weights, str(path))
     sizes = _sizes(weights, str(path))
@@ -140,14 +138,6 @@ def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict
         "grid_position.weight": weights[GRID][0],
     }
     return {name: tensor.float() for name, tensor in ours.items()}
-
-
-def _check_output(output: Path) -> None:
-    """Only a model of ours, or nothing, may be replaced."""
-    model = (output / CONFIG).is_file() and (output / MANIFEST).is_file()
-    empty = output.is_dir() and not any(output.iterdir())
-    if output.exists() and not model and not empty:
-        raise UserError(f"{output}: is there and is no exported model; give another folder")
 
 
 def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:

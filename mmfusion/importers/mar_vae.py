@@ -8,7 +8,6 @@ the projections of its attention are linear where the checkpoint's are 1x1 convo
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfusion import files
 from mmfusion.errors import UserError
 from mmfusion.importers.checkpoint import read
 
@@ -50,8 +50,8 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
         UserError: the file is not such a checkpoint, a tensor is missing, unknown, of a wrong
             shape or not finite, or `output` holds something already.
     """
-    output = output.resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    real = Path(os.path.realpath(output))
+    if not files.is_free(real):
         raise UserError(f"{output}: is there already; give a folder that is not")
     found = _tensors(read(path), path)
     weights = {name: w for name, w in found.items() if name.startswith(PARTS)}
@@ -61,13 +61,11 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
         )
     config = _config(weights, path)
     vae = _filled(config, _renamed(weights, len(config["block_out_channels"])), path)
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    vae.save_pretrained(part, safe_serialization=True)
-    if output.exists():
-        output.rmdir()  # it is empty
-    os.replace(part, output)
+    with files.staging(real) as part:
+        vae.save_pretrained(part, safe_serialization=True)
+        for file in sorted(part.iterdir()):
+            files.move(file, real / file.name)
+    files.remove_empty(part)
     return len(weights), len(found) - len(weights)
 
 

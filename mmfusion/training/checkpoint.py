@@ -3,15 +3,18 @@
 A checkpoint is a folder `step-00001000`: one safetensors file a rank with its pieces of weights,
 moments and EMA in fp32, `state.json` with the counters and the data cursors, `config.yaml`, and a
 manifest. It is written beside its place, sealed and renamed, so that a folder of that name is
-whole; resuming takes the newest whose manifest holds. On several hosts the output folder must be
-shared. Nothing in it is unpickled.
+whole; resuming takes the newest whose manifest holds. Only such a name is one of ours: a copy
+`step-00001000-best` is never resumed from or removed, nor is what else was put into a checkpoint.
+On several hosts the output folder must be shared. Nothing in it is unpickled.
 """
 
 import json
 import logging
 import os
-import shutil
+import re
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from mmfusion import manifest
+from mmfusion import files, manifest
 from mmfusion.config import Config, save
 from mmfusion.errors import UserError
 from mmfusion.training.ema import Ema
@@ -29,6 +32,9 @@ from mmfusion.training.partition import MOMENTS, Piece, moments
 
 log = logging.getLogger("mmfusion")
 WEIGHT, EMA = "weight", "ema"
+NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})", re.ASCII)
+FILE = re.compile(r"rank-\d{5,}\.safetensors|state\.json|config\.yaml|manifest\.json", re.ASCII)
+PART = re.compile(rf"\.{NAME.pattern}\.part", re.ASCII)
 
 
 @dataclass
@@ -54,29 +60,89 @@ def write(
     rank, world = distributed.get_rank(), distributed.get_world_size()
     final = root / f"step-{state.step:08d}"
     part = root / f".{final.name}.part"
+    with _together(final):
+        if rank == 0:
+            _clear(root)
+            part.mkdir(parents=True)
+    try:
+        with _together(final):
+            # At stage 0 every rank holds the same.
+            if rank == 0 or config.train.zero_stage > 0:
+                _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
+        everyone: list[Any] = [None] * world
+        distributed.all_gather_object(everyone, state.slots)
+        with _together(final):
+            if rank == 0:
+                merged = {n: slot for slots in everyone for n, slot in (slots or {}).items()}
+                facts = asdict(replace(state, slots=merged))
+                (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+                save(config, part / "config.yaml")
+                _commit(part, final)
+    except BaseException:
+        if rank == 0:
+            files.remove_folder(part)
+        raise
     if rank == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    distributed.barrier()
-    if rank == 0 or config.train.zero_stage > 0:  # at stage 0 every rank holds the same
-        _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
-    everyone: list[Any] = [None] * world
-    distributed.all_gather_object(everyone, state.slots)
-    if rank == 0:
-        merged = {number: slot for slots in everyone for number, slot in (slots or {}).items()}
-        facts = asdict(replace(state, slots=merged))
-        (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
-        save(config, part / "config.yaml")
-        manifest.seal(part)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        manifest.sync(root)
-        # Newer ones are damaged, or the run would have gone on from them: they do not count.
-        sound = [path for path in all_checkpoints(root) if path.name <= final.name]
-        for old in sound[: -config.train.keep]:
-            shutil.rmtree(old)
-    distributed.barrier()
+        _rotate(root, state.step, config.train.keep)
     return final
+
+
+@contextmanager
+def _together(path: Path) -> Iterator[None]:
+    """What one rank cannot write stops all of them, where others would wait for it.
+
+    Raises:
+        UserError: there is no room, or the system refuses.
+    """
+    error: Exception | None = None
+    try:
+        with files.writable(path):
+            yield
+    except Exception as failure:  # told to the other ranks before it is raised
+        error = failure
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, error and str(error))
+    if error:
+        raise error
+    if failed := next(filter(None, everyone), None):
+        raise UserError(failed)
+
+
+def _clear(root: Path) -> None:
+    """Remove what killed runs have left half written."""
+    for left in root.iterdir() if root.is_dir() else ():
+        if PART.fullmatch(left.name):
+            files.remove_folder(left)
+
+
+def _commit(part: Path, final: Path) -> None:
+    """Put a checkpoint in its place; one of this step that is there is damaged, or the same."""
+    manifest.seal(part)
+    _remove(final)
+    if os.path.lexists(final):
+        raise UserError(f"{final}: is in the way of a checkpoint; move it away")
+    files.move(part, final)
+    manifest.sync(final.parent)
+
+
+def _rotate(root: Path, step: int, keep: int) -> None:
+    """Remove the oldest checkpoints. Newer ones than `step` are damaged: they do not count."""
+    found = [path for path in all_checkpoints(root) if not path.is_symlink()]
+    for old in [path for path in found if _step(path) <= step][:-keep]:
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's files, and the folder unless something else lies in it."""
+    if path.is_dir() and not path.is_symlink():
+        for file in _files(path):
+            files.remove(file)
+        files.remove_empty(path)
+
+
+def _files(path: Path) -> list[Path]:
+    """What we wrote into a checkpoint's folder."""
+    return [file for file in sorted(path.iterdir()) if FILE.fullmatch(file.name)]
 
 
 def _write_pieces(
@@ -95,9 +161,14 @@ def _write_pieces(
     save_file(tensors, path, metadata={"starts": json.dumps(starts)})
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def all_checkpoints(root: Path) -> list[Path]:
-    """Committed checkpoint folders, oldest first."""
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    """Committed checkpoint folders, oldest first: of our names, with files of ours."""
+    named = [p for p in (root.iterdir() if root.is_dir() else ()) if NAME.fullmatch(p.name)]
+    return sorted((p for p in named if p.is_dir() and _files(p)), key=_step)
 
 
 def newest(root: Path) -> Path | None:
@@ -135,7 +206,7 @@ class Checkpoint:
         self.state = State(facts["step"], facts["seconds"], slots, facts["layout"])
         self._where: dict[str, list[tuple[int, Path]]] = defaultdict(list)
         try:
-            for file in sorted(path.glob("rank-*.safetensors")):
+            for file in [file for file in _files(path) if file.suffix == ".safetensors"]:
                 with safe_open(file, "pt") as opened:
                     for name, start in json.loads(opened.metadata()["starts"]).items():
                         self._where[name].append((start, file))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed
 
-from mmfusion import losses
+from mmfusion import files, losses
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, save
 from mmfusion.decoder import Decoder
@@ -219,7 +218,5 @@ class Trainer:
                 "device": str(self.device.type),
                 "threads": torch.get_num_threads(),
             }
-            part = self.output / ".training.json"
-            part.write_text(json.dumps(facts), encoding="utf-8")
-            os.replace(part, self.output / "training.json")
+            files.write(self.output / "training.json", json.dumps(facts).encode())
         distributed.barrier()

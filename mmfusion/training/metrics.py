@@ -1,11 +1,13 @@
 """What a run writes down: metrics.jsonl, TensorBoard, a progress bar with the time left."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mmfusion import files
 from mmfusion.config import Config
 
 
@@ -21,7 +23,9 @@ class Metrics:
         folder = Path(config.train.output)
         self._path = folder / "metrics.jsonl"
         _forget(self._path, first_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._shown = folder / "tensorboard"
+        with files.room(self._shown):
+            self._board = SummaryWriter(str(self._shown), purge_step=first_step + 1)
         # The bar counts shares of the run, not steps: a time limit can end it earlier.
         self._bar = tqdm(total=100.0, desc="training", bar_format=BAR, unit="%")
 
@@ -34,22 +38,24 @@ class Metrics:
         """Write one line of figures."""
         if not self.active:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        files.append(self._path, json.dumps({"step": step, **values}) + "\n")
+        with files.room(self._shown):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
         self._bar.set_postfix_str(f"step {step}, loss {values['loss']:.4f}")
 
     def sheet(self, step: int, pixels: Any) -> None:
         """Show a sample sheet (H, W, channels) in TensorBoard."""
         if self.active:
-            self._board.add_image("samples", pixels, step, dataformats="HWC")
+            with files.room(self._shown):
+                self._board.add_image("samples", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush everything."""
         if self.active:
             self._bar.close()
-            self._board.close()
+            with files.room(self._shown):
+                self._board.close()
 
 
 class Lost:
@@ -59,14 +65,14 @@ class Lost:
         self._path = folder / "lost" / f"rank-{rank:05d}.jsonl"
         if rank == 0:  # for all: there may have been more ranks
             for path in self._path.parent.glob("rank-*.jsonl"):
-                _forget(path, first_step)
+                if re.fullmatch(r"rank-\d{5,}", path.stem):  # not a copy of the user's
+                    _forget(path, first_step)
 
     def write(self, step: int, lost: list[dict[str, Any]]) -> int:
         """Add lines; returns how many."""
         if lost:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": step, **entry}) + "\n" for entry in lost)
+            lines = (json.dumps({"step": step, **entry}) + "\n" for entry in lost)
+            files.append(self._path, "".join(lines))
         return len(lost)
 
 
@@ -81,7 +87,7 @@ def _forget(path: Path, first_step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # cut off when the run was killed
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    files.write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left, {postfix}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
+from mmfusion import files
 from mmfusion.config import Config
 from mmfusion.pipeline import Pipeline
 
@@ -22,8 +23,8 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
     if not pictures:
         return np.zeros((1, 1, 3), np.uint8)
     sheet = grid(pictures, columns=MOST_CLASSES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with files.writing(path) as part:
+        sheet.save(part, "png")
     return np.asarray(sheet.convert("RGB"))
 
 

@@ -42,6 +42,7 @@ def captions(
     """BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, as COCO's evaluation gives them."""
     from mmfusion.eval.captions.coco import pair, read_references, read_results
     from mmfusion.eval.captions.scores import score
+    from mmfusion.files import writing
     from mmfusion.manifest import sha256
 
     check_output(output)
@@ -52,7 +53,7 @@ def captions(
         paired.references, paired.candidates, wanted, tokenizer.value, names=paired.names
     )
     if per_picture:
-        with per_picture.open("w", encoding="utf-8") as lines:
+        with writing(per_picture) as part, part.open("w", encoding="utf-8") as lines:
             for number, name in enumerate(paired.names):
                 each = {key: values[number] for key, values in scores.per_picture.items()}
                 line = {"image_id": name, "caption": paired.candidates[number], **each}
