@@ -109,11 +109,11 @@ def _remove(folder: Path, name: str) -> None:
             files.remove_empty(parent)
 
 
-# Folders that are replaced: file by file, not by renaming the folder. So it may be a link, a mounted
-# disk or where the user stands, and what the user has put into it is never touched. The new files
-# are made in `files.PART`; once that is sealed, `finish` moves them. It goes on where a killed
-# process stopped, and whoever writes or reads there next calls it: nobody finds the folder absent,
-# or half of it of another model.
+# Folders that are replaced: file by file, the folder is not renamed. So it may be a link, a disk or
+# where the user stands, and what the user has put into it is never touched. The new files are made
+# in `files.PART`; once that is sealed, `finish` moves them. It goes on where a killed process
+# stopped, and whoever writes or reads there next calls it: nobody finds the folder absent, or half
+# of it of another model.
 
 
 def check(folder: Path, what: str, mark: str) -> None:

@@ -258,6 +258,50 @@ def test_the_ban_finds_what_it_bans(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert bool(banned(file)) == (text in bad), text
 
 
+REMOVERS = {
+    "replace", "rename", "renames", "remove", "removedirs", "unlink", "rmdir", "rmtree", "move",
+}  # fmt: skip
+
+
+def removals(file: Path) -> list[str]:
+    """Calls that replace, rename or remove files: of os, shutil, or of a path."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
+            found += [name.name for name in node.names if name.name in REMOVERS]
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name, of = node.func.attr, ast.unparse(node.func.value)
+        if name not in REMOVERS or of == "files":
+            continue
+        if of in ("os", "shutil") or name in ("unlink", "rmdir", "rmtree"):
+            found.append(ast.unparse(node.func))
+        elif name in ("replace", "rename") and len(node.args) == 1 and not node.keywords:
+            found.append(ast.unparse(node.func))  # a path's: that of a string has two
+    return found
+
+
+def test_one_module_replaces_and_removes_files() -> None:
+    found = {}
+    for file in [*FILES, *(CHECKOUT / "benchmarks").rglob("*.py"), CHECKOUT / "train.py"]:
+        if file != CHECKOUT / "mmfusion/files.py" and (calls := removals(file)):
+            found[str(file.relative_to(CHECKOUT))] = calls
+    assert not found, "let mmfusion/files.py do it, which knows what is ours"
+    assert {"os.replace", "shutil.rmtree"} <= {*removals(CHECKOUT / "mmfusion/files.py")}
+
+
+def test_what_removes_is_found(tmp_path: Path) -> None:
+    bad = [
+        "os.replace(a, b)", "shutil.rmtree(a)", "from shutil import move", "path.unlink()",
+        "Path(a).rename(b)", "path.replace(b)", "os.remove(a)", "from os import unlink as gone",
+    ]  # fmt: skip
+    good = ["text.replace(a, b)", "dataclasses.replace(a, b=c)", "found.remove(a)", "os.stat(a)"]
+    for number, text in enumerate(bad + good):
+        file = tmp_path / f"m{number}.py"
+        file.write_text(text)
+        assert bool(removals(file)) == (text in bad), text
+
+
 def test_nothing_imports_all_names() -> None:
     for file in FILES:
         assert not re.search(r"^\s*from \S+ import \*", file.read_text("utf-8"), re.M), file

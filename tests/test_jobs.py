@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mmfusion.data_pipelines import storage
+from mmfusion import files
 from mmfusion.data_pipelines.jobs import claim, cut, lost_items, shuffled, write_parts
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import Damage, UserError

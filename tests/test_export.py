@@ -1,0 +1,290 @@
+"""Where models are exported to: what is ours there is replaced, and nothing else is touched."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import LABEL_TOKENS, model_config, random_decoder
+
+from mmfusion import Pipeline, UserError, export, manifest
+from mmfusion.config import ModelConfig
+from mmfusion.files import PART
+
+fork = multiprocessing.get_context("fork")
+
+
+def described(classes: int) -> ModelConfig:
+    return model_config(text=None, classes=[f"class {n}" for n in range(classes)])
+
+
+def save(folder: Path, classes: int = 3) -> Path:
+    """A model of so many classes; it says by its config and its weights which one it is."""
+    config = described(classes)
+    export.export(config, random_decoder(config).state_dict(), folder)
+    return folder
+
+
+def classes_of(folder: Path) -> int:
+    config, decoder, tokenizer = export.read(folder)
+    assert tokenizer is None
+    assert len(config.classes) == classes_of_table(decoder)
+    return len(config.classes)
+
+
+def classes_of_table(decoder: Any) -> int:
+    return decoder.label.weight.shape[0] // LABEL_TOKENS - 1
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# What is there
+
+
+def make_notes(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "notes").write_text("years of work")
+
+
+def make_model_of_others(folder: Path) -> None:
+    make_notes(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+
+
+def make_extension(folder: Path) -> None:
+    """A browser's extension has files of these names, too."""
+    make_notes(folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "manifest.json").write_text('{"manifest_version": 3, "config.json": "settings"}')
+
+
+def make_checkpoint(folder: Path) -> None:
+    make_notes(folder)
+    (folder / "state.json").write_text("{}")
+    manifest.seal(folder)
+
+
+FOREIGN: dict[str, Callable[[Path], Any]] = {
+    "a folder with files": make_notes,
+    "a hidden file alone": lambda p: (p.mkdir(), (p / ".env").touch()),
+    "a file": lambda p: p.write_text("years of work"),
+    "a model of another project": make_model_of_others,
+    "an extension of a browser": make_extension,
+    "a sealed folder of another kind": make_checkpoint,
+}
+
+
+@pytest.mark.parametrize("written", ["place", "place/", "place/.", "x/../place", "link", "."])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_not_ours_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, written: str
+) -> None:
+    place = tmp_path / "place"
+    FOREIGN[kind](place)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    before = tree(tmp_path)
+    monkeypatch.chdir(place if written == "." and place.is_dir() else tmp_path)
+    with pytest.raises(UserError) as refused:
+        save(Path(written))
+    assert str(Path(written)) in str(refused.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "written", ["new", "new/deep/er/", "empty", "empty/.", "x/../new", "link", "nowhere", "."]
+)
+def test_a_model_is_exported_and_again_where_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    for name in ("empty", "x", "far"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("far")
+    (tmp_path / "nowhere").symlink_to("far/away")
+    monkeypatch.chdir(tmp_path / "empty" if written == "." else tmp_path)
+    links = {p: os.readlink(p) for p in tmp_path.iterdir() if p.is_symlink()}
+    for classes in (3, 4):
+        save(Path(written), classes)
+        assert os.path.exists(".")  # who stands there still does
+        assert classes_of(Path(written)) == classes
+        assert sorted(os.listdir(written)) == ["config.json", "manifest.json", "model.safetensors"]
+    assert {p: os.readlink(p) for p in tmp_path.iterdir() if p.is_symlink()} == links
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_place_where_nothing_can_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("file/model", "circle"):
+        with pytest.raises(UserError, match=name):
+            save(tmp_path / name)
+
+
+def test_what_a_user_added_stays(tmp_path: Path) -> None:
+    folder, vae = tmp_path / "model", tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text("{}")
+    (vae / "old.safetensors").write_text("weights")
+    config = described(3)
+    image = config.image.model_copy(update={"vae": str(vae)})
+    coded = config.model_copy(update={"image": image})
+    export.export(coded, random_decoder(config).state_dict(), folder)
+    assert (folder / "vae/old.safetensors").is_file()
+    added = {
+        "README.md": b"mine",
+        "samples/a.png": b"png",
+        "vae/notes": b"x",
+        ".gitattributes": b"",
+    }
+    for name, data in added.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    save(folder, 5)  # has no autoencoder: that of before goes
+    sealed = {"config.json", "manifest.json", "model.safetensors"}
+    assert {n: d for n, d in tree(folder).items() if n not in sealed} == added
+    assert classes_of(folder) == 5
+    assert "README.md" not in json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("what", ["file in the way", "link in the way"])
+def test_nothing_is_written_over_or_through_what_a_user_added(tmp_path: Path, what: str) -> None:
+    folder, vae = save(tmp_path / "model"), tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text("{}")
+    (tmp_path / "shared").mkdir()
+    if what == "file in the way":
+        (folder / "vae").write_text("mine")
+    else:
+        (folder / "vae").symlink_to(tmp_path / "shared")
+    before = tree(tmp_path)
+    image = described(3).image.model_copy(update={"vae": str(vae)})
+    config = described(3).model_copy(update={"image": image})
+    with pytest.raises(UserError, match=r"model/vae"):
+        export.export(config, random_decoder(described(3)).state_dict(), folder)
+    assert tree(tmp_path) == before
+    assert classes_of(folder) == 3
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", "./config.json"])
+def test_a_manifest_from_elsewhere_does_not_reach_out_of_its_folder(
+    tmp_path: Path, name: str
+) -> None:
+    """Re-exporting removes what the old manifest lists and the new one does not."""
+    folder, precious = save(tmp_path / "model"), tmp_path / "precious"
+    precious.write_text("years of work")
+    listed = json.loads((folder / "manifest.json").read_text("utf-8"))
+    listed[name.replace("/precious", str(precious)) if name[0] == "/" else name] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match="model"):
+        save(folder)
+    assert precious.is_file()
+
+
+# Killed, or without room
+
+
+def export_until(folder: Path, calls: int) -> None:
+    """Export, and die at the `calls`th time that something is moved or removed."""
+    count = 0
+
+    def dying(real: Callable) -> Callable:
+        def call(*given: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == calls:
+                os._exit(9)
+            return real(*given, **options)
+
+        return call
+
+    for name in ("replace", "rename", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    save(folder, 4)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("healed_by", ["reading", "exporting"])
+def test_killed_at_any_moment_one_of_both_models_is_there(tmp_path: Path, healed_by: str) -> None:
+    before = save(tmp_path / "before", 3)
+    (before / "README.md").write_text("mine")
+    codes, found = [], []
+    while not codes or codes[-1]:
+        assert len(codes) < 40
+        folder = Path(shutil.copytree(before, tmp_path / f"model-{len(codes)}"))
+        process = fork.Process(target=export_until, args=(folder, len(codes) + 1))
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+        if healed_by == "exporting":
+            save(folder, 5)
+        found.append(classes_of(folder))
+        assert (folder / "README.md").read_text() == "mine"
+        if healed_by == "exporting":
+            left = {"README.md", "config.json", "manifest.json", "model.safetensors"}
+            assert {*os.listdir(folder)} == left
+    assert set(codes) == {0, 9}
+    assert set(found) <= ({3, 4} if healed_by == "reading" else {5})
+
+
+def test_the_first_export_of_a_killed_process_does_not_bar_the_next(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        folder = tmp_path / str(number)
+        process = fork.Process(target=export_until, args=(folder, number))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        save(folder, 5)
+        assert classes_of(folder) == 5
+
+
+def test_without_room_the_old_model_stays(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", 3)
+    before, limit = tree(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+    try:
+        for place in (folder, tmp_path / "new"):
+            with pytest.raises(UserError, match=rf"{place.name}.*make room"):
+                save(place, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert tree(tmp_path) == before
+    assert not list(tmp_path.glob("**/.*"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model", 3)
+    real, done = export.load_file, []
+
+    def late(path: Path) -> dict[str, torch.Tensor]:
+        if not done:
+            done.append(save(folder, 4))
+        return real(path)
+
+    monkeypatch.setattr(export, "load_file", late)
+    pipeline = Pipeline.from_pretrained(folder, "cpu")
+    assert len(pipeline.config.classes) == classes_of_table(pipeline.decoder) == 4
+
+
+def test_a_folder_that_nobody_can_finish_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process was stopped, and here one may only read."""
+    folder = save(tmp_path / "model", 3)
+    shutil.copytree(save(tmp_path / "other", 4), folder / PART)
+    os.replace(folder / PART / "config.json", folder / "config.json")
+    monkeypatch.setattr(manifest, "finish", lambda folder: None)
+    monkeypatch.setattr(manifest, "PAUSE", 0)
+    with pytest.raises(UserError, match=str(folder)):
+        Pipeline.from_pretrained(folder, "cpu")
