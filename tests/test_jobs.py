@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -199,6 +200,22 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
     assert not list(tmp_path.glob(".a-*.part"))
+
+
+def test_leftovers_are_ours_by_their_whole_names(tmp_path: Path):
+    """What lies beside the shards of a job is removed only if a job of this host has left it."""
+    host = socket.gethostname()
+    ours = [f".a-00000.tar.{host}-{os.getpid()}-1.part", f".a-00003.tar.{host}-7.part"]
+    others = [
+        f".a-00000.tar.{host}-7-best.part", f".a-00000.tar.{host}-.part", ".a-00000.tar.x-7.part",
+        "a-00000.tar.7.part", "a-notes.tar", "a.settings.json.bak",
+    ]  # fmt: skip
+    for name in ours + others:
+        (tmp_path / name).write_text("mine")
+    make(tmp_path)
+    assert not [name for name in ours if (tmp_path / name).exists()]
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+    assert not list(tmp_path.glob("**/.*.lock"))
 
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "", "a b", ".a", "a\n"])

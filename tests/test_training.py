@@ -6,6 +6,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ranks import deepspeed, launch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import Pipeline
@@ -24,7 +25,7 @@ from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.training import checkpoint, loop
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
-from mmfusion.training.metrics import Metrics
+from mmfusion.training.metrics import Lost, Metrics
 from mmfusion.training.schedule import learning_rate, progress
 
 GO_ON = ["go-on-0", "go-on-2", "go-on-3"]  # the stage; 0 with one rank, 2 and 3 with two
@@ -364,11 +365,12 @@ def test_another_decoder_is_refused(saved: Path, tiny: Config, digits_data: Path
             found.weights(WEIGHT, other)
 
 
-def test_fallen_back_a_run_keeps_its_new_checkpoints(
-    saved: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A damaged newer checkpoint does not count among those that `train.keep` keeps."""
-    cut(saved / "step-00000004" / "rank-00000.safetensors")
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a checkpoint of a step under a folder, as the only rank; its weights are zeros."""
     alone = SimpleNamespace(
         get_rank=lambda: 0,
         get_world_size=lambda: 1,
@@ -376,11 +378,110 @@ def test_fallen_back_a_run_keeps_its_new_checkpoints(
         all_gather_object=lambda out, value: out.__setitem__(0, value),
     )
     monkeypatch.setattr(checkpoint, "distributed", alone)
-    monkeypatch.setattr(checkpoint, "_write_pieces", lambda path, *_: path.write_bytes(b"x"))
-    config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"keep": 1})})
-    state = checkpoint.State(3, 1.0, {0: {}})
-    written = checkpoint.write(saved, config, state, [], SimpleNamespace(shards=[]), None)  # type: ignore[arg-type]
+    zeros = {"weight": torch.zeros(5000)}
+    monkeypatch.setattr(checkpoint, "_write_pieces", lambda path, *_: save_file(zeros, path))
+
+    def call(root: Path, step: int, keep: int = 1) -> Path:
+        config = tiny.model_copy(update={"train": tiny.train.model_copy(update={"keep": keep})})
+        state = checkpoint.State(step, 1.0, {0: {}})
+        return checkpoint.write(root, config, state, [], SimpleNamespace(shards=[]), None)  # type: ignore[arg-type]
+
+    return call
+
+
+def test_fallen_back_a_run_keeps_its_new_checkpoints(saved: Path, write: Write) -> None:
+    """A damaged newer checkpoint does not count among those that `train.keep` keeps."""
+    cut(saved / "step-00000004" / "rank-00000.safetensors")
+    written = write(saved, 3)
     assert checkpoint.newest(saved) == written == saved / "step-00000003"
+
+
+NOT_OURS = [
+    "step-00000009-best", "step-00000009.bak", "step-9", "step-0", "step-000000009", "step-",
+    "step-00000009 (copy)", "Step-00000009", "xstep-00000009", "step-٠٠٠٠٠٠٠٩", "step-00000009\n",
+    ".step-00000009.part2", ".step-9.part", ".step-00000009-best.part", "step-00000009.part",
+]  # fmt: skip
+
+
+def test_only_exactly_our_names_are_removed_or_resumed_from(tmp_path: Path, write: Write) -> None:
+    shutil.copytree(write(tmp_path / "other", 9), made := tmp_path / "made")
+    root = tmp_path / "checkpoints"
+    for name in NOT_OURS:
+        shutil.copytree(made, root / name)
+    (root / "step-00000008").write_text("a file of the user's")
+    (root / "step-00000007").mkdir()  # an empty folder
+    (root / "step-00000006").symlink_to(made)
+    (root / ".step-00000005.part").mkdir()  # a killed run's
+    (root / ".step-00000005.part/state.json").touch()
+    before = {*os.listdir(root)} - {".step-00000005.part"}
+    assert checkpoint.newest(root) == root / "step-00000006"
+    for step in (1, 2, 10):
+        write(root, step)
+        assert {*os.listdir(root)} == before | {f"step-{step:08d}"}
+        assert checkpoint.newest(root) == root / f"step-{max(step, 6):08d}"
+    assert made.is_dir()
+
+
+def test_steps_of_more_than_eight_digits_are_in_their_order(tmp_path: Path, write: Write) -> None:
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        newest = write(tmp_path, step, keep=2)
+        assert checkpoint.newest(tmp_path) == newest
+    assert sorted(os.listdir(tmp_path)) == ["step-100000000", "step-99999999"]
+
+
+def test_what_a_user_put_into_a_checkpoint_stays(tmp_path: Path, write: Write) -> None:
+    (write(tmp_path, 1) / "notes.txt").write_text("mine")
+    for step in (2, 3):
+        write(tmp_path, step)
+    assert [p.name for p in (tmp_path / "step-00000001").iterdir()] == ["notes.txt"]
+    assert [p.name for p in checkpoint.all_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+def test_a_damaged_checkpoint_of_this_step_is_replaced(tmp_path: Path, write: Write) -> None:
+    write(tmp_path, 1, keep=2)
+    for damage in (lambda p: cut(p / "manifest.json"), lambda p: (p / "state.json").unlink()):
+        damage(write(tmp_path, 2, keep=2))
+        assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+        assert checkpoint.newest(tmp_path) != write(tmp_path, 2, keep=2)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
+    (tmp_path / "step-00000003").write_text("a file of the user's")
+    with pytest.raises(UserError, match="step-00000003"):
+        write(tmp_path, 3, keep=2)
+    assert {*os.listdir(tmp_path)} == {f"step-{n:08d}" for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("most", [9000, 1000, 0])
+def test_without_room_the_old_checkpoint_stays(tmp_path: Path, write: Write, most: int) -> None:
+    old = write(tmp_path, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"step-00000002.*make room"):
+            write(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [*tmp_path.iterdir()] == [old]
+    assert checkpoint.newest(tmp_path) == old
+
+
+def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny: Config) -> None:
+    train = tiny.train.model_copy(update={"output": str(tmp_path)})
+    kept = "".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(1, 300))
+    (tmp_path / "metrics.jsonl").write_text(kept)
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/rank-00000.jsonl").write_text('{"step": 1}\n{"step": 500}\n')
+    (tmp_path / "lost/rank-copy.jsonl").write_text("mine\n")
+    Lost(tmp_path, 299, 0)
+    assert (tmp_path / "lost/rank-00000.jsonl").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "lost/rank-copy.jsonl").read_text() == "mine\n"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"metrics\.jsonl.*make room"):
+            Metrics(tiny.model_copy(update={"train": train}), 299, active=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept
 
 
 # The commands

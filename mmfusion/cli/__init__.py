@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from typing import NoReturn
 
 import typer
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     for argument in [a for a in given if a.startswith(LOCAL_RANK)]:  # launchers append it
         os.environ.setdefault("LOCAL_RANK", argument.partition("=")[2])
         given.remove(argument)
+    threading.excepthook = _thread_failed
     try:
         app(given)
     except UserError as error:
@@ -55,6 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread; when it finds no room, the next call to it says so."""
+    if not no_room(failure.exc_value):
+        threading.__excepthook__(failure)
 
 
 def _refuse(message: str) -> NoReturn:

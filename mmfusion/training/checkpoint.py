@@ -101,7 +101,7 @@ def _together(path: Path) -> Iterator[None]:
     except Exception as failure:  # told to the other ranks before it is raised
         error = failure
     everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, error and str(error))
+    distributed.all_gather_object(everyone, error and (str(error) or repr(error)))
     if error:
         raise error
     if failed := next(filter(None, everyone), None):
