@@ -393,7 +393,7 @@ def test_features_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(np, "savez", full)
     pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
-    with pytest.raises(UserError, match=r"cannot be kept .No space left on device.*--work"):
+    with pytest.raises(UserError, match=r"00000000\.npz: .*No space left on device.*--work"):
         extract(pictures, Counting(), tmp_path / "work")
     assert not list((tmp_path / "work").glob("*/*"))
 

@@ -464,6 +464,23 @@ def test_without_room_the_old_checkpoint_stays(tmp_path: Path, write: Write, mos
     assert checkpoint.newest(tmp_path) == old
 
 
+def test_what_another_rank_cannot_write_stops_this_one(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 has no room for its pieces; rank 0 would wait for it, or commit without them."""
+    old, calls = write(tmp_path, 1), []
+
+    def gather(out: list, value: object) -> None:
+        calls.append(value)
+        out[:] = [value, "rank-00001.safetensors: no room" if len(calls) == 2 else None]
+
+    monkeypatch.setattr(checkpoint.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint.distributed, "all_gather_object", gather)
+    with pytest.raises(UserError, match="rank-00001"):
+        write(tmp_path, 2)
+    assert [*tmp_path.iterdir()] == [old]
+
+
 def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny: Config) -> None:
     train = tiny.train.model_copy(update={"output": str(tmp_path)})
     kept = "".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(1, 300))

@@ -78,12 +78,11 @@ def write(
                 (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
                 save(config, part / "config.yaml")
                 _commit(part, final)
+                _rotate(root, state.step, config.train.keep)
     except BaseException:
         if rank == 0:
             files.remove_folder(part)
         raise
-    if rank == 0:
-        _rotate(root, state.step, config.train.keep)
     return final
 
 
