@@ -102,11 +102,18 @@ def verify(folder: Path, what: str) -> None:
 
 def _remove(folder: Path, name: str) -> None:
     """Remove a listed file, and the folders that it leaves empty; behind links nothing is ours."""
-    above = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
-    if not any(parent.is_symlink() for parent in above):
+    if not _linked(folder, name) and not (folder / name).is_dir():
         files.remove(folder / name)
-        for parent in above:
+        for parent in _above(folder, name):
             files.remove_empty(parent)
+
+
+def _above(folder: Path, name: str) -> list[Path]:
+    return [folder / parent for parent in PurePosixPath(name).parents if parent.name]
+
+
+def _linked(folder: Path, name: str) -> bool:
+    return any(parent.is_symlink() for parent in _above(folder, name))
 
 
 # Folders that are replaced: file by file, the folder is not renamed. So it may be a link, a disk or
@@ -127,9 +134,9 @@ def check(folder: Path, what: str, mark: str) -> None:
     Raises:
         UserError: it is something else.
     """
+    _heal(folder)
+    real = Path(os.path.realpath(folder))
     try:
-        _heal(folder)
-        real = Path(os.path.realpath(folder))
         if files.is_free(real) or (mark in listed(real) and (real / mark).is_file()):
             return
     except OSError as error:
@@ -150,19 +157,21 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
     check(folder, what, mark)
     real = Path(os.path.realpath(folder))
     with files.locked(real, wait=True), files.room(folder):
-        check(folder, what, mark)  # another process may have been faster
+        finish(real)  # of another process that was killed meanwhile
+        check(folder, what, mark)
         with files.staging(real) as part:
             yield part
+            _check_free(real, part)
             seal(part)
-            _check_free(real)
         finish(real)
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path, part: Path) -> None:
     """Make sure that nothing of the user's stands where a new file is to go."""
     old = listed(folder)
-    for name in listed(folder / files.PART):
-        above = [folder / parent for parent in PurePosixPath(name).parents if parent.name]
+    for path in sorted(path for path in part.rglob("*") if path.is_file()):
+        name = path.relative_to(part).as_posix()
+        above = _above(folder, name)
         wrong = [p for p in above if p.is_symlink() or (p.exists() and not p.is_dir())]
         if (name not in old and os.path.lexists(folder / name)) or (folder / name).is_dir():
             wrong.append(folder / name)
@@ -174,7 +183,8 @@ def finish(folder: Path) -> None:
     """Put the sealed files of a folder's `files.PART` in their places; the manifest last."""
     part = folder / files.PART
     new = listed(part)
-    if not new:
+    # We make no links in there: with one, somebody else has made it, and it leads elsewhere.
+    if not new or part.is_symlink() or any(_linked(f, n) for f in (folder, part) for n in new):
         return
     for name in new:
         files.move(part / name, folder / name)
@@ -197,9 +207,8 @@ def _heal(folder: Path) -> None:
 def settled(load: Callable[[Path], T]) -> Callable[[Path], T]:
     """`load`, again if the folder was replaced while it was read, so that it is of one model."""
 
-    def state(folder: Path) -> tuple[bool, bytes]:
-        half, path = folder / files.PART / MANIFEST, folder / MANIFEST
-        return half.is_file(), path.read_bytes() if path.is_file() else b""
+    def state(folder: Path) -> tuple[bool, dict[str, str]]:
+        return (folder / files.PART / MANIFEST).is_file(), listed(folder)
 
     @wraps(load)
     def again(folder: Path) -> T:

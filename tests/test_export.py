@@ -189,6 +189,32 @@ def test_a_manifest_from_elsewhere_does_not_reach_out_of_its_folder(
     assert precious.is_file()
 
 
+@pytest.mark.parametrize("linked", ["place", "source", "part"])
+def test_a_folder_from_elsewhere_moves_nothing_through_its_links(
+    tmp_path: Path, linked: str
+) -> None:
+    """It looks as if a process was killed while it replaced it, and has a link to what is ours."""
+    folder, mine = save(tmp_path / "model"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes").write_text("years of work")
+    part = folder / PART
+    if linked == "part":
+        manifest.seal(mine)
+        part.symlink_to(mine)
+    else:
+        (part / "vae").mkdir(parents=True)
+        (part / "vae/notes").write_text("theirs")
+        manifest.seal(part)
+    if linked == "source":
+        shutil.rmtree(part / "vae")
+        (part / "vae").symlink_to(mine)
+    if linked == "place":
+        (folder / "vae").symlink_to(mine)
+    before = tree(mine)
+    classes_of(folder)
+    assert tree(mine) == before
+
+
 # Killed, or without room
 
 
