@@ -1,11 +1,12 @@
 """What a run writes down: metrics.jsonl, TensorBoard, a progress bar with the time left."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mmfusion import files, jsonl
 from mmfusion.config import Config
 
 
@@ -35,7 +36,7 @@ class Metrics:
         if not self.active:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(jsonl.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._bar.set_postfix_str(f"step {step}, loss {values['loss']:.4f}")
@@ -66,7 +67,7 @@ class Lost:
         if lost:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": step, **entry}) + "\n" for entry in lost)
+                file.writelines(jsonl.dumps({"step": step, **entry}) + "\n" for entry in lost)
         return len(lost)
 
 
@@ -74,14 +75,13 @@ def _forget(path: Path, first_step: int) -> None:
     """Drop lines past the checkpoint that the run goes on from."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= first_step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off when the run was killed
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    kept = [line for line in jsonl.objects(path) if _step(line) <= first_step]
+    files.write(path, "".join(f"{jsonl.dumps(line)}\n" for line in kept).encode())
+
+
+def _step(line: dict[str, Any]) -> float:
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left, {postfix}"
