@@ -93,7 +93,9 @@ class Stop:
             return  # a data worker, which its parent ends
         if not self.signal:
             self.signal, self._heard = number, now
-            self._tell(f"{signal.Signals(number).name}: saving after this step; again: no saving")
+            self._tell(
+                f"{signal.Signals(number).name}: saves after this step (again: ends at once)"
+            )
         elif now - self._heard > ECHO:
             self._tell("stopped at once; the next start goes on from the newest checkpoint")
             os._exit(128 + number)
