@@ -90,7 +90,7 @@ def main() -> None:
 
     loop.sample_sheet = lambda *_: np.zeros((1, 1, 3), np.uint8)  # they take longest
     ended(config("once"), {2: nan}, rank)
-    ended(config("thrice", steps=9), {n: nan for n in (3, 4, 5, 6)}, rank)
+    ended(config("thrice", steps=9), dict.fromkeys((3, 4, 5, 6), nan), rank)
     ended(config("at-the-end", steps=3), {3: nan}, rank)
     if world == 1:
         return

@@ -26,7 +26,6 @@ from mmfusion.config import Config, save
 from mmfusion.errors import UserError
 from mmfusion.training.ema import Ema
 from mmfusion.training.partition import MOMENTS, Piece, moments
-from mmfusion.training.together import together
 
 log = logging.getLogger("mmfusion")
 WEIGHT, EMA = "weight", "ema"
@@ -55,29 +54,28 @@ def write(
     rank, world = distributed.get_rank(), distributed.get_world_size()
     final = root / f"step-{state.step:08d}"
     part = root / f".{final.name}.part"
-    with together():
-        if rank == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-    with together():
-        if rank == 0 or config.train.zero_stage > 0:  # at stage 0 every rank holds the same
-            _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
+    if rank == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    distributed.barrier()
+    if rank == 0 or config.train.zero_stage > 0:  # at stage 0 every rank holds the same
+        _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
     everyone: list[Any] = [None] * world
     distributed.all_gather_object(everyone, state.slots)
-    with together():
-        if rank == 0:
-            merged = {number: slot for slots in everyone for number, slot in (slots or {}).items()}
-            facts = asdict(replace(state, slots=merged))
-            (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
-            save(config, part / "config.yaml")
-            manifest.seal(part)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            manifest.sync(root)
-            # Newer ones are damaged, or the run would have gone on from them: they do not count.
-            sound = [path for path in all_checkpoints(root) if path.name <= final.name]
-            for old in sound[: -config.train.keep]:
-                shutil.rmtree(old)
+    if rank == 0:
+        merged = {number: slot for slots in everyone for number, slot in (slots or {}).items()}
+        facts = asdict(replace(state, slots=merged))
+        (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+        save(config, part / "config.yaml")
+        manifest.seal(part)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        manifest.sync(root)
+        # Newer ones are damaged, or the run would have gone on from them: they do not count.
+        sound = [path for path in all_checkpoints(root) if path.name <= final.name]
+        for old in sound[: -config.train.keep]:
+            shutil.rmtree(old)
+    distributed.barrier()
     return final
 
 

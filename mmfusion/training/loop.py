@@ -219,17 +219,18 @@ class Trainer:
 
     def _hopeless(self, what: str) -> UserError:
         """Raised on all ranks; rank 0 says it."""
+        train = self.config.train
         told = (
-            f"step {self.state.step}: {what}; set train.lr lower (now {self.config.train.lr:g}) or "
-            f"train.grad_clip (now {self.config.train.grad_clip:g}; 0 is none), and start again. "
-            f"{self._next_start()}; if it was bad already, remove its folder to use an older one"
+            f"step {self.state.step}: {what}; set train.lr lower (now {train.lr:g}) or set "
+            f"train.grad_clip (now {train.grad_clip:g}; 0 is none), and start again: "
+            f"{self._next_start()} (if that is bad already, remove its folder to use an older one)"
         )
         return UserError(told) if self.rank == 0 else Elsewhere(told)
 
     def _next_start(self) -> str:
         saved = checkpoint.all_checkpoints(self.output / "checkpoints")
         if not saved:
-            return f"the next start begins anew, {self.output} has no checkpoint yet"
+            return f"the next start begins anew, since {self.output} has no checkpoint yet"
         return f"the next start goes on from {saved[-1]}"
 
     def _step(self, batches: list[Batch], whole: Tensor) -> Tensor:
