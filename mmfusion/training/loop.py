@@ -22,15 +22,14 @@ from mmfusion.packing import Batch
 from mmfusion.training import checkpoint
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
+from mmfusion.training.health import PATIENCE, Health
 from mmfusion.training.metrics import Lost, Metrics
-from mmfusion.training.partition import MOMENTS, moments, pieces
+from mmfusion.training.partition import pieces
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.sheet import sample_sheet
 from mmfusion.training.together import Stop, together
 
 log = logging.getLogger("mmfusion")
-PATIENCE = 3
-"""Steps in a row whose loss or gradient is not finite, after which a run ends."""
 
 
 class Rows(Protocol):
@@ -77,14 +76,12 @@ class Trainer:
         self.pieces = pieces(self.engine, config.train.zero_stage, self.rank)
         self.ema = Ema(self.pieces, config.train.ema)
         self.state = checkpoint.State()
-        self.wrong = torch.zeros((), dtype=torch.bool, device=self.device)
-        """Whether the last step's loss or gradient was not finite on this rank."""
-        self.in_a_row = 0
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
             self.state = saved.state
             self.rows.resume(saved.state.layout or {}, saved.state.slots or {})
         self.saved = self.state.step
+        self.health = Health(self.engine, self.pieces, self.ema)
         attention = config.train.attention
         self.flex = attention == "flex" or (attention == "auto" and self.device.type == "cuda")
         if self.flex and config.row_length % 128:
@@ -193,7 +190,7 @@ class Trainer:
         whole[2] = seconds if self.rank == 0 else 0.0
         whole[3] = batches is None or self.stop.signal > 0
         whole = whole.to(self.device)
-        whole[4] = self.wrong
+        whole[4] = self.health.wrong
         distributed.all_reduce(whole)
         _, _, _, halted, wrong = whole.tolist()
         if halted:
@@ -201,21 +198,11 @@ class Trainer:
                 if failure:
                     raise failure
             return None, whole
-        self._watch(wrong > 0)
-        return batches, whole
-
-    def _watch(self, wrong: bool) -> None:
-        """Count steps in a row that went wrong; the same on all ranks."""
-        self.in_a_row = self.in_a_row + 1 if wrong else 0
-        if self.in_a_row == PATIENCE:
-            raise self._hopeless(
-                f"the loss or its gradient is not finite, {PATIENCE} times in a row"
-            )
+        if self.health.hopeless(wrong > 0):
+            raise self._hopeless(f"loss or gradient not finite, {PATIENCE} steps in a row")
         if wrong and self.rank == 0:
-            log.warning(
-                "step %d: the loss or its gradient is not finite; such an update is left out",
-                self.state.step,
-            )
+            log.warning("step %d: loss or gradient not finite", self.state.step)
+        return batches, whole
 
     def _hopeless(self, what: str) -> UserError:
         """Raised on all ranks; rank 0 says it."""
@@ -242,7 +229,6 @@ class Trainer:
         noisy, targets = whole[0].float(), whole[1].float()
         undo = self.world * len(batches)
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
-        skipped = self.engine.skipped_steps
         for batch in batches:
             batch = batch.to(self.device)
             latents, logits = self.engine(batch, self._mask(batch))
@@ -252,7 +238,7 @@ class Trainer:
             self.engine.step()
             sums += torch.stack([value.detach().double() for value in part])
         self.ema.update(self.state.step + 1)
-        self.wrong = ~sums.isfinite().all() | (self.engine.skipped_steps > skipped)
+        self.health.note(self.state.step + 1, sums)
         return sums
 
     def _mask(self, batch: Batch) -> Mask:
@@ -286,11 +272,10 @@ class Trainer:
         """
         if self.state.step == self.saved:
             return True
-        wrong, broken = self._health()
+        wrong, broken = self.health.look()
         if broken or (wrong and last):
-            raise self._hopeless(
-                "weights or moments are not finite" if broken else "the loss is not finite"
-            )
+            what = "weights or moments" if broken else "loss or gradient"
+            raise self._hopeless(f"{what} not finite")
         if wrong:
             return False
         self.state.layout = self.rows.layout()
@@ -311,20 +296,6 @@ class Trainer:
             if self.rank == 0 and not stopping:
                 self._sheet(metrics)
         return True
-
-    def _health(self) -> tuple[bool, bool]:
-        """Whether the last step went wrong, and whether what would be saved is not finite."""
-        optimizer = self.engine.basic_optimizer
-        states = [moments(optimizer, piece.flat) for piece in self.pieces]
-        kept = [*(piece.master for piece in self.pieces), *self.ema.shards]
-        kept += [p.of(s[key]) for p, s in zip(self.pieces, states, strict=True) for key in MOMENTS]
-        found = torch.zeros(2, device=self.device)
-        found[0] = self.wrong
-        for tensor in kept:
-            found[1] += ~tensor.isfinite().all()
-        distributed.all_reduce(found)
-        wrong, broken = found.tolist()
-        return wrong > 0, broken > 0
 
     def _describe(self, complete: bool) -> None:
         """Write the facts of the run so far."""
