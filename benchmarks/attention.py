@@ -12,7 +12,6 @@ Shapes: B rows, L tokens, H heads, G key-value heads, d head dimension.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -32,6 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from mmfusion import jsonl
 from mmfusion.mask import attend, block_mask, dense_mask
 from mmfusion.packing import collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row, Segment, Text, count
@@ -285,7 +285,7 @@ def main() -> None:
             done[make].append({"step": step, "error": repr(error)[:300], "right": False})
         print(f"{time.monotonic() - start:4.0f} s: {step}", flush=True)
         if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+            args.json.write_text(jsonl.dumps(report, indent=1) + "\n")
     print(*(f"{key}: {value}" for key, value in report.items() if type(value) is str), sep="\n")
     print(table("Relative errors against fp64, of the worst row and token", done[compare]))
     print(table("XL, 16,384 tokens a batch; useful TFLOP/s over what is seen", done[time_xl]))

@@ -11,7 +11,6 @@ one count a token. The last two say what the words alone are worth.
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmfusion import Pipeline, losses
+from mmfusion import Pipeline, jsonl, losses
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.data_pipelines.shards import Shards, write_shards
@@ -135,8 +134,8 @@ def main() -> None:
     for n in range(SHOWN):
         said = pipeline.image_to_text(dev[n].picture())
         print(f"{dev[n].where.rpartition(':')[2]}: {said}   [{captions['dev'][5 * n]}]")
-    print(json.dumps(figures, indent=1))
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print(jsonl.dumps(figures, indent=1))
+    (folder / "figures.json").write_text(jsonl.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

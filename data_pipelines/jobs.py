@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mmfusion import files
+from mmfusion import files, launcher
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 
@@ -130,7 +130,7 @@ def write_parts(
         raise UserError(f"--name {name!r}: letters, digits, `_`, `-` and `.` alone")
     _same_settings(list(parts), name, settings)
     made = Made()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world, *_ = launcher.place()
     paths = list(parts)
     first = rank * len(paths) // world
     bar = tqdm(total=len(paths), desc=what, unit="shard", disable=rank > 0, bar_format=BAR)

@@ -5,13 +5,13 @@ same command runs under a launcher or alone, goes on where it was stopped, and d
 process that died. What is in a file depends on its number alone, never on who made it.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
+from mmfusion import launcher
 from mmfusion.data_pipelines.jobs import claim
 
 WAIT = 0.5
@@ -20,7 +20,7 @@ WAIT = 0.5
 
 def rank() -> int:
     """This process's number under a launcher; 0 alone."""
-    return int(os.environ.get("RANK", 0))
+    return launcher.place().rank
 
 
 def share(
@@ -36,7 +36,7 @@ def share(
         size: units in each file but the last, which may have fewer.
     """
     paths = list(parts)
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = launcher.place().world
     first = rank() * len(paths) // world
     numbers = [*range(first, len(paths)), *range(first)]
     there = min(count, sum(path.exists() for path in paths) * size)

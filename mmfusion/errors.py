@@ -27,6 +27,10 @@ class UserError(Exception):
     """
 
 
+class Elsewhere(UserError):
+    """What ends this rank because it ends another, which says it; the command line is silent."""
+
+
 class Damage(UserError):
     """What is wrong with one item of a corpus: the item is left out, counted and listed.
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmfusion import launcher
 from mmfusion.codecs.image import fingerprint
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
@@ -168,4 +169,4 @@ def default_device() -> torch.device:
     """CUDA where there is one; under a launcher, this process's."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cuda", launcher.place().gpu(torch.cuda.device_count()))

@@ -422,6 +422,7 @@ def test_other_ranks_make_features_and_hold_none(
     tmp_path: Path, sets: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distribution, "extract", None)
     assert measure(*sets, make_extractor("pixels"), work=tmp_path / "work") == {}
     assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2

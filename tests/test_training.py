@@ -295,6 +295,23 @@ def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config
     assert metrics(tmp_path) == [*map(json.loads, lines[:2]), {"step": 3, "loss": 7.0}]
 
 
+def test_metrics_are_json_lines_for_any_reader(tmp_path: Path, tiny: Config) -> None:
+    """What is not finite is null; U+2028 in a string ends no line, a byte order mark begins one."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '\ufeff{"step": 1, "note": "a\u2028b"}\n{"step": 2, "loss": NaN}\n[3]\n', "utf-8"
+    )
+    train = tiny.train.model_copy(update={"output": str(tmp_path)})
+    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
+    records.log(3, {"loss": math.nan, "grad_norm": math.inf})
+    records.close()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in path.open("rb")] == [
+        {"step": 1, "note": "a\u2028b"},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": None, "grad_norm": None},
+    ]
+
+
 # Checkpoints that were damaged, or never finished
 
 

@@ -13,7 +13,6 @@ generators.
 """
 
 import argparse
-import json
 import sys
 import time
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from benchmarks.parity.noise import PhiloxNoise, TorchNoise
 from benchmarks.parity.official import Official, OfficialModel
 from benchmarks.parity.ours import load
 from benchmarks.parity.results import BARS, GOLDEN_DRAWS, error, recipe, results
+from mmfusion import jsonl
 
 Record = dict[str, Any]
 DRAWS, SPLITS = 10, 1000
@@ -82,7 +82,7 @@ def main() -> None:
     }
     report["passed"] = masks["passed"] and all(c["passed"] for c in report["cases"].values())
     report["seconds"] = round(time.monotonic() - start, 1)
-    print(json.dumps(report, indent=1))
+    print(jsonl.dumps(report, indent=1))
     if args.golden:
         args.golden.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(args.golden, **golden(official))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from mmfusion import launcher
 from mmfusion.errors import Damage, UserError, printable
 
 from .. import storage
@@ -219,7 +220,7 @@ def _members(
 ) -> Iterator[Place]:
     """Members of a tar, of which only the headers are read; what is damaged, to `lost`."""
     contents = Contents(storage.size(tar) if end is None else end)
-    quiet = end is not None or int(os.environ.get("RANK", 0)) > 0
+    quiet = end is not None or launcher.place().rank > 0
     told = {"desc": f"listing {tar}", "unit": "B", "unit_scale": True, "leave": False}
     bar = tqdm(total=contents.bytes, disable=quiet, **told)
     with storage.open_file(tar) as file, bar:

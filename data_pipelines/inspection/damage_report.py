@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from torch import distributed
 
-from mmfusion import files
+from mmfusion import files, launcher
 from mmfusion.errors import Damage
 
 FIRST = 5  # findings of each reason that a report keeps
@@ -94,8 +94,9 @@ def together(report: Report) -> Report:
 
     They wait for each other: a launcher stops the others when one ends with an exit code.
     """
-    if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not os.environ.get("MASTER_ADDR") or launcher.place().world == 1:
         return report
+    launcher.join()
     distributed.init_process_group("gloo", timeout=timedelta(days=7))
     reports = [Report()] * distributed.get_world_size()
     distributed.all_gather_object(reports, report)

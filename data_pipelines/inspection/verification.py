@@ -6,7 +6,6 @@ with. What is held in memory is one shard's index and a few samples.
 """
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from mmfusion import launcher
 from mmfusion.errors import Damage, UserError
 
 from .. import storage
@@ -50,7 +50,7 @@ def verify(
     Raises:
         UserError: a pattern names no shard, or an index cannot be written.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world, *_ = launcher.place()
     groups = [storage.expand(pattern) for pattern in patterns]
     for pattern, found in zip(patterns, groups, strict=True):
         if not found:

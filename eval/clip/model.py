@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image as Picture
 
+from mmfusion import launcher
 from mmfusion.codecs.image import flat
 from mmfusion.errors import UserError
 
@@ -153,4 +153,4 @@ class Clip:
 def _device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return f"cuda:{launcher.place().gpu(torch.cuda.device_count())}"

@@ -1,19 +1,19 @@
 """What all extractors share: batches of any sizes, and arithmetic that can be repeated."""
 
-import os
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
+from mmfusion import launcher
 from mmfusion.errors import UserError
 
 
 def default_device() -> str:
     """This rank's GPU, or the CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}" if count else "cpu"
+    return f"cuda:{launcher.place().gpu(count)}" if count else "cpu"
 
 
 class Extractor(ABC):

@@ -4,7 +4,6 @@ Quality is a Fréchet distance from real pictures; times are measured in this pr
 else of ours running.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from mmfusion import __version__
+from mmfusion import __version__, launcher
 from mmfusion.config import ModelConfig
 from mmfusion.data_pipelines.samples import FACTS
 from mmfusion.data_pipelines.shards import Shards
@@ -126,7 +125,7 @@ def measure_frontier(
     Raises:
         UserError: a launcher's rank, a model, reference or grid that cannot be measured.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if launcher.place().world > 1:
         raise UserError(
             "eval frontier: times are only right with nothing else running; start it without a "
             "launcher, as one process"

@@ -12,7 +12,7 @@ from mmfusion.cli.evaluation import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
 from mmfusion.cli.train import train
-from mmfusion.errors import UserError
+from mmfusion.errors import Elsewhere, UserError
 from mmfusion.files import no_room
 
 app = typer.Typer(
@@ -42,11 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     for argument in [a for a in given if a.startswith(LOCAL_RANK)]:  # launchers append it
-        os.environ.setdefault("LOCAL_RANK", argument.partition("=")[2])
+        os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK") or argument.partition("=")[2]
         given.remove(argument)
     threading.excepthook = _thread_failed
     try:
         app(given)
+    except Elsewhere:
+        _end(None, 2)
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
@@ -55,8 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
         where = error.filename or "a file cannot be written"
         _refuse(f"{where}: {error.strerror}" + "; make room and start again" * bool(no_room(error)))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
+    except SystemExit as ending:
+        cause = getattr(ending.__context__, "__cause__", None)
+        if isinstance(cause, KeyboardInterrupt):  # typer has taken it
+            _end("interrupted", 130)
+        raise
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -66,7 +72,13 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(2)  # other ranks may be waiting in a collective: do not wait for them
-    sys.exit(2)
+    _end(f"error: {message}", 2)
+
+
+def _end(line: str | None, code: int) -> NoReturn:
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        os._exit(code)  # other ranks may be waiting in a collective: do not wait for them
+    sys.exit(code)

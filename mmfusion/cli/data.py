@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mmfusion import launcher
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def verify(
 
     report = together(verify(shards, quick, reindex, json))
     # One process speaks for all: a launcher stops it when another one ends with an exit code.
-    if int(os.environ.get("RANK", 0)) > 0 and "MASTER_ADDR" in os.environ:
+    if launcher.place().rank > 0 and os.environ.get("MASTER_ADDR"):
         return
     for line in report.lines():
         typer.echo(line)

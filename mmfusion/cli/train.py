@@ -21,7 +21,11 @@ def train(
         int | None, typer.Option(help="stop at this step; the next start goes on from there")
     ] = None,
 ) -> None:
-    """Train a model; a second start goes on from the newest checkpoint."""
+    """Train a model; a second start goes on from the newest checkpoint.
+
+    SIGINT (Ctrl-C) and SIGTERM save a checkpoint after the step that is being done, and end the
+    run with 130 or 143; a second one ends it at once.
+    """
     from mmfusion.config import load
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -38,8 +42,10 @@ def train(
     from mmfusion.data_pipelines.loader import Loader
     from mmfusion.training.loop import Trainer
     from mmfusion.training.schedule import progress
+    from mmfusion.training.together import in_contact
 
-    trainer = Trainer(settings, Loader)
+    with in_contact():
+        trainer = Trainer(settings, Loader)
     state = trainer.state
     if trainer.rank == 0 and state.step:
         done = progress(settings.train, state.step, state.seconds) >= 1
@@ -48,4 +54,5 @@ def train(
             f"{what}: {trainer.output} has a checkpoint at step {state.step}"
             + (f"; the model is {trainer.output / 'model'}" if done else "")
         )
-    trainer.run(until)
+    with in_contact():
+        trainer.run(until)

@@ -1,14 +1,16 @@
 """The DeepSpeed engine, made from the config alone, under a launcher or plain `python train.py`."""
 
+import math
 import os
-import socket
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmfusion import launcher
 from mmfusion.config import Config
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 
 
 def precision(config: Config) -> torch.dtype:
@@ -24,31 +26,32 @@ def precision(config: Config) -> torch.dtype:
 
 
 def start_distributed() -> tuple[int, int]:
-    """Join the launcher's ranks, or be the only one; returns (rank, world size)."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    """Join the launcher's ranks, or be the only one; returns (rank, world size).
+
+    Raises:
+        UserError: the launcher's variables make no sense, or the ranks cannot meet.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    place = launcher.join(gpus)
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpus else "cpu")
     import deepspeed
     import deepspeed.ops
 
     # gloo does what our few collectives need; DeepSpeed's own CPU one would be compiled here,
     # for a minute, by a C++ compiler that may not be there.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(
-            RANK="0",
-            LOCAL_RANK="0",
-            WORLD_SIZE="1",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
-    )
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if gpus else "gloo", verbose=False)
+    except RuntimeError as error:  # torch's errors of a network are
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: rank {place.rank} of {place.world} cannot meet the others "
+            f"at {where} ({first_line(error)}); another run may have the port: choose a free one "
+            "(deepspeed --master_port, torchrun --master-port)"
+        ) from None
+    return place.rank, place.world
 
 
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
@@ -57,7 +60,8 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": data.micro_rows,
         "gradient_accumulation_steps": data.rows // (world * data.micro_rows),
-        "gradient_clipping": train.grad_clip,
+        # At stage 0 `_clip` does it.
+        "gradient_clipping": train.grad_clip if train.zero_stage else 0.0,
         "zero_optimization": {
             "stage": train.zero_stage,
             # Stage 3 would keep small parameters whole; our shards need no exception.
@@ -87,6 +91,8 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
         eps=train.eps,
         weight_decay=train.weight_decay,
     )
+    if train.zero_stage == 0:
+        optimizer.register_step_pre_hook(partial(_clip, most=train.grad_clip or math.inf))
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameters,
@@ -94,6 +100,18 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
         config=deepspeed_config(config, world),
     )
     return engine
+
+
+def _clip(optimizer: Any, *_: Any, most: float) -> None:
+    """Clip the gradients, or drop them where their norm is not finite, before a step at stage 0.
+
+    DeepSpeed does the same at the other stages; a step that is dropped changes nothing.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+    optimizer.overflow = not torch.isfinite(norm).item()  # where the engine looks for it
+    if optimizer.overflow:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def set_lr(engine: Any, lr: float) -> None:

@@ -1,30 +1,33 @@
 """The training loop: rows in, steps, records, checkpoints, an exported model out."""
 
-import json
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import Signals
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed
 
-from mmfusion import files, losses
+from mmfusion import files, jsonl, launcher, locks, losses
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, save
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
+from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import export
 from mmfusion.mask import Mask, block_mask, dense_mask
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
+from mmfusion.training.health import PATIENCE, Health
 from mmfusion.training.metrics import Lost, Metrics
 from mmfusion.training.partition import pieces
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.sheet import sample_sheet
+from mmfusion.training.together import Stop, together
 
 log = logging.getLogger("mmfusion")
 
@@ -46,11 +49,14 @@ class Trainer:
         """Open data, model and engine.
 
         Raises:
-            UserError: anything in config, data or checkpoints that the user can mend.
+            UserError: anything in config, data or checkpoints that the user can mend, or another
+                run is at work in the output folder.
         """
         self.config = config
         self.output = Path(config.train.output)
         precision(config)
+        if launcher.place().rank == 0:  # before ranks meet: two runs may have chosen one port
+            locks.keep(self.output, "trains")
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
         self._same_data()
@@ -74,6 +80,8 @@ class Trainer:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
             self.state = saved.state
             self.rows.resume(saved.state.layout or {}, saved.state.slots or {})
+        self.saved = self.state.step
+        self.health = Health(self.engine, self.pieces, self.ema)
         attention = config.train.attention
         self.flex = attention == "flex" or (attention == "auto" and self.device.type == "cuda")
         if self.flex and config.row_length % 128:
@@ -96,44 +104,58 @@ class Trainer:
     def _newest(self) -> checkpoint.Checkpoint | None:
         """Rank 0 verifies and picks; all ranks read the same."""
         found: list[Any] = [None]
-        error = None
-        if self.rank == 0:
-            try:
+        with together():
+            if self.rank == 0:
                 found = [checkpoint.newest(self.output / "checkpoints")]
-            except Exception as failure:  # told to the other ranks before it is raised
-                error, found = failure, [failure]
         distributed.broadcast_object_list(found)
-        if error or isinstance(found[0], Exception):
-            raise error or found[0]
         return checkpoint.Checkpoint(found[0]) if found[0] else None
 
     def run(self, until: int | None = None) -> None:
-        """Train to the end, or only to step `until`; writes metrics, checkpoints and the model."""
-        if self.rank == 0:
-            save(self.config, self.output / "config.yaml")
-        metrics = Metrics(self.config, self.state.step, self.rank == 0)
-        try:
-            self._run(metrics, until)
-        finally:
-            metrics.close()  # or an error's line would be written beside the bar
+        """Train to the end, or only to step `until`; writes metrics, checkpoints and the model.
 
-    def _run(self, metrics: Metrics, until: int | None) -> None:
+        Raises:
+            UserError: training cannot go on; the message says how it can.
+            SystemExit: SIGINT (130) or SIGTERM (143) came; a checkpoint of the last step is there.
+        """
+        with Stop(said=self.rank == 0) as self.stop:
+            with together():
+                if self.rank == 0:
+                    save(self.config, self.output / "config.yaml")
+                metrics = Metrics(self.config, self.state.step, self.rank == 0)
+            try:
+                stopped = self._run(metrics, until)
+            finally:
+                metrics.close()  # or an error's line would be written beside the bar
+        if stopped:
+            if self.rank == 0:
+                name = Signals(stopped).name
+                print(f"{name}: stopped; {self._next_start()}", file=sys.stderr, flush=True)
+            sys.exit(128 + stopped)
+
+    def _run(self, metrics: Metrics, until: int | None) -> int:
+        """The signal that ended it, or 0."""
         train, state = self.config.train, self.state
         started = time.monotonic() - state.seconds
         lost = Lost(self.output, state.step, self.rank)
         window = torch.zeros(5, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
-        over = share >= 1 or (until is not None and state.step >= until)
-        steps: Iterable[list[Batch]] = [] if over else self.rows
+        if share >= 1 or (until is not None and state.step >= until):
+            return 0
+        self._describe(complete=False)
+        rows, due = iter(self.rows), False
         since, since_step = time.monotonic(), state.step
-        for batches in steps:
+        while True:
+            batches, whole = self._meet(rows, time.monotonic() - started)
+            if batches is None:
+                self._save(metrics, stopping=True)
+                return self.stop.agreed()
             set_lr(self.engine, learning_rate(train, state.step, share))
-            sums, elapsed = self._step(batches, time.monotonic() - started)
-            window[:4] += sums
+            window[:4] += self._step(batches, whole)
             window[4] += lost.write(state.step + 1, self.rows.lost())
-            state.step, state.seconds = state.step + 1, elapsed
-            share = progress(train, state.step, elapsed)
+            state.step, state.seconds = state.step + 1, float(whole[2])
+            state.slots = self.rows.state()  # before more is read than was trained on
+            share = progress(train, state.step, state.seconds)
             metrics.advance(share)
             last = share >= 1 or state.step == until
             if state.step % train.log_every == 0 or last:
@@ -142,23 +164,68 @@ class Trainer:
                 metrics.log(state.step, self._figures(window, state.step - since_step, seconds))
                 window.zero_()
                 since, since_step = time.monotonic(), state.step
-            if state.step % train.save_every == 0 or last:
-                self._save(metrics, complete=share >= 1)
+            if due or state.step % train.save_every == 0 or last:
+                due = not self._save(metrics, complete=share >= 1, last=last)
             if last:
-                break
+                return 0
 
-    def _step(self, batches: list[Batch], seconds: float) -> tuple[Tensor, float]:
-        """One optimizer step over the micro-batches; sums of losses and counts, and rank 0's time.
+    def _meet(
+        self, rows: Iterator[list[Batch]], seconds: float
+    ) -> tuple[list[Batch] | None, Tensor]:
+        """All ranks, before a step: its micro-batches, or None if it is not to be done.
+
+        What they exchange, (5,): counts of noisy tokens and of text targets, over all ranks and
+        micro-batches; rank 0's time; ranks that cannot go on; ranks whose last step went wrong.
+        """
+        failure, batches = None, None
+        if not self.stop.signal:
+            try:
+                batches = next(rows)
+            except Exception as error:
+                if not self.stop.signal:  # or the signal has ended the workers
+                    failure = error
+        each = [torch.stack(losses.counts(batch)) for batch in batches or []]
+        whole = torch.zeros(5, dtype=torch.float64)
+        whole[:2] = sum(each, torch.zeros(2, dtype=torch.float64))
+        whole[2] = seconds if self.rank == 0 else 0.0
+        whole[3] = batches is None or self.stop.signal > 0
+        whole = whole.to(self.device)
+        whole[4] = self.health.wrong
+        distributed.all_reduce(whole)
+        _, _, _, halted, wrong = whole.tolist()
+        if halted:
+            with together():
+                if failure:
+                    raise failure
+            return None, whole
+        if self.health.hopeless(wrong > 0):
+            raise self._hopeless(f"loss or gradient not finite, {PATIENCE} steps in a row")
+        if wrong and self.rank == 0:
+            log.warning("step %d: loss or gradient not finite", self.state.step)
+        return batches, whole
+
+    def _hopeless(self, what: str) -> UserError:
+        """Raised on all ranks; rank 0 says it."""
+        train = self.config.train
+        told = (
+            f"step {self.state.step}: {what}; set train.lr lower (now {train.lr:g}) or set "
+            f"train.grad_clip (now {train.grad_clip:g}; 0 is none), and start again: "
+            f"{self._next_start()} (if that is bad already, remove its folder to use an older one)"
+        )
+        return UserError(told) if self.rank == 0 else Elsewhere(told)
+
+    def _next_start(self) -> str:
+        saved = checkpoint.all_checkpoints(self.output / "checkpoints")
+        if not saved:
+            return f"the next start begins anew, since {self.output} has no checkpoint yet"
+        return f"the next start goes on from {saved[-1]}"
+
+    def _step(self, batches: list[Batch], whole: Tensor) -> Tensor:
+        """One optimizer step over the micro-batches; the sums of its losses and counts.
 
         Counts are taken over all ranks and micro-batches before the first backward, and
         DeepSpeed's averaging is undone, so that world size and packing do not change the loss.
         """
-        each = [torch.stack(losses.counts(batch)) for batch in batches]
-        whole = torch.zeros(3, dtype=torch.float64)
-        whole[:2] = torch.stack(each).sum(0)
-        whole[2] = seconds if self.rank == 0 else 0.0
-        whole = whole.to(self.device)
-        distributed.all_reduce(whole)
         noisy, targets = whole[0].float(), whole[1].float()
         undo = self.world * len(batches)
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
@@ -171,7 +238,8 @@ class Trainer:
             self.engine.step()
             sums += torch.stack([value.detach().double() for value in part])
         self.ema.update(self.state.step + 1)
-        return sums, float(whole[2])
+        self.health.note(self.state.step + 1, sums)
+        return sums
 
     def _mask(self, batch: Batch) -> Mask:
         make = block_mask if self.flex else dense_mask
@@ -194,8 +262,23 @@ class Trainer:
         # DeepSpeed does not tell the norm at stage 0.
         return figures if norm is None else {**figures, "grad_norm": float(norm)}
 
-    def _save(self, metrics: Metrics, complete: bool) -> None:
-        self.state.slots, self.state.layout = self.rows.state(), self.rows.layout()
+    def _save(
+        self, metrics: Metrics, complete: bool = False, last: bool = False, stopping: bool = False
+    ) -> bool:
+        """Write a checkpoint and what goes with it; not after a step that went wrong.
+
+        Raises:
+            UserError: nothing of this run can be saved any more, or it would end so.
+        """
+        if self.state.step == self.saved:
+            return True
+        wrong, broken = self.health.look()
+        if broken or (wrong and last):
+            what = "weights or moments" if broken else "loss or gradient"
+            raise self._hopeless(f"{what} not finite")
+        if wrong:
+            return False
+        self.state.layout = self.rows.layout()
         path = checkpoint.write(
             self.output / "checkpoints",
             self.config,
@@ -204,19 +287,34 @@ class Trainer:
             self.ema,
             self.engine.basic_optimizer,
         )
+        self.saved = self.state.step
+        with together():
+            if self.rank == 0:
+                weights = checkpoint.Checkpoint(path).weights(checkpoint.EMA, self.shell)
+                export(self.config.model_part(), weights, self.output / "model")
+            self._describe(complete)
+            if self.rank == 0 and not stopping:
+                self._sheet(metrics)
+        return True
+
+    def _describe(self, complete: bool) -> None:
+        """Write the facts of the run so far."""
+        facts = {
+            "complete": complete,
+            "steps": self.state.step,
+            "seconds": self.state.seconds,
+            "ranks": self.world,
+            "zero_stage": self.config.train.zero_stage,
+            "device": str(self.device.type),
+            "threads": torch.get_num_threads(),
+        }
         if self.rank == 0:
-            weights = checkpoint.Checkpoint(path).weights(checkpoint.EMA, self.shell)
-            export(self.config.model_part(), weights, self.output / "model")
-            sheet = self.output / "samples" / f"step-{self.state.step:08d}.png"
+            files.write(self.output / "training.json", jsonl.dumps(facts).encode())
+
+    def _sheet(self, metrics: Metrics) -> None:
+        """Draw a sample sheet. A run does not end for the lack of one."""
+        sheet = self.output / "samples" / f"step-{self.state.step:08d}.png"
+        try:
             metrics.sheet(self.state.step, sample_sheet(self.config, self.output / "model", sheet))
-            facts = {
-                "complete": complete,
-                "steps": self.state.step,
-                "seconds": self.state.seconds,
-                "ranks": self.world,
-                "zero_stage": self.config.train.zero_stage,
-                "device": str(self.device.type),
-                "threads": torch.get_num_threads(),
-            }
-            files.write(self.output / "training.json", json.dumps(facts).encode())
-        distributed.barrier()
+        except Exception as error:
+            log.warning("no sample sheet %s (%s); training goes on", sheet, first_line(error))

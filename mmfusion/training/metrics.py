@@ -1,13 +1,13 @@
 """What a run writes down: metrics.jsonl, TensorBoard, a progress bar with the time left."""
 
-import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mmfusion import files
+from mmfusion import files, jsonl
 from mmfusion.config import Config
 
 
@@ -38,7 +38,7 @@ class Metrics:
         """Write one line of figures."""
         if not self.active:
             return
-        files.append(self._path, json.dumps({"step": step, **values}) + "\n")
+        files.append(self._path, jsonl.dumps({"step": step, **values}) + "\n")
         with files.room(self._shown):
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -71,7 +71,7 @@ class Lost:
     def write(self, step: int, lost: list[dict[str, Any]]) -> int:
         """Add lines; returns how many."""
         if lost:
-            lines = (json.dumps({"step": step, **entry}) + "\n" for entry in lost)
+            lines = (jsonl.dumps({"step": step, **entry}) + "\n" for entry in lost)
             files.append(self._path, "".join(lines))
         return len(lost)
 
@@ -80,14 +80,13 @@ def _forget(path: Path, first_step: int) -> None:
     """Drop lines past the checkpoint that the run goes on from."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= first_step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off when the run was killed
-    files.write(path, "".join(f"{line}\n" for line in kept).encode())
+    kept = [line for line in jsonl.objects(path) if _step(line) <= first_step]
+    files.write(path, "".join(f"{jsonl.dumps(line)}\n" for line in kept).encode())
+
+
+def _step(line: dict[str, Any]) -> float:
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left, {postfix}"

@@ -1,11 +1,11 @@
 """`mmfusion eval clip`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mmfusion import launcher
 from mmfusion.cli.evaluation.output import check_output, show
 
 
@@ -42,9 +42,7 @@ def clip(
 
     check_output(output)
     captioned = open_captioned(pictures, texts)
-    if (
-        work is None and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    ):  # else each rank would embed everything
+    if work is None and launcher.place().world > 1:  # else each rank would embed everything
         work = cache_folder() / "embeddings"
     pairs = embed_pairs(
         load_clip(model),

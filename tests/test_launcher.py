@@ -1,0 +1,155 @@
+"""The launcher's variables: what they mean, and what is said of those that mean nothing."""
+
+import os
+import socket
+
+import pytest
+
+from mmfusion import launcher
+from mmfusion.errors import UserError
+from mmfusion.launcher import Place
+
+NAMES = [name for first, sizes, local in launcher.KINDS for name in (first, *sizes, local)]
+OTHERS = ["MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_JOB_ID"]
+OTHERS += ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_NNODES"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*NAMES, *OTHERS):
+        monkeypatch.setenv(name, "")  # so that what `join` sets goes again
+        monkeypatch.delenv(name)
+
+
+def having(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    for word in said.split():
+        monkeypatch.setenv(*word.split("=", 1))
+
+
+STEP = "SLURM_STEP_ID=0 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=8 SLURM_LOCALID=1"
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("", Place(0, 1)),
+        ("RANK= WORLD_SIZE= LOCAL_RANK=", Place(0, 1)),
+        ("RANK=0", Place(0, 1)),
+        ("WORLD_SIZE=1", Place(0, 1)),
+        ("RANK=2 WORLD_SIZE=5", Place(2, 5)),
+        ("RANK=2 WORLD_SIZE=5 LOCAL_RANK=1", Place(2, 5, 1)),
+        (f"RANK=0 WORLD_SIZE=1 {STEP}", Place(0, 1)),
+        (f"RANK= {STEP}", Place(3, 4, 1, slurm=True)),
+        ("SLURM_STEPID=2 SLURM_PROCID=1 SLURM_NTASKS=2", Place(1, 2, None, slurm=True)),
+        ("SLURM_PROCID=0 SLURM_NTASKS=6 SLURM_LOCALID=0", Place(0, 1)),  # the job's shell
+        # mpirun inside a job: Slurm counts its helpers, one a host
+        (
+            "OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=6 OMPI_COMM_WORLD_LOCAL_RANK=2 " + STEP,
+            Place(5, 6, 2),
+        ),
+        ("PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1", Place(1, 2, 1)),
+        ("JSM_NAMESPACE_RANK=0 JSM_NAMESPACE_SIZE=2", Place(0, 2)),
+    ],
+)
+def test_a_process_knows_its_place(
+    said: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(monkeypatch, said)
+    assert launcher.place() == place
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("RANK=2", "WORLD_SIZE"),
+        ("WORLD_SIZE=2", "RANK"),
+        ("RANK=2 WORLD_SIZE=2", "RANK=2"),
+        ("RANK=one WORLD_SIZE=2", "RANK=one"),
+        ("RANK=-1 WORLD_SIZE=2", "RANK=-1"),
+        ("RANK=0 WORLD_SIZE=0", "WORLD_SIZE=0"),
+        ("RANK=0 WORLD_SIZE=2.0", r"WORLD_SIZE=2\.0"),
+        ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=x", "LOCAL_RANK=x"),
+        ("OMPI_COMM_WORLD_RANK=4 OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_RANK=4"),
+        ("SLURM_STEP_ID=0 SLURM_PROCID=4 SLURM_NTASKS=4", "SLURM_PROCID=4"),
+    ],
+)
+def test_what_makes_no_sense_is_named(
+    said: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(monkeypatch, said)
+    with pytest.raises(UserError, match=named):
+        launcher.place()
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=1", "MASTER_ADDR"),
+        ("RANK=0 WORLD_SIZE=1 MASTER_PORT=many", "MASTER_PORT=many"),
+        ("RANK=0 WORLD_SIZE=1 MASTER_PORT=70000", "MASTER_PORT=70000"),
+        ("RANK=4 WORLD_SIZE=8 LOCAL_RANK=4 MASTER_ADDR=a", "LOCAL_RANK=4"),
+        ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", "MASTER_ADDR"),
+        ("SLURM_PROCID=0 SLURM_NTASKS=3 SLURM_LOCALID=0", "srun"),
+        ("SLURM_PROCID=1 SLURM_NTASKS=3 SLURM_LOCALID=1", "srun"),
+        ("SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_NTASKS=2", "MASTER_ADDR"),
+    ],
+)
+def test_what_ranks_cannot_meet_with_is_named(
+    said: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(monkeypatch, said)
+    with pytest.raises(UserError, match=named):
+        launcher.join(gpus=2)
+
+
+NODES = "SLURM_STEP_NODELIST=gpu-[007-009,012],other SLURM_JOB_ID=123456789"
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus", "wanted"),
+    [
+        ("RANK=0 WORLD_SIZE=1", 0, {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}),
+        ("RANK=0 MASTER_ADDR=elsewhere", 0, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}),
+        # one that hosts a meeting point for its processes
+        ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=h MASTER_PORT=77", 0, {"MASTER_PORT": "77"}),
+        ("RANK=5 WORLD_SIZE=8 MASTER_ADDR=h", 4, {"LOCAL_RANK": "1", "MASTER_PORT": "29500"}),
+        ("RANK=5 WORLD_SIZE=8 LOCAL_RANK=5 MASTER_ADDR=h", 1, {"LOCAL_RANK": "0"}),
+        (f"{STEP} {NODES}", 2, {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu-007"}),
+        (f"{STEP} {NODES} SLURM_STEP_NUM_NODES=1", 2, {"MASTER_ADDR": "127.0.0.1"}),
+        (f"{STEP} {NODES} MASTER_ADDR=h MASTER_PORT=7", 2, {"MASTER_ADDR": "h"}),
+    ],
+)
+def test_all_that_torch_reads_is_set(
+    said: str, gpus: int, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(monkeypatch, said)
+    launcher.join(gpus)
+    assert wanted.items() <= os.environ.items()
+    with socket.socket() as free:
+        if os.environ["MASTER_ADDR"] == "127.0.0.1":
+            free.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+
+
+def test_tasks_of_a_step_choose_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = []
+    for said in ("SLURM_PROCID=0", "SLURM_PROCID=1", "SLURM_STEP_ID=1"):
+        having(monkeypatch, f"{STEP} {NODES} MASTER_PORT= RANK= WORLD_SIZE= {said}")
+        launcher.join()
+        ports.append(int(os.environ["MASTER_PORT"]))
+    assert ports[0] == ports[1] != ports[2]
+    assert all(10_000 <= port < 32_768 for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node[01-03,7]", "node01"),
+        ("node7", "node7"),
+        ("a,b[2-3]", "a"),
+        ("n[5,9],m1", "n5"),
+        ("r[1-2]c[03-10]-ib,x", "r1c03-ib"),
+        ("", ""),
+    ],
+)
+def test_first_of_slurms_hosts(hosts: str, first: str) -> None:
+    assert launcher.first_host(hosts) == first
