@@ -5,7 +5,6 @@ Nothing in it is ever run or unpickled, so a folder from somebody else is safe t
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
