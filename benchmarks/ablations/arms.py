@@ -107,7 +107,7 @@ def model_config(arm: Arm, size: Size, data: Data, tokenizer: str) -> ModelConfi
             "depth": size.depth,
             "heads": size.heads,
             "label_tokens": 4,
-            "time_term": False,
+            "time_term": arm.kind == "joint",  # without it a text's tokens have no order
         },
         "diffusion": {**recipe, **arm.diffusion},
     }
