@@ -114,14 +114,12 @@ def typed(kind: Any, text: str, name: str) -> Any:
     lists = [get_args(member)[0] for member in members if get_origin(member) is list]
     if lists and text.startswith("["):
         made = read_yaml(text, name)
-        if not any(map(_is_text, lists)):
+        if not any(map(_is_text, lists)) or not isinstance(made, list):
             return made
         # What each entry was before YAML made a number or a date of it.
-        written = yaml.compose(text, _Loader).value
-        return [
-            w.value if isinstance(w, yaml.ScalarNode) else m
-            for w, m in zip(written, made, strict=True)
-        ]
+        written = getattr(yaml.compose(text, _Loader), "value", ())
+        pairs = zip(written, made, strict=True)
+        return [node.value if isinstance(node, yaml.ScalarNode) else m for node, m in pairs]
     return text if any(map(_is_text, [*members, *lists])) else read_yaml(text, name)
 
 

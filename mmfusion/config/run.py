@@ -74,6 +74,7 @@ class TrainConfig(Section):
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on the weights of linear layers; tables, norms and biases do not decay."""
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     decay: float = Field(0.0, ge=0, le=1)

@@ -155,6 +155,11 @@ class Checkpoint:
     def weights(self, kind: str, like: torch.nn.Module) -> dict[str, Tensor]:
         """All parameters of `like`, in its shapes; buffers are not kept."""
         out = {}
+        if more := self._where.keys() - {name for name, _ in like.named_parameters()}:
+            raise UserError(
+                f"checkpoint {self.path}: has {min(more)}, the config's decoder has not; resume "
+                "with the same decoder section"
+            )
         for name, parameter in like.named_parameters():
             flat = self.whole(kind, name)
             if flat.numel() != parameter.numel():
