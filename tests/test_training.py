@@ -406,7 +406,7 @@ SAME_MODELS = {
     "train.precision": "bf16", "train.zero_stage": 3, "train.ema": 0.5, "train.keep": 7,
     "train.sheet_prompts": ["x"], "generation.edit.guidance": 3.0, "evaluation": None,
     "data.micro_rows": 1, "data.workers": 3, "data.most_lost": 0.5, "text.tokenizer": "moved.model",
-    "image.vae": "moved", "classes_file": "moved.json",
+    "image.vae": "moved",
 }  # fmt: skip
 
 

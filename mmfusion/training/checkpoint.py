@@ -1,4 +1,6 @@
-"""Checkpoints that go on exactly, at any ZeRO stage and number of ranks that the rows allow.
+"""Checkpoints to go on from exactly, also at another ZeRO stage or number of ranks.
+
+What is saved and restored is exact; at another stage or ranks sums round otherwise from there on.
 
 A checkpoint is a folder `step-00001000`: one safetensors file a rank with its pieces of weights,
 moments and EMA in fp32, `state.json` with the counters and the data cursors, `config.yaml`, and a
