@@ -48,7 +48,20 @@ def check_data(config: Config, name: str) -> None:
         command = next(by, f"mmfusion data imagenet {IMAGENET} -o {folder}")
         pieces[f"classes_file: no file {config.classes_file}"] = [command]
     if config.text and not Path(config.text.tokenizer).is_file():
-        pieces[f"text.tokenizer: no file {config.text.tokenizer}"] = [_tokenizer(config)]
+        pieces[f"text.tokenizer: no file {config.text.tokenizer}"] = [
+            _tokenizer(config, Path(config.text.tokenizer))
+        ]
+    worded = [s.name for s in config.data.sources if s.task in ("text_to_image", "image_to_text")]
+    if worded and not config.text:
+        pieces[f"text.tokenizer: not given, but text is read by {', '.join(worded)}"] = [
+            _tokenizer(config, Path("data/tokenizer.model")),
+            "and text.tokenizer=data/tokenizer.model in the config",
+        ]
+    labelled = [s.name for s in config.data.sources if s.task == "class_to_image"]
+    if labelled and not (config.classes or config.classes_file):
+        pieces[f"classes: not given, but labels are read by {', '.join(labelled)}"] = [
+            "the names in the order of their numbers, or a classes_file, in the config"
+        ]
     if pieces:
         told = [f"  {piece}" + "".join(f"\n      {c}" for c in pieces[piece]) for piece in pieces]
         raise UserError(
@@ -81,9 +94,7 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
     ]
 
 
-def _tokenizer(config: Config) -> str:
-    assert config.text is not None
-    path = Path(config.text.tokenizer)
+def _tokenizer(config: Config, path: Path) -> str:
     if kind(path) == ".json":
         return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
     if config.data.pipeline:

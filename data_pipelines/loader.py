@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import REASONS, Damage, UserError, first_line
+from mmfusion.manifest import sha256
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
@@ -30,6 +31,7 @@ from mmfusion.sequence import Counts, Document, Row, count
 from .documents import DocumentMaker
 from .jobs import reasons
 from .latents import check_latents
+from .layout import differences
 from .order import MIXTURE, Order, mixture
 from .samples import USED
 from .scan import Lost
@@ -105,13 +107,17 @@ class Slot:
         self, number: int, config: Config, sources: list[Source], maker: DocumentMaker
     ) -> None:
         self.number, self.config, self.sources, self.maker = number, config, sources, maker
-        self.state = [0] * (FIRST_CURSOR + len(sources))
+        self.begin([0] * (FIRST_CURSOR + len(sources)))
         self._weights = tuple(source.config.weight for source in sources)
-        self._pending: _Drawn | None = None
         data = config.data
         lists = data.capacity.model_dump() if data.capacity else {}
         unbounded = dict.fromkeys(("text", "label", "image", "noisy", "predict"), config.row_length)
         self._limit = Counts(config.row_length, **{**unbounded, **lists})
+
+    def begin(self, state: list[int]) -> None:
+        """Go on from a state."""
+        self.state = list(state)
+        self._pending: _Drawn | None = None  # drawn, but of a later row
 
     def row(self) -> PackedRow:
         """The next row, filled until a document does not fit.
@@ -212,6 +218,7 @@ class Loader:
         data.check_ranks(world)
         self.config = config
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
+        self._tokenizer = sha256(tokenizer.path) if tokenizer else None
         maker = DocumentMaker(config, tokenizer)
         self.sources = [Source(source, config) for source in data.sources]
         check_latents(
@@ -247,6 +254,9 @@ class Loader:
             )
 
     def __iter__(self) -> Iterator[list[Batch]]:
+        """Steps from the state on, without end; whoever iterates again goes on after the last."""
+        for slot in self.slots:
+            slot.begin(self._consumed[slot.number])
         workers = min(self.config.data.workers, len(self.slots))
         steps = _start(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
         micro, pin = self.config.data.micro_rows, torch.cuda.is_available()
@@ -275,6 +285,7 @@ class Loader:
             "columns": ["documents", *REASONS, *(s.config.name for s in self.sources)],
             "seed": self.config.seed,
             "block": self.config.data.block,
+            "tokenizer": self._tokenizer,
             "sources": {
                 s.config.name: {
                     "task": s.config.task,
@@ -292,50 +303,26 @@ class Loader:
         return self._consumed
 
     def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None:
-        """Go on from the states of all slots (before iterating).
+        """Go on from the states of all slots.
 
         Raises:
-            UserError: the saved run had other slots, sources or samples.
+            UserError: the saved run had other slots, sources or samples: a line for each.
         """
+        found = list(differences(layout, self.layout()))
         if len(state) != self.config.data.rows:
-            raise UserError(
+            found.append(
                 f"data.rows: the checkpoint has {len(state)} row slots, the config "
-                f"{self.config.data.rows}; resume with the same number"
+                f"{self.config.data.rows}"
             )
-        ours = self.layout()
-        if layout["columns"] != ours["columns"]:
-            raise UserError(
-                f"data.sources: the checkpoint was trained on {sorted(layout['sources'])}, the "
-                f"config has {sorted(ours['sources'])}; resume with the same sources in their order"
-            )
-        for key, name in (("seed", "seed"), ("block", "data.block")):
-            if layout[key] != ours[key]:
-                raise UserError(f"{name}: the checkpoint was trained with {layout[key]}")
-        for name, facts in ours["sources"].items():
-            _same_source(name, layout["sources"][name], facts)
-        for slot in self.slots:
-            slot.state = list(state[slot.number])
-        self._consumed = {slot.number: slot.state for slot in self.slots}
+        if found:
+            raise UserError("\n".join(found))
+        for name, facts in layout["sources"].items():
+            weight = next(s.config.weight for s in self.sources if s.config.name == name)
+            if facts["weight"] != weight:
+                told = "data source %s: goes on with weight %g, not %g"
+                log.warning(told, name, weight, facts["weight"])
+        self._consumed = {slot.number: list(state[slot.number]) for slot in self.slots}
         self._lost.clear()  # the saved run has listed its shards' damage
-
-
-def _same_source(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    source = f"data source {name}"
-    for key in ("task", "flip"):
-        if before[key] != now[key]:
-            raise UserError(f"{source}: the checkpoint was trained with {key} {before[key]}")
-    if before["samples"] != now["samples"]:
-        raise UserError(
-            f"{source}: has {now['samples']} samples, but had {before['samples']} when the "
-            "checkpoint was written; put the same shards there"
-        )
-    if before["shards"] != now["shards"]:
-        raise UserError(
-            f"{source}: its shards have other names or contents than when the checkpoint was "
-            "written; put the same shards there"
-        )
-    if before["weight"] != now["weight"]:
-        log.warning("%s: goes on with weight %g, not %g", source, now["weight"], before["weight"])
 
 
 def _told(path: str, part: Lost) -> dict[str, str]:

@@ -114,6 +114,7 @@ def tiny(data: Path, output: Path, **train: object) -> Config:
             f"text.tokenizer={data}/tokenizer.model",
             *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
             f"data.micro_rows={train.pop('micro_rows', 2)}",
+            f"data.workers={train.pop('workers', 0)}",
             *(f"train.{key}={json.dumps(value)}" for key, value in train.items()),
             f"train.output={output}",
         ],
@@ -209,7 +210,13 @@ def reference(config: Config, path: Path) -> None:
     tensors |= {f"gradient/{n}": p.grad.clone() for n, p in model.named_parameters()}
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     betas = (config.train.betas[0], config.train.betas[1])
-    torch.optim.AdamW(model.parameters(), LR, betas, EPS, DECAY).step()
+    tables = ("text.", "label.", "label_position.", "grid_position.")
+    decayed = {n for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(tables)}
+    torch.optim.AdamW(
+        [{"params": [p], "weight_decay": DECAY if n in decayed else 0.0}
+         for n, p in model.named_parameters()],
+        LR, betas, EPS,
+    ).step()  # fmt: skip
     tensors |= {f"weight/{n}": p.detach().clone() for n, p in model.named_parameters()}
     save_file({**tensors, "norm": norm}, path)
 
@@ -237,6 +244,12 @@ def one_rank(data: Path, folder: Path) -> None:
     again.run(until=2)  # it is there already
     (folder / "until.json").write_text(json.dumps(again.state.step), encoding="utf-8")
     Trainer(alone, Loader).run()
+    # One trainer may be told to go on, also with workers that have read ahead.
+    Trainer(tiny(data, folder / "paused" / "straight", eps=1e-3, steps=3), Loader).run()
+    paused = Trainer(tiny(data, folder / "paused" / "halves", eps=1e-3, steps=3, workers=2), Loader)
+    paused.run(until=1)
+    paused.run(until=2)
+    paused.run()
     timed = {"max_minutes": 0.02, "steps": 10**6, "decay": 0.5, "save_every": 10**6}
     Trainer(tiny(data, folder / "minutes", **timed), Loader).run()
     with (folder / "again.txt").open("w") as said, redirect_stdout(said):

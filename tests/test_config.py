@@ -9,8 +9,9 @@ import yaml
 
 from mmfusion.config import EvaluationConfig, Sampling, build, load, save
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
+from mmfusion.data_pipelines.check import check_data
 from mmfusion.errors import UserError
-from mmfusion.overrides import read_yaml
+from mmfusion.overrides import read_option, read_yaml
 from mmfusion.training.engine import deepspeed_config, precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -54,13 +55,52 @@ def test_xl_is_the_papers_model() -> None:
 
 def test_a_config_says_how_it_differs_from_its_base(tmp_path: Path) -> None:
     mine = "base: tiny\ntrain: {lr: 5e-4}\nclasses: [one]\nevaluation: null\n"
-    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8-sig")
     (tmp_path / "tiny2.yaml").write_text("base: mine\ndecoder: {depth: 3}", encoding="utf-8")
     config, plain = load(str(tmp_path / "tiny2.yaml"), ["train.steps=7"]), load("tiny")
-    assert config.train == plain.train.model_copy(update={"lr": 5e-4, "steps": 7})
+    assert config.train == plain.train.model_copy(
+        update={"lr": 5e-4, "steps": 7, "output": "runs/tiny2"}
+    )
     assert config.decoder == plain.decoder.model_copy(update={"depth": 3})
     assert (config.classes, config.evaluation) == (["one"], None)
     assert config.data == plain.data
+
+
+def test_what_belongs_to_the_base_alone_is_not_inherited(tmp_path: Path) -> None:
+    """The output never; what goes with its data where none of its shards are read."""
+    source = "{name: draw, task: text_to_image, shards: SHARDS}"
+    text = "base: digits\ndata: {rows: 8, micro_rows: 8, sources: [SOURCE]}\n"
+    for name, shards in (("other", "mine/*.tar"), ("same", "runs/digits/data/train-*.tar")):
+        made = text.replace("SOURCE", source).replace("SHARDS", shards)
+        (tmp_path / f"{name}.v2.yaml").write_text(made, encoding="utf-8")
+    (tmp_path / "last.yaml").write_text("base: other.v2\nclasses: [a]\n", encoding="utf-8")
+    plain = load("digits")
+    other, same, last = (load(str(tmp_path / f"{n}.yaml")) for n in ("other.v2", "same.v2", "last"))
+    assert [c.train.output for c in (other, same, last)] == [
+        "runs/other.v2", "runs/same.v2", "runs/last",
+    ]  # fmt: skip
+    assert (other.text, other.classes, other.data.pipeline, other.evaluation) == (
+        None,
+        [],
+        None,
+        None,
+    )
+    assert (other.train.sheet_prompts, other.data.rows) == ([], 8)
+    kept = ("decoder", "diffusion", "generation", "image", "row_length")
+    assert all(getattr(other, key) == getattr(plain, key) for key in kept)
+    assert same.model_part() == plain.model_part()
+    assert (same.data.pipeline, same.train.sheet_prompts) == ("digits", plain.train.sheet_prompts)
+    assert last == other.model_copy(update={"classes": ["a"], "train": last.train})
+
+
+def test_a_tokenizer_and_classes_that_were_not_inherited_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    entries = [f"{{name: {t}, task: {t}, shards: {tmp_path}/a.tar}}"
+               for t in ("text_to_image", "class_to_image")]  # fmt: skip
+    mine = f"base: digits\ndata: {{sources: [{', '.join(entries)}]}}\n"
+    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)text\.tokenizer: .*tokenizer --shards.*classes: "):
+        check_data(load(str(tmp_path / "mine.yaml")), "mine")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +137,7 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
         ("train.steps=", "train.steps"),
         ("data.rows=[4]", "data.rows"),
         ("image=8", "image"),
-        ("text.tokenizer=3", "text.tokenizer"),
+        ("text.tokenizer=", "text.tokenizer"),
         ("classes=zero", "classes"),
         ("train.betas=[0.9]", "train.betas"),
         ("train.lr=-1", "train.lr"),  # wrong values
@@ -113,13 +153,14 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
         ("data.sources.1.name=class", "data"),
         ("generation.edit.guidance_interval=[0.5, 0.1]", "generation.edit"),
         ("diffusion.path=flow", "diffusion"),
+        ("decoder.time_term=false", "(top)"),  # learned positions: text would have none
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:
     with pytest.raises(UserError) as caught:
         load("tiny", [override])
     first, *lines = str(caught.value).splitlines()
-    assert first.endswith("tiny.yaml:")
+    assert first.endswith("the command line:")
     assert any(line.strip().split(": ")[0] == named for line in lines), lines
 
 
@@ -127,6 +168,67 @@ def test_all_wrong_keys_are_named_at_once() -> None:
     with pytest.raises(UserError, match=r"(?s)train\.lr.*train\.x.*oops") as caught:
         load("tiny", ["train.lr=x", "train.x=1", "oops=2"])
     assert len(str(caught.value).splitlines()) == 4
+
+
+def test_what_is_wrong_is_blamed_on_where_it_was_given(tmp_path: Path) -> None:
+    """A value that is wrong in two places is of the place that is read last."""
+    below, mine = tmp_path / "below.yaml", tmp_path / "mine.yaml"
+    below.write_text("base: tiny\ntrain: {warmup: -1, ema: 2, decya: 1}\n", encoding="utf-8")
+    mine.write_text("base: below\ntrain: {steps: few, ema: 3}\ndecoder: {heads: 2}\n", "utf-8")
+    with pytest.raises(UserError) as caught:
+        load(str(mine), ["train.keep=0", "decoder.heads=5", "train.sav_every=5"])
+    said: dict[str, list[str]] = {}
+    where = ""
+    for line in str(caught.value).splitlines():
+        if line.startswith("  "):
+            said[where].append(line.split(":")[0].strip())
+        else:
+            where = line.removesuffix(":")
+            said[where] = []
+    all_three = next(where for where in said if "decoder" in said[where])
+    assert all(part in all_three for part in ("tiny.yaml", str(mine), "the command line"))
+    assert said == {
+        str(below): ["train.warmup", "train.decya"],
+        str(mine): ["train.steps", "train.ema"],
+        "the command line": ["train.keep", "train.sav_every"],
+        all_three: ["decoder"],
+    }
+    assert "decoder.heads=5" in str(caught.value)
+
+
+def test_a_missing_key_is_blamed_on_what_gave_its_section(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("seed: 1\ndata: {capacity: {text: 1}}\n", "utf-8")
+    with pytest.raises(UserError, match=r"mine\.yaml:\n(  .*\n)*  data\.capacity\.noisy"):
+        load(str(tmp_path / "mine.yaml"), ["data.capacity.label=3"])
+    with pytest.raises(UserError, match=r"the command line:\n(  .*\n)*  data\.capacity\.noisy"):
+        load("mm_xl", ["data.rows=64", "data.capacity={text: 1}"])
+
+
+@pytest.mark.parametrize(
+    ("unknown", "meant"),
+    [
+        ("train.save_evry", "train.save_every"),
+        ("text_weight", "train.text_weight"),
+        ("tarin.warmup", "train.warmup"),
+        ("difusion.weight_start", "diffusion.weight_start"),
+        ("decoder.heds", "decoder.heads"),
+        ("data.sources.3.taks", "data.sources.3.task"),
+        ("evaluation.digits.edit", "evaluation.digits.edits"),
+        ("generation.edit.gidance", "generation.edit.guidance"),
+    ],
+)
+def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"{unknown}: .*did you mean {meant}\?"):
+        load("tiny", [f"{unknown}=1"])
+
+
+def test_unknown_options_list_the_choices() -> None:
+    with pytest.raises(UserError, match="did you mean guidance") as caught:
+        build(Sampling, {"guidence": 2.0}, "options of edit")
+    assert all(name in str(caught.value) for name in Sampling.model_fields)
+    with pytest.raises(UserError, match=r"nothing_near.*choose one of") as caught:
+        build(Sampling, {"nothing_near": 2.0}, "options of edit")
+    assert "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +308,7 @@ def test_overrides_reach_sections_lists_and_what_is_not_there() -> None:
             "data.sources.2.shards=elsewhere/*.tar",
             "train.max_minutes=9",
             "data.capacity={text: 1, label: 2, image: 3, noisy: 4, predict: 5}",
-            "train.sheet_prompts=[a, 'b: c', null is not text]",
+            "train.sheet_prompts=[a, 'b: c', null is not text, yes, 1e3, 2024]",
             "evaluation=null",
             "decoder.kv_heads=1",
             "train.output=a=b",
@@ -219,13 +321,80 @@ def test_overrides_reach_sections_lists_and_what_is_not_there() -> None:
     assert config.data.capacity.model_dump() == {
         "text": 1, "label": 2, "image": 3, "noisy": 4, "predict": 5,
     }  # fmt: skip
-    assert config.train.sheet_prompts == ["a", "b: c", "null is not text"]
+    assert config.train.sheet_prompts == [
+        "a", "b: c", "null is not text", "yes", "1e3", "2024",
+    ]  # fmt: skip
     assert config.evaluation is None
     assert config.train.output == "a=b"
     plain = load("tiny")
     assert [s.shards for s in config.data.sources][2] == "elsewhere/*.tar"
     assert config.data.sources[:2] == plain.data.sources[:2]
     assert config.diffusion == plain.diffusion
+
+
+ODD = [
+    "runs/a #b", "1e3", "0x10", "2024-01-01", "yes", "off", "none", "[x]", "{y}", "a: b", "*star",
+    "&and", "!tag", "'one", '"two"', "${HOME}", "%s", "@at", "`tick`", "- dash", "? ask", "| bar",
+    "a=b=c", "back\\slash", "ünï", "x ~", "./~/x", "#",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_text_is_taken_as_it_is_written(text: str, tmp_path: Path) -> None:
+    """Paths, patterns, optional ones, and entries of lists; read and written again."""
+    config = load(
+        "tiny",
+        [
+            f"train.output={text}",
+            f" text.tokenizer = {text} ",
+            f"data.sources.1.shards={text}",
+            f"classes.3={text}",
+            f"image.vae={text}",
+            f"evaluation.class_to_image.reference={text}",
+        ],
+    )
+    assert config.evaluation
+    assert config.evaluation.class_to_image
+    assert config.text
+    found = [config.train.output, config.text.tokenizer, config.data.sources[1].shards]
+    found += [config.classes[3], config.image.vae, config.evaluation.class_to_image.reference]
+    assert found == [text] * 6
+    save(config, tmp_path / "config.yaml")
+    assert load(str(tmp_path / "config.yaml")) == config
+
+
+def test_null_unsets_what_may_be_absent_and_names_what_may_not() -> None:
+    unset = load("mm_xl", ["classes_file=null", "class_count=null", "train.output=null"])
+    assert (unset.classes_file, unset.train.output) == (None, "null")
+    assert load("tiny", ["generation.edit.scheduler=null"]).generation.edit.scheduler is None
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line as in a file, as far as a home is known."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("base: tiny\ntrain: {output: ~/a}\n", encoding="utf-8")
+    config = load(str(tmp_path / "mine.yaml"), ["data.sources.0.shards=~/b/*.tar", "classes.0=~"])
+    assert config.train.output == f"{tmp_path}/a"
+    assert config.data.sources[0].shards == f"{tmp_path}/b/*.tar"
+    assert config.classes[0] == "~"
+    for home, path in (("", "~/x"), ("", "~"), ("here", "~/x"), (str(tmp_path), "~no-such-user/x")):
+        monkeypatch.setenv("HOME", home)
+        with pytest.raises(UserError, match=r"train\.output: ~.* home") as caught:
+            load("tiny", [f"train.output={path}"])
+        assert path in str(caught.value)
+
+
+def test_options_of_a_flat_section_are_read_by_their_type() -> None:
+    read = {
+        "guidance=2": 2,
+        "order=raster": "raster",
+        "order=[1, 0]": [1, 0],
+        "ar_sizes=null": None,
+    }
+    for given, value in {**read, "scheduler=1e3": "1e3", "no_such=[": "["}.items():
+        assert read_option(Sampling, given, "--set") == (given.partition("=")[0], value)
+    with pytest.raises(UserError, match=r"--set guidance: .*name=value"):
+        read_option(Sampling, "guidance", "--set")
 
 
 def test_an_override_reaches_its_own_section_alone() -> None:

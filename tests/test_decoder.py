@@ -227,7 +227,7 @@ def test_time_term_can_be_switched_off() -> None:
     rng = np.random.default_rng(0)
     picture = image(rng, False)
     for on in (True, False):
-        decoder = random_decoder(model_config({**PAPER, "time_term": on}), VOCABULARY)
+        decoder = random_decoder(model_config({**PAPER, "time_term": on}, text=None))
         with torch.no_grad():
             x = decoder.embed(collate([make_row(60, [picture, picture])]))[0]
         assert torch.equal(x[:TOKENS], x[TOKENS : 2 * TOKENS]) != on

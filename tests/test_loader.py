@@ -149,6 +149,22 @@ def test_a_run_goes_on_exactly_also_on_other_ranks(data: Path, tokenizer: Tokeni
         assert all(map(same, rows, others))
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_whoever_iterates_again_goes_on(data: Path, tokenizer: Tokenizer, workers: int):
+    """After any number of steps, none too, and after a loader went on itself."""
+    whole = steps(Loader(config(data, tokenizer, ALL)), 7)
+    loader = Loader(config(data, tokenizer, ALL, loading={"workers": workers}))
+    again = Loader(config(data, tokenizer, ALL, loading={"workers": workers}))
+    found = steps(loader, 1) + steps(loader, 2)
+    iter(loader)  # nothing is asked of it
+    found += steps(loader, 1)
+    again.resume(*saved([loader]))
+    found += steps(again, 1) + steps(again, 2)
+    assert len(found) == 7
+    for rows, others in zip(whole, found, strict=True):
+        assert all(map(same, rows, others))
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1), (2, 4), (4, 2)])
 def test_a_run_may_stop_at_any_step_and_go_on_with_any_ranks(
@@ -429,6 +445,19 @@ def test_resuming_with_other_data_is_refused(
     with caplog.at_level(logging.WARNING):
         resume(data, tokenizer, loading={"sources": [{**drawn, "weight": 3.0}]})
     assert "class_to_image: goes on with weight 3, not 1" in caplog.text
+    with pytest.raises(UserError) as caught:
+        resume(data, tokenizer, seed=1, loading={"rows": 8, "block": 4})
+    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {
+        "seed", "data.rows", "data.block",
+    }  # fmt: skip
+    copied = Tokenizer(shutil.copy(tokenizer.path, tmp_path / "elsewhere.model"))
+    resume(data, copied)
+    changed = tmp_path / "changed.model"
+    changed.write_bytes(tokenizer.path.read_bytes() + b"\x2a\x00")  # an empty part more
+    with pytest.raises(UserError, match=r"text\.tokenizer: .* other contents"):
+        resume(data, Tokenizer(changed))
+    old = {key: value for key, value in layout.items() if key != "tokenizer"}
+    Loader(config(data, Tokenizer(changed))).resume(old, state)  # an older one does not say
     other = tmp_path / "other"
     write_shards(
         other,

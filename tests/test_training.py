@@ -15,16 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from ranks import deepspeed, launch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import Pipeline
 from mmfusion.config import Config, TrainConfig, load
+from mmfusion.config.section import keys
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
-from mmfusion.training import checkpoint, loop
+from mmfusion.training import checkpoint, loop, resume
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
+from mmfusion.training.engine import make_engine
 from mmfusion.training.metrics import Lost, Metrics
 from mmfusion.training.schedule import learning_rate, progress
 
@@ -140,6 +143,13 @@ def test_two_steps_and_two_more_are_four(runs: Path, model: Decoder, name: str) 
     assert ours == theirs
     assert [line["step"] for line in theirs] == [1, 2, 3, 4]
     assert not torch.equal(*(step(straight, n).whole(WEIGHT, "latent_in.weight") for n in (2, 4)))
+
+
+def test_one_trainer_stopped_twice_is_one_that_was_not(runs: Path, model: Decoder) -> None:
+    straight, halves = runs / "paused/straight", runs / "paused/halves"
+    assert_same_state(step(straight, 3), step(halves, 3), model)
+    assert step(straight, 3).state.slots == step(halves, 3).state.slots
+    assert [line["step"] for line in metrics(halves)] == [1, 2, 3]
 
 
 def test_ranks_and_stages_read_the_same_data(runs: Path) -> None:
@@ -375,11 +385,128 @@ def test_a_checkpoint_killed_half_way_does_not_count(saved: Path) -> None:
 
 def test_another_decoder_is_refused(saved: Path, tiny: Config, digits_data: Path) -> None:
     found = Checkpoint(saved / "step-00000004")
-    for change, message in (({"depth": 3}, r"blocks\.2"), ({"width": 64}, "numbers")):
+    changes = ({"depth": 3}, r"blocks\.2"), ({"width": 64}, "numbers"), ({"depth": 1}, r"blocks\.1")
+    for change, message in changes:
         decoder = tiny.decoder.model_copy(update=change)
         other = fresh(tiny.model_copy(update={"decoder": decoder}), digits_data)
         with pytest.raises(UserError, match=message):
             found.weights(WEIGHT, other)
+
+
+class Stopped:
+    """Rows that say of which checkpoint they go on."""
+
+    def __init__(self) -> None:
+        self.state: dict | None = None
+
+    def resume(self, layout: dict, state: dict) -> None:
+        self.state = state
+
+
+def change(saved: Path, edit: Callable[[dict], object]) -> Checkpoint:
+    """The newest checkpoint as if its config had been another."""
+    path = saved / "step-00000004/config.yaml"
+    before = yaml.safe_load(path.read_text("utf-8"))
+    edit(before)
+    path.write_text(yaml.safe_dump(before), "utf-8")
+    return Checkpoint(path.parent)
+
+
+OTHER_MODELS = {
+    "diffusion.prediction": "sample", "diffusion.timestep_law": "logit_normal",
+    "diffusion.weight_start": 1.0, "diffusion.noisy_copies": 2, "diffusion.path": "flow",
+    "decoder.depth": 1, "decoder.position": "rotary", "decoder.norm": "rms", "image.patch": 4,
+    "image.channels": 3, "row_length": 128, "train.text_weight": 0.1, "classes": ["a"],
+    "text": None,
+}  # fmt: skip
+SAME_MODELS = {
+    "train.lr": 1.0, "train.steps": 9, "train.weight_decay": 0.5, "train.output": "elsewhere",
+    "train.precision": "bf16", "train.zero_stage": 3, "train.ema": 0.5, "train.keep": 7,
+    "train.sheet_prompts": ["x"], "generation.edit.guidance": 3.0, "evaluation": None,
+    "data.micro_rows": 1, "data.workers": 3, "data.most_lost": 0.5, "text.tokenizer": "moved.model",
+    "image.vae": "moved",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OTHER_MODELS)
+def test_a_run_does_not_go_on_as_another_model(saved: Path, key: str) -> None:
+    config, rows = load(str(saved / "step-00000004/config.yaml")), Stopped()
+
+    def edit(before: dict) -> None:
+        *sections, last = key.split(".")
+        for section in sections:
+            before = before[section]
+        before[last] = OTHER_MODELS[key]
+
+    with pytest.raises(UserError, match=rf"step-00000004: (?s:.*)\n  {key}: was ") as caught:
+        resume.go_on(change(saved, edit), config, rows)
+    assert "train.output" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_all_that_differs_is_named_with_what_the_data_say(saved: Path) -> None:
+    config = load(str(saved / "step-00000004/config.yaml"))
+    before = change(saved, lambda c: (c["decoder"].update(width=64), c.update(row_length=9)))
+
+    class Other(Stopped):
+        def resume(self, layout: dict, state: dict) -> None:
+            raise UserError("seed: was 1\ndata source x: was y")
+
+    with pytest.raises(UserError) as caught:
+        resume.go_on(before, config, Other())
+    lines = [line.strip().split(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert lines == ["row_length", "decoder.width", "seed", "data source x"]
+
+
+def test_a_run_goes_on_with_all_else_changed(saved: Path) -> None:
+    """Also from a version that did not know some keys, and knew one that is gone."""
+    path, rows = saved / "step-00000004/config.yaml", Stopped()
+    options = [f"{key}={json.dumps(value)}" if not isinstance(value, str) else f"{key}={value}"
+               for key, value in SAME_MODELS.items()]  # fmt: skip
+    now = load(str(path), options)
+
+    def older(before: dict) -> None:
+        del before["diffusion"]["noisy_copies"], before["train"]["text_weight"]
+        del before["generation"], before["image"]["latent_scale"]
+        before["decoder"]["was_there_once"] = 3
+
+    saved_before = change(saved, older)
+    resume.go_on(saved_before, now, rows)
+    assert rows.state == saved_before.state.slots
+    with pytest.raises(UserError, match=r"diffusion\.noisy_copies: was 1, is now 2"):
+        resume.go_on(saved_before, load(str(path), ["diffusion.noisy_copies=2"]), rows)
+
+
+def test_what_may_differ_is_there() -> None:
+    known = {tuple(str(part) for part in key) for key in keys(Config)}
+    assert known >= resume.FREE | resume.FIXED
+
+
+def test_a_refused_start_touches_nothing(runs: Path, digits_data: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs / "go-on-0/halves", tmp_path / "run"))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    said = launch(
+        [sys.executable, "-c", REFUSED, str(run / "config.yaml"), f"train.output={run}",
+         "decoder.depth=1", "diffusion.prediction=sample", "train.steps=9", "seed=3"],
+    )  # fmt: skip
+    assert all(key in said for key in ("decoder.depth", "diffusion.prediction", "\n  seed"))
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+REFUSED = """
+import sys
+from mmfusion.cli import main
+try:
+    main(["train", "--config", *sys.argv[1:]])
+except SystemExit as stop:
+    assert stop.code == 2
+"""
+
+
+def test_flex_attention_on_a_cpu_is_refused(tiny: Config) -> None:
+    train = tiny.train.model_copy(update={"attention": "flex"})
+    with pytest.raises(UserError, match=r"train\.attention: flex needs .*dense"):
+        make_engine(tiny.model_copy(update={"train": train}), torch.nn.Linear(2, 2), 1)
 
 
 Write = Callable[..., Path]

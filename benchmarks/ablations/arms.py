@@ -3,7 +3,7 @@
 All arms of a data set have the same steps, seeds and optimiser, and see the same pictures with the
 same noise and timesteps (the joint ones in half of their documents; the others are captioned).
 Each is CausalFusion's recipe (random order, decay 0.9, loss weight 1 -> 1) but for what it names;
-the DiT has as many parameters and is therefore narrower.
+the DiT has as many parameters and is therefore narrower, and the joint ones have rotary positions.
 """
 
 from dataclasses import dataclass, field
@@ -107,6 +107,8 @@ def model_config(arm: Arm, size: Size, data: Data, tokenizer: str) -> ModelConfi
             "depth": size.depth,
             "heads": size.heads,
             "label_tokens": 4,
+            # Text has no place in a grid; a time term learns too slowly here (docs/log.md).
+            "position": "rotary" if arm.kind == "joint" else "learned",
             "time_term": False,
         },
         "diffusion": {**recipe, **arm.diffusion},

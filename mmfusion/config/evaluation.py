@@ -2,10 +2,10 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS, Sampling
-from mmfusion.config.section import Section
+from mmfusion.config.section import PathName, Section, faults
 
 PictureMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
 CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
@@ -25,7 +25,10 @@ class Asked(Section):
     @field_validator("sampling")
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        Sampling.model_validate(given)
+        try:
+            Sampling.model_validate(given)
+        except ValidationError as error:
+            raise ValueError("; ".join(told for _, told in faults(Sampling, error))) from None
         return given
 
     @model_validator(mode="after")
@@ -49,7 +52,7 @@ class Drawn(Asked):
 
     pictures: int = Field(gt=0)
     """How many are drawn. Only distances of the same number compare."""
-    reference: str | None = None
+    reference: PathName | None = None
     """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
     features: list[str] = Field(["inception"], min_length=1)
     """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, module:FILE, pixels."""
@@ -67,7 +70,7 @@ class ClassToImage(Drawn):
 class TextToImage(Drawn):
     """Pictures of a corpus's captions, one caption of a sample each."""
 
-    data: str
+    data: PathName
     """Shards with captions; also the reference, if no other is given."""
     pictures: int = Field(30_000, gt=0)
     clip: str | None = None
@@ -81,7 +84,7 @@ class ImageToText(Asked):
 
     allowed = OF_TEXTS
 
-    data: str
+    data: PathName
     """Shards with captions."""
     pictures: int | None = Field(None, gt=0)
     """Use only the first so many; default: all."""
@@ -99,7 +102,7 @@ class ImageToText(Asked):
 class Digits(Section):
     """The digits suite: five tasks, judged by real digits."""
 
-    data: str
+    data: PathName
     """Folder that `mmfusion data digits` wrote."""
     pictures: int = Field(1000, gt=0)
     held_out: int | None = Field(None, gt=0)

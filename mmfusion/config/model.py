@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmfusion.config.sampling import GenerationConfig, Sampling
-from mmfusion.config.section import Positive, Section
+from mmfusion.config.section import PathName, Positive, Section
 
 
 class ImageConfig(Section):
@@ -15,7 +15,7 @@ class ImageConfig(Section):
     size: int = Positive
     channels: Literal[1, 3] = 3
     patch: int = Field(1, gt=0)
-    vae: str | None = None
+    vae: PathName | None = None
     """Folder or hub id of a diffusers AutoencoderKL (codec vae)."""
     latent_channels: int = Field(16, gt=0)
     downsampling: int = Field(16, gt=0)
@@ -53,7 +53,7 @@ class ImageConfig(Section):
 class TextConfig(Section):
     """The tokenizer; without it the model reads and writes no text."""
 
-    tokenizer: str
+    tokenizer: PathName
     """A sentencepiece `.model` or a `tokenizer.json`, with this project's control symbols."""
 
 
@@ -70,7 +70,8 @@ class DecoderConfig(Section):
     position: Literal["learned", "sincos", "rotary"] = "learned"
     """Image positions: a table learned from or fixed at 2-D sin-cos, or 3-axis rotary."""
     time_term: bool = True
-    """Add a sinusoid of `time` to every token (not with rotary); off for single-image models."""
+    """Add a sinusoid of `time` to every token (not with rotary): it gives text its positions and
+    tells pictures apart. Off for models without text that draw one picture."""
     label_tokens: int = Field(64, gt=0)
 
     @model_validator(mode="after")
@@ -142,6 +143,16 @@ class ModelConfig(Section):
     decoder: DecoderConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> "ModelConfig":
+        c = self.decoder
+        if self.text and c.position != "rotary" and not c.time_term:
+            raise ValueError(
+                f"decoder.time_term: without it, position {c.position} gives text no positions; "
+                "set decoder.time_term=true or decoder.position=rotary, or leave `text` out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_defaults(self) -> "ModelConfig":

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.model import ModelConfig
-from mmfusion.config.section import Positive, Section
+from mmfusion.config.section import PathName, Positive, Section
 from mmfusion.errors import UserError
 
 TaskName = Literal["class_to_image", "text_to_image", "image_to_text", "interleaved"]
@@ -16,7 +16,7 @@ class SourceConfig(Section):
     """One entry of the mixture: shards read as one task, drawn with a relative weight."""
 
     name: str
-    shards: str
+    shards: PathName
     """A glob of tar shards, relative to the working directory."""
     task: TaskName
     weight: float = Field(1.0, gt=0)
@@ -66,7 +66,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Optimisation, precision, ZeRO, and what is written while it trains."""
 
-    output: str
+    output: PathName
     steps: int = Positive
     max_minutes: float | None = Field(None, gt=0)
     """Finish within this time: the learning-rate schedule follows whichever is further on."""
@@ -74,6 +74,7 @@ class TrainConfig(Section):
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on the weights of linear layers; tables, norms and biases do not decay."""
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     decay: float = Field(0.0, ge=0, le=1)
@@ -102,7 +103,7 @@ class Config(ModelConfig):
     """A whole run."""
 
     seed: int = 0
-    classes_file: str | None = None
+    classes_file: PathName | None = None
     """JSON list of class names, which `load` puts into `classes`."""
     class_count: int | None = Field(None, gt=0)
     """How many names `classes_file` has: known before the file is made, and checked when it is."""

@@ -1,4 +1,6 @@
-"""Checkpoints that go on exactly, at any ZeRO stage and number of ranks that the rows allow.
+"""Checkpoints to go on from exactly, also at another ZeRO stage or number of ranks.
+
+What is saved and restored is exact; at another stage or ranks sums round otherwise from there on.
 
 A checkpoint is a folder `step-00001000`: one safetensors file a rank with its pieces of weights,
 moments and EMA in fp32, `state.json` with the counters and the data cursors, `config.yaml`, and a
@@ -225,6 +227,11 @@ class Checkpoint:
     def weights(self, kind: str, like: torch.nn.Module) -> dict[str, Tensor]:
         """All parameters of `like`, in its shapes; buffers are not kept."""
         out = {}
+        if more := self._where.keys() - {name for name, _ in like.named_parameters()}:
+            raise UserError(
+                f"checkpoint {self.path}: has {min(more)}, the config's decoder has not; resume "
+                "with the same decoder section"
+            )
         for name, parameter in like.named_parameters():
             flat = self.whole(kind, name)
             if flat.numel() != parameter.numel():

@@ -79,17 +79,29 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
 
 
 def make_engine(config: Config, model: nn.Module, world: int) -> Any:
-    """The model under DeepSpeed with AdamW; parameters without gradient are left alone."""
+    """The model under DeepSpeed with AdamW; parameters without gradient are left alone.
+
+    Weight decay is of matrices alone: the weights of linear layers, not tables, norms and biases.
+
+    Raises:
+        UserError: the attention asked for needs a GPU, and there is none.
+    """
+    train = config.train
+    if train.attention == "flex" and not torch.cuda.is_available():
+        raise UserError(
+            "train.attention: flex needs a CUDA device, of which none is found here (on the CPU "
+            "it has no backward pass); set train.attention=auto or dense"
+        )
     import deepspeed
 
-    train = config.train
     parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    groups = [
+        {"params": [p for p in parameters if p in matrices], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p not in matrices], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        parameters,
-        lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
-        eps=train.eps,
-        weight_decay=train.weight_decay,
+        groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), eps=train.eps
     )
     if train.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip, most=train.grad_clip or math.inf))

@@ -19,7 +19,7 @@ from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import export
 from mmfusion.mask import Mask, block_mask, dense_mask
 from mmfusion.packing import Batch
-from mmfusion.training import checkpoint
+from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
 from mmfusion.training.health import PATIENCE, Health
@@ -66,6 +66,7 @@ class Trainer:
         model.checkpoint_activations = config.train.checkpoint_activations
         saved = self._newest()
         if saved:
+            resume.go_on(saved, config, self.rows)
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
         with torch.device("meta"):
             self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export
@@ -79,7 +80,6 @@ class Trainer:
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
             self.state = saved.state
-            self.rows.resume(saved.state.layout or {}, saved.state.slots or {})
         self.saved = self.state.step
         self.health = Health(self.engine, self.pieces, self.ema)
         attention = config.train.attention

@@ -1,0 +1,86 @@
+"""Which settings a run may go on with: not with those that make another model or another loss.
+
+| may differ from the checkpoint's | why |
+|---|---|
+| `train`, but for `text_weight` | how it is optimised, at what precision, on which stage; saving |
+| `generation`, `evaluation` | what is done with the model |
+| `data.workers`, `micro_rows`, `capacity`, `most_lost`, `pipeline`, and the number of ranks | how |
+| a source's `weight` (with a warning), and the path to its shards | the samples are compared |
+| `text.tokenizer`, `image.vae`, `classes_file`, `class_count` | places: what is there is compared |
+
+All else is refused. Of the data the loader says whether they are the same, since it knows what the
+checkpoint's cursors mean.
+"""
+
+from collections.abc import Iterator
+from reprlib import Repr
+from typing import Any, Protocol
+
+from mmfusion.config import Config
+from mmfusion.config.section import Key, Section, dotted
+from mmfusion.errors import UserError
+from mmfusion.overrides import read_yaml
+from mmfusion.training.checkpoint import Checkpoint
+
+FREE = {("train",), ("generation",), ("evaluation",), ("text", "tokenizer"), ("image", "vae"),
+        ("classes_file",), ("class_count",), ("data",), ("seed",)}  # fmt: skip
+"""Keys that may differ, and those that the loader compares."""
+FIXED = {("train", "text_weight")}
+"""Those within them that may not."""
+_short = Repr()
+_short.maxlist, _short.maxstring, _short.maxother = 3, 60, 60
+
+
+class Rows(Protocol):
+    """Data that can go on from a state."""
+
+    def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None: ...
+
+
+def go_on(saved: Checkpoint, config: Config, rows: Rows) -> None:
+    """Let the rows go on from a checkpoint; called before anything is loaded or written.
+
+    Raises:
+        UserError: the checkpoint is of another model, loss or data: every difference, by its key.
+    """
+    path = saved.path / "config.yaml"
+    before = _filled(Config, read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    found = list(_differences(before, config.model_dump()))
+    try:
+        rows.resume(saved.state.layout or {}, saved.state.slots or {})
+    except UserError as error:
+        found.append(str(error))
+    if found:
+        told = "\n".join(found).replace("\n", "\n  ")
+        raise UserError(
+            f"checkpoint {saved.path}: was trained with other settings. Set them back to go on, or "
+            f"train anew into another folder (train.output=...):\n  {told}"
+        )
+
+
+def _filled(kind: Any, raw: Any) -> Any:
+    """A section's data with the defaults of keys that its version did not know.
+
+    They are not validated: what an older version allowed is no mistake of today's config.
+    """
+    fields = getattr(kind, "model_fields", None)
+    if fields is None:
+        inner = [part for part in getattr(kind, "__args__", ()) if hasattr(part, "model_fields")]
+        return _filled(inner[0], raw) if inner and isinstance(raw, dict) else raw
+    if not isinstance(raw, dict):
+        return raw
+    full = {}
+    for name, field in fields.items():
+        value: Any = raw.get(name, None if field.is_required() else field.get_default())
+        value = value.model_dump() if isinstance(value, Section) else value
+        full[name] = _filled(field.annotation, value)
+    return full
+
+
+def _differences(before: Any, now: Any, key: Key = ()) -> Iterator[str]:
+    """A line for each key whose value may not differ and does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in now:
+            yield from _differences(before.get(name), now[name], (*key, name))
+    elif before != now and (key in FIXED or not any(key[:n] in FREE for n in range(len(key) + 1))):
+        yield f"{dotted(key)}: was {_short.repr(before)}, is now {_short.repr(now)}"
