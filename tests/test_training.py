@@ -667,10 +667,19 @@ def commands(
     shutil.copytree(made, run / "checkpoints/step-00000003")
     flip(run / "checkpoints/step-00000003/rank-00001.safetensors")
     shutil.copytree(made, run / "checkpoints/.step-00000004.part")
+    shutil.copytree(made, run / "checkpoints/step-00000009-mine")
+    (run / "model/README.md").write_text("mine")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "loss": 0.5}\n')
     said = launch([sys.executable, *tiny, "train.zero_stage=0"])
     return SimpleNamespace(run=run, first=first, ranks=ranks, said=said)
+
+
+def test_going_on_leaves_alone_what_a_user_added(commands: SimpleNamespace) -> None:
+    assert (commands.run / "model/README.md").read_text() == "mine"
+    assert (commands.run / "checkpoints/step-00000009-mine/manifest.json").is_file()
+    assert not list(commands.run.glob("checkpoints/.*"))
+    Pipeline.from_pretrained(commands.run / "model", "cpu")
 
 
 def test_the_launcher_trains_two_ranks(commands: SimpleNamespace) -> None:
