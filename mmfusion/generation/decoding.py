@@ -77,8 +77,9 @@ class Single:
         logits[:, self.unspeakable] = -torch.inf
         if self.sampling.temperature == 0:
             return logits.argmax(-1).tolist()
-        # Smaller values would overflow fp32, or be 0 in it.
-        temperature, top_p = max(self.sampling.temperature, LEAST), max(self.sampling.top_p, LEAST)
+        # Beyond these, values overflow fp32, or are 0 in it.
+        temperature = min(max(self.sampling.temperature, LEAST), 1 / LEAST)
+        top_p = max(self.sampling.top_p, LEAST)
         share, place = (logits / temperature).softmax(-1).sort(-1, descending=True)
         share = share.masked_fill(share.cumsum(-1) - share >= top_p, 0)
         drawn = [

@@ -97,7 +97,8 @@ class PromptReader:
             if value is not None
         }
         for name, value in given.items():
-            if whole(value) and abs(value) >= 2**63:
+            values = value if isinstance(value, list) else [value]
+            if any(whole(each) and abs(each) >= 2**63 for each in values):
                 raise UserError(f"option {name} of {task}: {shown(value)} is too large a number")
         sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
         why = self.config.refusal(sampling)
