@@ -6,6 +6,7 @@ Nothing in it is ever run or unpickled, so a folder from somebody else is safe t
 import hashlib
 import json
 import shutil
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import launcher
-from mmfusion.codecs.image import fingerprint
+from mmfusion.codecs.image import fingerprint, may_be_hub_id
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 from mmfusion.manifest import MANIFEST, check, digests, replacing, settled, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
 EXPORTED = "exported model"
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).resolve().parent / "models"
 
 
@@ -59,34 +61,45 @@ def check_folder(folder: Path) -> None:
     check(folder, EXPORTED, CONFIG)
 
 
-def locate(name: str, revision: str | None = None) -> Path:
-    """The folder of a model: a path, the name of a shipped model, or a hub id.
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: one that is here, the name of a shipped model, or a hub id.
+
+    In this order: a folder of the model itself, a run's folder, the shipped name, the hub id. So a
+    folder without a model hides no shipped one. A `Path` is always a folder.
 
     Raises:
         UserError: it is none of these.
     """
-    if (Path(name) / CONFIG).is_file():
-        return Path(name)
-    if Path(name).is_dir():
-        inner = Path(name) / "model"
-        if (inner / CONFIG).is_file():
-            return inner  # a run's folder
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
+    path = Path(name)
+    try:
+        for folder in (path, path / "model"):  # of a run
+            if (folder / CONFIG).is_file():
+                return folder
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise UserError(f"model {name}: cannot be read ({error.strerror})") from None
+    there = sorted(found.parent.name for found in SHIPPED.glob(f"*/{CONFIG}"))
+    if name in there:
+        return SHIPPED / name
+    if is_folder:
         raise UserError(
             f"model {name}: the folder has no {CONFIG}; give the folder of a run that has trained, "
             "or an exported one"
         )
-    if (SHIPPED / name / CONFIG).is_file():
-        return SHIPPED / name
-    shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG).is_file()))
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"model {name}: no such folder, and no shipped model (shipped: {shipped})")
+    if isinstance(name, Path) or not may_be_hub_id(name):
+        raise UserError(
+            f"model {name}: no such folder, no shipped model (shipped: {', '.join(there)}), and no "
+            "id of a model on the hub (ORGANISATION/NAME)"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's many errors all mean: could not be had
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise UserError(f"model {name}: no such folder, and the hub gave: {said}") from None
 
 
@@ -109,6 +122,7 @@ def model_digest(folder: Path) -> str:
         UserError: it has no manifest or config, or its autoencoder cannot be had.
     """
     listed, config = digests(folder, "model"), _config(folder)
+    listed = {name: digest for name, digest in listed.items() if name != CONFIG}  # may be edited
     names = (CONFIG, WEIGHTS, *FILES.values())
     paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
     inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
@@ -125,12 +139,14 @@ def load(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None, str]:
 
 
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
-    """Load an exported model onto the CPU.
+    """Load an exported model onto the CPU, in the precision that its weights were saved in.
+
+    The manifest vouches for all files but config.json, of which `generation` may be edited.
 
     Raises:
         UserError: the folder is damaged, or config and weights do not fit each other.
     """
-    verify(folder, "model")
+    verify(folder, "model", edited=CONFIG)
     config = _config(folder)
     updates: dict[str, Any] = {}
     if config.text:
@@ -144,13 +160,21 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     decoder = Decoder(config, len(tokenizer) if tokenizer else 0)
     try:
         weights = load_file(folder / WEIGHTS)
-        decoder.load_state_dict(weights)
+        decoder.to(_precision(weights, folder)).load_state_dict(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS}: not readable ({error})") from None
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
     return config, decoder.eval().requires_grad_(False), tokenizer
+
+
+def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:
+    """The type of all weights, or the one that holds them all."""
+    kinds = {weight.dtype for weight in weights.values()}
+    if odd := kinds - {*PRECISIONS}:
+        raise UserError(f"{folder / WEIGHTS}: holds {odd.pop()}; save float32, bfloat16 or float16")
+    return reduce(torch.promote_types, kinds, kinds.pop()) if kinds else torch.float32
 
 
 def _config(folder: Path) -> ModelConfig:
@@ -169,3 +193,32 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", launcher.place().gpu(torch.cuda.device_count()))
+
+
+def check_device(device: Any = None) -> torch.device:
+    """The device that is asked for, or the default one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()  # also that no numbers can be had from `meta`
+    except Exception as error:  # each backend has its own
+        raise UserError(f"device {device}: {first_line(error)}; give cpu, cuda or cuda:1") from None
+    return found
+
+
+def check_dtype(dtype: Any = None) -> torch.dtype | None:
+    """The precision that is asked for, as torch's type or by its name; None stays None.
+
+    Raises:
+        UserError: it is none that a model can be used in.
+    """
+    names = {str(each).removeprefix("torch."): each for each in PRECISIONS}
+    found = names.get(str(dtype).removeprefix("torch."))
+    if dtype is not None and (found is None or not isinstance(dtype, (str, torch.dtype))):
+        raise UserError(f"dtype {dtype!r}: choose from {', '.join(names)}")
+    return found

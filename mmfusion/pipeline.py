@@ -14,7 +14,7 @@ from mmfusion.codecs.image import ImageCodec, make_codec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 from mmfusion.generation.budget import Budget
 from mmfusion.generation.frontier import describe
 from mmfusion.generation.items import (
@@ -22,12 +22,15 @@ from mmfusion.generation.items import (
     OnToken,
     PictureReport,
     TokenReport,
+    check_common,
     each,
     listed,
     seeds_of,
+    shown,
 )
 from mmfusion.generation.masks import EditMask
 from mmfusion.generation.prompt import (
+    COMMON,
     ImagePart,
     Part,
     Prompt,
@@ -104,23 +107,34 @@ class Pipeline:
         cls,
         name: str | Path = "digits",
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         budget_ms: float | None = None,
         frontier: str | Path | None = None,
     ) -> "Pipeline":
-        """Load a shipped model by name, an exported folder, or a hub id."""
-        folder = export.locate(str(name), revision)
+        """Load a model: a folder that holds one, a run's folder, a shipped name, or a hub id.
+
+        In this order: a folder without a model hides neither a shipped name nor a hub id. What is
+        given as a `Path`, or begins with `./`, `../` or `/`, is always a folder.
+
+        Args:
+            device: default: this process's GPU, or the CPU without one.
+            dtype: of the weights: float32, bfloat16 or float16, as torch's or by name; default: as
+                they were saved.
+            revision: of a hub id.
+        """
+        place, precision = export.check_device(device), export.check_dtype(dtype)
+        folder = export.locate(name, revision)
         config, decoder, tokenizer, digest = export.load(folder)
         try:
-            decoder = decoder.to(device or export.default_device(), dtype)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
+            decoder = decoder.to(place, precision)
+        except RuntimeError as error:  # its memory is full
+            raise UserError(f"device {place}: {first_line(error)}") from None
         codec = make_codec(config.image, decoder.latent_in.weight.device)
         return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Export to a folder that `from_pretrained` loads.
+        """Export to a folder that `from_pretrained` loads, in the precision that the weights have.
 
         The folder may be absent, empty, or hold an exported model, whose files are replaced; what
         else lies there stays.
@@ -128,8 +142,13 @@ class Pipeline:
         Raises:
             UserError: it holds something else, or cannot be written.
         """
+        if not isinstance(folder, (str, Path)) or not str(folder):
+            raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
         weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
-        export.export(self.config, weights, Path(folder))
+        try:
+            export.export(self.config, weights, Path(folder))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: cannot be written ({first_line(error)})") from None
 
     def class_to_image(self, labels: int | str | Sequence[int | str], **options: Any) -> Any:
         """Pictures of classes, by number or name."""
@@ -228,6 +247,7 @@ class Pipeline:
             UserError: an answer that no row of the model holds, named by its place, or one for
                 which there is no prompt.
         """
+        check_common(batch_size, progress)
         texts, single = listed(answers, str)
         given = [prompts] if single else listed(prompts, ())[0]
         if len(given) != len(texts):
@@ -302,6 +322,7 @@ class Pipeline:
         progress: bool = False,
     ) -> list[Answer]:
         """Answer all prompts, those of one shape side by side."""
+        check_common(batch_size, progress, on_picture, on_token)
         seeds = seeds_of(seed, len(prompts))
         for parts in prompts:
             self.read.check_length(parts)
@@ -316,8 +337,6 @@ class Pipeline:
         """Numbers of the prompts that are run side by side, `batch_size` of one shape."""
         if not prompts:
             raise UserError(f"{task}: nothing was given")
-        if batch_size < 1:
-            raise UserError(f"batch_size: {batch_size}; give 1 or more")
         groups: dict[tuple, list[int]] = {}
         for number, parts in enumerate(prompts):
             groups.setdefault(shape_of(parts), []).append(number)
@@ -356,6 +375,11 @@ class Pipeline:
                     kept = np.stack([p.latents for p in column]), np.stack([p.keep for p in column])
                 report = on_picture and PictureReport(self.codec, batch, on_picture)
                 latents = session.image(first.sampling, follows, kept, report)
+                if not np.isfinite(latents).all():
+                    raise UserError(
+                        "the picture came out as numbers that are not finite: lower guidance, or "
+                        "load the model with dtype float32"
+                    )
                 made: list[Any] = self.codec.decode(latents)
             elif isinstance(first, TextPart):
                 image_follows = follows and isinstance(columns[place + 1][0], ImagePart)
@@ -368,9 +392,6 @@ class Pipeline:
                 continue
             for number, answer in zip(batch, made, strict=True):
                 answers[number].append(answer)
-
-
-COMMON = ("seed", "batch_size", "on_picture", "on_token", "progress")
 
 
 def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

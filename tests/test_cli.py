@@ -117,6 +117,12 @@ def image(tmp_path: Path) -> Path:
         (["a", "--set", "on_picture=1"], ["on_picture"]),
         (["a", "--seed", str(2**70)], ["seed"]),
         (["a", "-o", "picture.xyz"], ["picture.xyz", "cannot be written"]),
+        (["a", "-o", "picture.psd"], ["picture.psd", "cannot be written"]),
+        (["a", "b", "-o", __file__], [__file__, "no folder"]),
+        (["a", "--device", "gpu"], ["device gpu", "cuda"]),
+        (["a", "--device", "cuda:77"], ["device cuda:77"]),
+        (["a", "--dtype", "int4"], ["dtype", "int4", "bfloat16"]),
+        (["a", "--set", "guidanse=2"], ["guidanse", "did you mean guidance?", "top_p"]),
         (["a", "-o", "/proc/none/picture.png"], ["/proc/none/picture.png"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
@@ -221,7 +227,7 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no tokenizer": (lambda p: (p / "tokenizer.model").unlink(), "tokenizer.model is missing"),
-    "changed config": (lambda p: _replace(p / "config.json", lambda b: b + b" "), "config.json"),
+    "cut config": (lambda p: _replace(p / "config.json", lambda b: b[:-40]), "config.json"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json"),
     "odd manifest": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json"),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json"),
@@ -462,6 +468,86 @@ def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
     assert 3 * 64 > width == height > 2 * 64  # one column a prompt, one row a round
 
 
+OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder already, what is made
+    ("steps-0.5", 2, False, ["steps-0.5/0000.png", "steps-0.5/0001.png"]),
+    ("v1.2.3/g2.0", 3, False, [f"v1.2.3/g2.0/000{i}.png" for i in range(3)]),
+    ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
+    ("run-1.0", 1, False, ["run-1.0/0000.png"]),
+    ("plain", 1, False, ["plain/0000.png"]),
+    ("there", 1, True, ["there/0000.png"]),
+    ("best.model", 1, True, ["best.model/0000.png"]),
+    ("sheet.png", 2, True, ["sheet.png/0000.png", "sheet.png/0001.png"]),
+    ("old.jpg", 1, True, ["old.jpg/0000.png"]),
+    ("sheet.PNG", 2, False, ["sheet.PNG"]),
+    ("a.b/c.d.webp", 1, False, ["a.b/c.d.webp"]),
+    ("g1.5.jpeg", 3, False, ["g1.5.jpeg"]),
+]
+
+
+@pytest.mark.parametrize(("name", "count", "there", "made"), OUTPUTS)
+def test_where_pictures_go(
+    run: Run, model: Path, tmp_path: Path, name: str, count: int, there: bool, made: list[str]
+) -> None:
+    if there:
+        (tmp_path / name).mkdir()
+    code, out, err = run("generate", "--label", 3, "--count", count, "-o", name, "--model", model)
+    assert code == 0, err
+    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")]
+    assert sorted(f for f in files if (tmp_path / f).is_file()) == made
+    assert all(name in out for name in made)
+
+
+def test_an_edit_goes_into_a_folder_too(run: Run, model: Path, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "edits.v1").mkdir()
+    common = ("edit", image, "--mask", "top", "--label", 3, "--model", model)
+    assert run(*common, "-o", tmp_path / "edits.v1")[0] == 0
+    assert (tmp_path / "edits.v1/0000.png").is_file()
+    assert_refused(run(*common, "-o", "edited.tiff2x.abc"), "edited.tiff2x.abc")
+
+
+def test_a_device_and_a_precision_are_chosen(
+    run: Run, model: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Pipeline] = []
+    load_model = Pipeline.from_pretrained
+
+    def watched(*arguments: Any) -> Pipeline:
+        loaded.append(load_model(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", watched)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/say\n"))
+    common = ("--model", model, "--device", "cpu", "--dtype", "bfloat16")
+    assert run("generate", "a", *common)[0] == 0
+    assert run("caption", image, *common)[0] == 0
+    assert run("edit", image, "--mask", "top", "--label", 3, *common)[0] == 0
+    assert run("chat", *common)[0] == 0
+    weights = [pipeline.decoder.latent_in.weight for pipeline in loaded]
+    assert [(w.device.type, str(w.dtype)) for w in weights] == [("cpu", "torch.bfloat16")] * 4
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_any_name_can_be_shown(
+    run: Run, model: Path, image: Path, tmp_path: Path, encoding: str, monkeypatch: Any
+) -> None:
+    names = ["☃ é.png", "half\udcff.png"]
+    for name in names:
+        shutil.copy(image, tmp_path / name)
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding, errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with pytest.raises(SystemExit) as stop:
+        main(["caption", *names, "--model", str(model)])
+    assert not stop.value.code
+    with pytest.raises(SystemExit) as stop:
+        main(["caption", "missing ☃\udcff.png", "--model", str(model)])
+    assert stop.value.code == 2
+    out, err = (stream.buffer.getvalue() for stream in streams if not stream.flush())
+    assert out.count(b".png: ") == 2
+    assert b"missing" in err
+    assert b"Traceback" not in out + err
+
+
 def test_caption_says_something_of_each_picture(
     run: Run, model: Path, image: Path, tmp_path: Path
 ) -> None:
@@ -524,6 +610,47 @@ def test_chat_follows_a_script(
     assert np.array_equal(np.asarray(answered[-1]), pixels(files[0]))
     fresh = pipeline.generate(["a nine", ImageSlot()])
     assert np.array_equal(np.asarray(fresh[-1]), pixels(files[2]))
+
+
+def test_chats_keep_the_pictures_of_others(
+    run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    (folder / "0001.png").write_bytes(b"of somebody")
+    for made in (["0000.png", "0001.png"], ["0000.png", "0001.png", "0002.png"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("a one\n/draw\n"))
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert run("chat", "--model", model, "-o", folder)[0] == 0
+        assert sorted(path.name for path in folder.iterdir()) == made
+        assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_chat_goes_on_after_mistakes_and_interruptions(
+    run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:50])
+    (tmp_path / "notes.txt").write_text("no picture")
+    lines = ["/help", "/image", "/image cut.png", "/image notes.txt", f"/image {tmp_path}"]
+    lines += ["/image ~nobody/x.png", f"/image {'x' * 5000}.png", "/imagine", "/", "/draw", "/say"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    answers = iter([KeyboardInterrupt, UserError("too long")])
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise next(answers)
+
+    monkeypatch.setattr(Pipeline, "generate", stop)
+    code, out, err = run("chat", "--model", model)
+    assert (code, err) == (0, "")
+    assert out.count("error: ") == 7
+    assert out.count("no command") == 2
+    assert "stopped" in out
+    assert out.count("/image FILE") == 2  # at the beginning, and by /help
+    monkeypatch.setattr("builtins.input", stop)
+    answers = iter([KeyboardInterrupt])
+    code, out, err = run("chat", "--model", model)
+    assert code == 130
+    assert "Traceback" not in out + err
 
 
 def test_chat_ends_with_its_input(

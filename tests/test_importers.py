@@ -1,10 +1,13 @@
 """Official checkpoints as exported models, and what is refused of them."""
 
 import argparse
+import codecs
+import datetime
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from mmfusion.cli import main
 from mmfusion.config import ModelConfig
 from mmfusion.export import read
 from mmfusion.importers.causalfusion import Options, import_causalfusion
+from mmfusion.importers.checkpoint import read as read_checkpoint
 
 
 class Sizes(NamedTuple):
@@ -369,6 +373,126 @@ def test_code_in_a_checkpoint_is_never_run(
     assert not canary.exists()
     torch.load(path, weights_only=False)  # or the canary was none
     assert canary.exists()
+
+
+PREFIXES = (
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "module.module._orig_mod._orig_mod.",
+    "_fsdp_wrapped_module._orig_mod.",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_wrappers_leave_no_trace_in_names(bring: Callable, prefix: str) -> None:
+    given = state_dict(SMALL)
+    _, ours = bring(official({f"{prefix}{name}": tensor for name, tensor in given.items()}))
+    assert torch.equal(ours["latent_in.bias"], given["x_proj.bias"])
+    # Blocks that were compiled one by one, inside of what wrapped the whole.
+    inner = {
+        f"{prefix}{name}".replace("blocks.1.", "blocks.1._orig_mod."): tensor
+        for name, tensor in given.items()
+    }
+    _, ours = bring(official(inner))
+    assert torch.equal(ours["blocks.1.mlp.up.bias"], given["blocks.1.mlp.fc1.bias"])
+
+
+def test_one_tensor_under_two_names(tmp_path: Path) -> None:
+    given = state_dict(SMALL)
+    path = write(tmp_path / "a.pt", {**given, "module.x_proj.bias": given["x_proj.bias"] + 1})
+    refused(path, tmp_path, "module.x_proj.bias", "twice")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_data_of_other_classes_is_read(bring: Callable, tmp_path: Path, zipped: bool) -> None:
+    arguments = argparse.Namespace(
+        num_classes=np.int64(SMALL.classes),
+        lr=np.float32(1e-4),
+        beta=np.float64(0.9),
+        amp=np.bool_(True),
+        steps=np.uint16(9),
+        seen=[np.int8(-3)],
+        output=Path("/runs/é/a"),
+        data=PureWindowsPath("D:\\data\\x"),
+        posix=PurePosixPath("a/b"),
+        none=None,
+    )
+    held = official(state_dict(SMALL), args=arguments, best=np.float16(0.5), folder=Path("runs"))
+    path = write(tmp_path / "a.pt", held, _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(path)
+    assert vars(found["args"]) == {
+        "num_classes": 10, "lr": float(np.float32(1e-4)), "beta": 0.9, "amp": True, "steps": 9,
+        "seen": [-3], "output": "/runs/é/a", "data": "D:\\data\\x", "posix": "a/b", "none": None,
+    }  # fmt: skip
+    assert (found["best"], found["folder"]) == (0.5, "runs")
+    assert {type(value) for value in vars(found["args"]).values()} <= {
+        int, float, bool, str, list, type(None)
+    }  # fmt: skip
+    config, _ = bring(held)  # as many rows as there are classes and one more
+    assert len(config.classes) == SMALL.classes
+
+
+class Mine:
+    """Of the project that trained: it is not here."""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("held", "named"),
+    [
+        (Mine(), f"{__name__}.Mine"),
+        (Canary(Path("canary")), "mkdir"),
+        (np.zeros(3), "multiarray._reconstruct"),
+        (datetime.date(2026, 1, 1), "datetime.date"),
+        (print, "print"),
+        (np.datetime64("2026-01-01"), ""),
+        (np.array([("a", 1)], dtype=object)[0], ""),
+        (np.str_("text"), ""),
+    ],
+)
+def test_what_is_refused_is_named(tmp_path: Path, held: Any, named: str, zipped: bool) -> None:
+    path = tmp_path / "a.pt"
+    write(path, official(state_dict(SMALL), extra=held), _use_new_zipfile_serialization=zipped)
+    refused(path, tmp_path, "a.pt", named)
+    with pytest.raises(UserError) as error:
+        read_checkpoint(path)
+    for advice in ("weights_only", "safe_globals", "unsafe", "trust"):
+        assert advice not in str(error.value)
+
+
+class Spelled:
+    """A call that a pickle asks for, of a function that is let through for numbers' sake."""
+
+    def __init__(self, function: Any, *given: Any) -> None:
+        self.function, self.given = function, given
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.given
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Spelled(codecs.encode, "x" * 99, "zlib"),
+        Spelled(codecs.encode, "x", "no_such_module"),
+        Spelled(np.dtype, "O"),
+        Spelled(np.dtype, [("a", "f4")]),
+        Spelled(codecs.encode, 3),
+        Spelled(np.float64(1).__reduce__()[0], np.dtype("V8"), b"12345678"),
+        Spelled(np.float64(1).__reduce__()[0], np.dtype("f8"), b"123"),
+        Spelled(np.float64(1).__reduce__()[0], np.dtype(">f8"), b"12345678"),
+        Spelled(np.dtype, "f8", False, True, 1, 2, 3),
+    ],
+)
+def test_what_is_let_through_makes_plain_data_alone(tmp_path: Path, call: Spelled) -> None:
+    """No codec is looked up, no object made: it is refused in a line, or plain."""
+    path = tmp_path / "a.pt"
+    torch.save({"extra": call}, path)
+    with suppress(UserError):
+        found = read_checkpoint(path)["extra"]
+        assert not callable(found)
+        assert not isinstance(found, np.dtype)
 
 
 def test_the_old_format_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`mmfusion data inspect`: exact figures, and pictures that show what is there."""
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from helpers import run_config
 from material import REAL, encoded, make_vae, pixels, run, save
 from PIL import Image as Picture
 
+from mmfusion.codecs.image import prepare
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.config.files import load
@@ -162,6 +164,22 @@ def test_pictures_of_any_mode_fit_their_box(mode: str):
     for size in ((500, 100), (3, 4), (1, 900)):
         picture = fitted(Picture.new(mode, size), 240)
         assert (picture.mode, max(picture.size) <= 240) == ("RGB", True)
+
+
+def test_the_sheet_shows_what_training_sees():
+    """Of a grey value of 16 bits, of one that is transparent, and of one whose range is unknown."""
+    pictures = [Picture.fromarray(np.full((9, 9), 25_599, np.uint16))]
+    pictures += [Picture.new("LA", (9, 9), (10, 77)), Picture.new("RGBA", (9, 9), (1, 2, 3, 99))]
+    for picture in pictures:
+        file = io.BytesIO()
+        picture.save(file, "png")
+        ((part, _),) = sheet.show(Sample({"png": file.getvalue()}, "x:k"), []).parts
+        assert isinstance(part, Picture.Image)
+        seen = prepare(picture, 9, 3)
+        assert np.array_equal(np.asarray(fitted(part, 9)), seen)
+    ppm = b"P5\n2 2\n65535\n" + bytes(8)
+    ((part, _),) = sheet.show(Sample({"png": ppm}, "x:k"), []).parts
+    assert "no known range" in str(part)
 
 
 def test_latents_in_false_colour_or_decoded(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ from mmfusion.sequence import Image, Text
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_vae(tmp_path_factory.mktemp("vae"))
+
+
+def test_an_autoencoder_loads_without_a_word(vae: Path) -> None:
+    """Also where a library that could load it in less memory is missing."""
+    told = io.StringIO()
+    handler = logging.StreamHandler(told)
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
+    try:
+        AutoencoderCodec(latent_config(vae))
+    finally:
+        logger.removeHandler(handler)
+    assert not told.getvalue()
 
 
 def latent_config(vae: Path, **changes: Any) -> ImageConfig:

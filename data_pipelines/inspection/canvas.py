@@ -79,16 +79,7 @@ def write(
 
 
 def fitted(picture: Picture.Image, side: int) -> Picture.Image:
-    """A picture in colour, its longer side at most `side`; small ones by a whole factor larger.
-
-    Transparent ones are laid on white.
-    """
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Picture.new("RGBA", picture.size, "white")
-        picture = Picture.alpha_composite(white, picture)
-    if picture.mode.startswith("I;16"):
-        picture = Picture.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    """A picture in colour, its longer side at most `side`; small ones by a whole factor larger."""
     picture = picture.convert("RGB")
     longer = max(picture.size)
     if longer <= side:

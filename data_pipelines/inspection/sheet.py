@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageDraw
 
+from mmfusion.codecs.image import flat
 from mmfusion.errors import Damage
 
 from ..samples import Sample, moments_name
@@ -78,7 +79,7 @@ def show(sample: Sample, classes: list[str], decode: Decode | None = None) -> Sh
 def _pictured(sample: Sample, name: str | None, decode: Decode | None) -> Picture.Image | str:
     try:
         if moments_name(name) not in sample:
-            return sample.picture(name)
+            return flat(sample.picture(name))
         moments = sample.moments(moments_name(name))
     except Damage as error:
         return f"damaged, {error.reason}: {str(error).removeprefix(sample.where)}"

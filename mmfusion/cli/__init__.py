@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
     # runs: beside a test suite on 2 cores training became several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # any name can be shown
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     for argument in [a for a in given if a.startswith(LOCAL_RANK)]:  # launchers append it
         os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK") or argument.partition("=")[2]

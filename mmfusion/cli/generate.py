@@ -1,5 +1,8 @@
 """`mmfusion generate`, `caption`, `edit` and `chat`."""
 
+import os
+from contextlib import suppress
+from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +28,11 @@ BestOf = Annotated[
     ),
 ]
 Exact = Annotated[bool, typer.Option(help="save small pictures at their own size, not enlarged")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: as saved)")]
+NUMBERED = "{:04d}.png"  # pictures of a folder
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
 
@@ -36,7 +44,7 @@ def generate(
         list[str] | None, typer.Option(help="a class name or number (repeatable)")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="a PNG, or a folder for several")
+        Path, typer.Option("-o", "--output", help="a picture file, or a folder")
     ] = Path("picture.png"),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     model: Model = "digits",
@@ -44,25 +52,25 @@ def generate(
     best_of: BestOf = 1,
     options: Set = None,
     exact: Exact = False,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Draw pictures from text prompts or class labels."""
     if bool(prompts) == bool(label):
         raise UserError("generate: give either prompts or --label")
     from mmfusion.training.sheet import grid
 
-    _check_writable(output)
     asked = prompts or label or []
     wanted = asked * count
+    places = _places(output, len(wanted))
     columns = len(asked) if count > 1 and 1 < len(asked) <= 10 else 10  # one column a prompt
-    pipeline = _pipeline(model)
+    pipeline = _pipeline(model, device, dtype)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
     chosen = {"best_of": best_of} if best_of > 1 else {}
     pictures = draw(wanted, seed=seed, progress=True, **chosen, **_options(options))
-    if len(pictures) == 1 or output.suffix:
-        _save(pictures[0] if len(pictures) == 1 else grid(pictures, columns), output, exact)
-        return
-    for number, picture in enumerate(pictures):
-        _save(picture, output / f"{number:04d}.png", exact)
+    shown = pictures if len(places) == len(pictures) else [grid(pictures, columns)]
+    for picture, place in zip(shown, places, strict=True):
+        _save(picture, place, exact)
 
 
 def caption(
@@ -71,10 +79,12 @@ def caption(
     seed: Seed = 0,
     best_of: BestOf = 1,
     options: Set = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Say what is in pictures."""
     pictures = [_open(path) for path in images]
-    texts = _pipeline(model).image_to_text(
+    texts = _pipeline(model, device, dtype).image_to_text(
         pictures, seed=seed, best_of=best_of, **_options(options)
     )
     for path, text in zip(images, texts, strict=True):
@@ -96,17 +106,28 @@ def edit(
     seed: Seed = 0,
     options: Set = None,
     exact: Exact = False,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Draw a part of a picture anew and keep the rest."""
     from mmfusion.generation.masks import REGIONS
 
-    _check_writable(output)
+    (place,) = _places(output)
     picture = _open(image)
     where = mask if mask in REGIONS else _open(Path(mask), f"or one of {', '.join(REGIONS)}")
-    edited = _pipeline(model).edit(
+    edited = _pipeline(model, device, dtype).edit(
         picture, where, prompt=prompt, label=label, seed=seed, **_options(options)
     )
-    _save(edited, output, exact)
+    _save(edited, place, exact)
+
+
+HELP = """A line of text adds to the prompt, as do:
+  /image FILE  a picture
+  /say         text, written by the model
+  /draw        a picture, drawn by the model and saved
+  /new         forget all that, and start over
+  /help        this list
+  /quit        end; so does Ctrl-D. Ctrl-C stops an answer."""
 
 
 def chat(
@@ -117,54 +138,63 @@ def chat(
     seed: Seed = 0,
     options: Set = None,
     exact: Exact = False,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Talk in text and pictures: each line adds to one interleaved prompt."""
+    with suppress(ImportError):  # where there is none, input() reads plain lines
+        import readline  # noqa: F401 - being imported, it edits lines and keeps them
     from mmfusion.generation.prompt import ImageSlot, TextSlot
 
-    pipeline = _pipeline(model)
+    chosen = _options(options)
+    pipeline = _pipeline(model, device, dtype)
     prompt: list[Any] = []
-    drawn = 0
-    typer.echo(
-        "A line of text, or:  /image FILE shows a picture,  /say asks for text,  /draw asks for "
-        "a picture,\n/new starts over,  /quit ends."
-    )
+    typer.echo(HELP)
     while True:
         try:
             line = input("> ").strip()
         except EOFError:
+            typer.echo()
             return
+        except KeyboardInterrupt:
+            typer.echo()
+            raise
         command, _, rest = line.partition(" ")
         try:
             if command == "/quit":
                 return
             if command == "/new":
                 prompt = []
+            elif command == "/help":
+                typer.echo(HELP)
             elif command == "/image":
-                prompt.append(_open(Path(rest.strip())))
+                prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
                 slot = TextSlot() if command == "/say" else ImageSlot()
-                prompt = pipeline.generate([*prompt, slot], seed=seed, **_options(options))
+                prompt = pipeline.generate([*prompt, slot], seed=seed, **chosen)
                 if command == "/say":
                     typer.echo(prompt[-1])
                 else:
-                    _save(prompt[-1], output / f"{drawn:04d}.png", exact)
-                    drawn += 1
+                    _save(prompt[-1], _free(output), exact)
             elif command.startswith("/"):
-                typer.echo(f"no command {command}")
+                typer.echo(f"no command {command}; /help lists them")
             elif line:
                 prompt.append(line)
         except UserError as error:
             typer.echo(f"error: {error}")
+        except KeyboardInterrupt:
+            typer.echo("stopped")
 
 
-def _pipeline(model: str) -> "Pipeline":
+def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
     from mmfusion.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model)
+    return Pipeline.from_pretrained(model, device, dtype)
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
+    from mmfusion.generation.items import check_names
     from mmfusion.overrides import read_yaml
 
     options = {}
@@ -172,8 +202,7 @@ def _options(given: list[str] | None) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"--set {item}: write it as name=value")
-        if name not in Sampling.model_fields:
-            raise UserError(f"--set {name}: choose one of {', '.join(Sampling.model_fields)}")
+        check_names([name], tuple(Sampling.model_fields), "--set")
         options[name] = read_yaml(value, item)
     return options
 
@@ -181,19 +210,46 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 def _open(path: Path, remedy: str = "") -> "Picture.Image":
     from mmfusion.codecs.image import open_picture
 
-    if not path.is_file():
-        raise UserError(
-            f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
-        )
-    return open_picture(path.read_bytes(), f"picture {path}")
+    try:
+        if not path.is_file():
+            raise UserError(
+                f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"picture {path}: cannot be read ({error.strerror})") from None
+    return open_picture(data, f"picture {path}")
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse a kind of file that cannot be written before anything is drawn for it."""
+def _places(path: Path, count: int = 1) -> list[Path]:
+    """The file that an output means, also for a sheet of several pictures, or those of its folder.
+
+    A folder that is there is a folder; else a name that ends as a picture format does is a file,
+    and any other, dots or not, a folder to be made.
+
+    Raises:
+        UserError: nothing can be written there; before anything is drawn for it.
+    """
     from PIL import Image as Picture
 
-    if path.suffix and path.suffix.lower() not in Picture.registered_extensions():
-        raise UserError(f"{path}: cannot be written, no picture format ends so; take .png")
+    suffix = path.suffix.lower()
+    format = Picture.registered_extensions().get(suffix)
+    if format and not path.is_dir():
+        if format not in Picture.SAVE:
+            raise UserError(f"{path}: cannot be written, {suffix} is only read; take .png")
+        return [path]
+    if suffix[1:].isalpha() and count == 1 and not path.is_dir():
+        raise UserError(
+            f"{path}: cannot be written, no picture format ends so; take .png, or make the folder"
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is no folder, and no picture format ends so; take another name")
+    return [path / NUMBERED.format(number) for number in range(count)]
+
+
+def _free(folder: Path) -> Path:
+    """The first numbered picture of a folder that is not there yet."""
+    return next(p for p in (folder / NUMBERED.format(n) for n in numbers()) if not p.exists())
 
 
 def _save(picture: "Picture.Image", path: Path, exact: bool) -> None:

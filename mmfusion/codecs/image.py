@@ -8,6 +8,7 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image as Picture
-from PIL import ImageOps
 
 from mmfusion.config import ImageConfig
 from mmfusion.errors import Damage, UserError, first_line
@@ -27,6 +27,15 @@ MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are
 MOST_PIXELS = 100_000_000
 VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
 ORIENTATION = 0x0112  # in EXIF
+TURNS = {
+    2: Picture.Transpose.FLIP_LEFT_RIGHT,
+    3: Picture.Transpose.ROTATE_180,
+    4: Picture.Transpose.FLIP_TOP_BOTTOM,
+    5: Picture.Transpose.TRANSPOSE,
+    6: Picture.Transpose.ROTATE_270,
+    7: Picture.Transpose.TRANSVERSE,
+    8: Picture.Transpose.ROTATE_90,
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
 
 # Pillow's, of large pictures and damaged notes: both are judged here, and one picture can give
@@ -42,24 +51,50 @@ def open_picture(data: bytes, where: str) -> Picture.Image:
         Damage: it is not a picture, is cut short, or is unreasonably large.
     """
     try:
-        picture: Picture.Image = Picture.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > MOST_PIXELS:
-            size = f"{picture.width} x {picture.height}"
-            raise ValueError(f"{size} pixels are more than {MOST_PIXELS:,}")
-        picture.load()
+        picture = Picture.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # decoders raise anything at damaged data
         reason = "no picture format that is read here" if "BytesIO" in str(error) else error
-        raise Damage(
-            "picture", f"{where}: not a readable picture ({reason or type(error).__name__})"
-        ) from None
+        raise Damage("picture", f"{where}: {_unreadable(reason)}") from None
     try:
-        if picture.getexif().get(ORIENTATION, 1) != 1:
-            format = picture.format
-            picture = ImageOps.exif_transpose(picture)
-            picture.format = format
+        return upright(picture)
+    except Damage as error:
+        raise error.at(where) from None
+
+
+def upright(picture: Picture.Image) -> Picture.Image:
+    """A picture with its pixels read, turned as its EXIF notes say; one turned has no notes left.
+
+    Raises:
+        UserError: it is no PIL picture.
+        Damage: its pixels cannot be read (its file is cut short, or closed), or are too many.
+    """
+    if not isinstance(picture, Picture.Image):
+        raise UserError(
+            f"expected a PIL picture, got {type(picture).__name__}; read a file with "
+            "PIL.Image.open, an array with PIL.Image.fromarray"
+        )
+    if picture.width * picture.height > MOST_PIXELS:
+        size = f"{picture.width} x {picture.height}"
+        raise Damage("picture", _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}"))
+    try:
+        picture.load()
+    except Exception as error:
+        raise Damage("picture", _unreadable(error)) from None
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # a picture with damaged notes is still a picture
-        pass
-    return picture
+        turn = None
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.format = picture.format
+    # The notes go: they would turn it, and what is made of it, once more.
+    turned.info = {key: note for key, note in picture.info.items() if key == "transparency"}
+    return turned
+
+
+def _unreadable(why: object) -> str:
+    return f"not a readable picture ({why or type(why).__name__})"
 
 
 def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
@@ -69,8 +104,6 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
     by averaging while it is at least twice too large, resized bicubically, then cut. Transparent
     pictures are laid on white. A picture already of that size is left as it is.
     """
-    if not isinstance(picture, Picture.Image):
-        raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
     picture = flat(picture).convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
@@ -91,27 +124,38 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
 
 
 def flat(picture: Picture.Image) -> Picture.Image:
-    """A picture with 8 bits and nothing transparent.
+    """The one form in which pictures are used: upright, 8 bits, opaque, of mode L or RGB.
+
+    Transparent ones are laid on white. Wherever a picture comes from, this is its way in.
 
     Raises:
-        Damage: it has no pixels, its colours cannot be read, or their range is not known.
+        UserError: it is no PIL picture.
+        Damage: it has no pixels, they cannot be read, or the range of their values is not known.
     """
+    picture = upright(picture)
     if not min(picture.size):
         raise Damage("picture", "the picture is empty: it has no pixels")
-    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-        return Picture.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise Damage(
             "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
         )
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        try:
-            picture = picture.convert("RGBA")
-        except (ValueError, TypeError, IndexError, OverflowError) as error:  # of odd palettes
-            raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
-        white = Picture.new("RGBA", picture.size, "white")
-        return Picture.alpha_composite(white, picture)
-    return picture
+    try:
+        if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+            return Picture.fromarray(np.rint(_sixteen_bits(picture) / 257).astype(np.uint8))
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            if picture.mode == "La":
+                picture = picture.convert("LA")
+            white = Picture.new("RGBA", picture.size, "white")
+            picture = Picture.alpha_composite(white, picture.convert("RGBA"))
+        return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except Exception as error:  # of odd palettes and colours
+        raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
+
+
+def _sixteen_bits(picture: Picture.Image) -> np.ndarray:
+    """Values (H, W) of a grey picture of 16 bits, the one that means transparent as white."""
+    values = np.asarray(picture)
+    return np.where(values == picture.info.get("transparency", -1), 65535, values)
 
 
 def patches(cells: np.ndarray, patch: int) -> np.ndarray:
@@ -174,13 +218,17 @@ class AutoencoderCodec:
 
         self.config, self.device = config, device
         name = str(config.vae)
-        if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-            raise UserError(  # and the hub is not asked for what can be no id of it
+        if not Path(name).is_dir() and not may_be_hub_id(name):
+            raise UserError(
                 f"image.vae {name}: no such folder; put a diffusers AutoencoderKL there, with "
                 "safetensors weights"
             )
         try:
-            vae: Any = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
+            vae: Any = AutoencoderKL.from_pretrained(
+                config.vae,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,  # True needs accelerate, and warns without it
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"image.vae {config.vae}: not a diffusers AutoencoderKL folder or hub id with "
@@ -243,12 +291,29 @@ def fingerprint(config: ImageConfig) -> dict[str, Any]:
     }
 
 
+def may_be_hub_id(name: str) -> bool:
+    """Whether the hub is asked for a name: ORGANISATION/NAME, the first of which is not here.
+
+    `runs/` is where runs are, also before the first one.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    first, slash, _ = name.partition("/")
+    return bool(slash) and first != "runs" and not os.path.lexists(first)
+
+
 def _vae_file(vae: str, name: str) -> Path:
     folder = Path(vae)
     if folder.is_dir():
         if (folder / name).is_file():
             return folder / name
         raise UserError(f"image.vae {vae}: has no {name}; put a diffusers AutoencoderKL there")
+    if not may_be_hub_id(vae):
+        raise UserError(f"image.vae {vae}: no such folder; put a diffusers AutoencoderKL there")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -35,10 +35,10 @@ class Sampling(Section):
     temperature: float = Field(0.0, ge=0)
     """0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    beams: int = Field(1, gt=0)
+    beams: int = Field(1, gt=0, le=1000)
     """Hypotheses that beam search keeps side by side, with the memory of as many rows; 1 is greedy
     decoding or, with a temperature, sampling."""
-    length_penalty: float = Field(1.0, ge=0)
+    length_penalty: float = Field(1.0, ge=0, le=32)
     """Beams and `best_of` rank texts by log p / tokens ** length_penalty, the end symbol counted,
     as transformers does. 0 takes the most probable text, which favours short ones; 1 the highest
     mean over its tokens."""

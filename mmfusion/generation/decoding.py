@@ -18,6 +18,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 
 OnToken = Callable[[int, int], None]
+LEAST = 1e-6  # temperature and top_p: below it the most likely token is as good as certain
 
 
 class Choice(Protocol):
@@ -76,8 +77,11 @@ class Single:
         logits[:, self.unspeakable] = -torch.inf
         if self.sampling.temperature == 0:
             return logits.argmax(-1).tolist()
-        share, place = (logits / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
-        share = share.masked_fill(share.cumsum(-1) - share >= self.sampling.top_p, 0)
+        # Beyond these, values overflow fp32, or are 0 in it.
+        temperature = min(max(self.sampling.temperature, LEAST), 1 / LEAST)
+        top_p = max(self.sampling.top_p, LEAST)
+        share, place = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        share = share.masked_fill(share.cumsum(-1) - share >= top_p, 0)
         drawn = [
             int(torch.multinomial(p, 1, generator=g)) if drawing else 0
             for p, g, drawing in zip(share, self.generators, self.alive, strict=True)

@@ -1,6 +1,7 @@
 """What callers give, one or many, as lists; how what is made is shown to them on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,58 @@ OnPicture = Callable[[int, float, Picture.Image], None]
 OnToken = Callable[[int, str], None]
 
 
+MOST_SHOWN = 80  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value for one line of a message, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whole numbers of more than 4,300 digits, and others' classes
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_names(given: Iterable[Any], known: Sequence[str], what: str) -> None:
+    """Refuse an option that does not exist; the message has the nearest one, and all of them."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{what} {name}: no such option{meant}; choose from {', '.join(known)}")
+
+
+def check_common(
+    batch_size: Any, progress: Any = False, on_picture: Any = None, on_token: Any = None
+) -> None:
+    """Refuse values of the options that every method takes."""
+    if not whole(batch_size) or batch_size < 1:
+        raise UserError(f"batch_size: {shown(batch_size)}; give a whole number of 1 or more")
+    if not isinstance(progress, (bool, int)):
+        raise UserError(f"progress: {shown(progress)}; give True or False")
+    for name, tell in (("on_picture", on_picture), ("on_token", on_token)):
+        if tell is not None and not callable(tell):
+            raise UserError(f"{name}: {shown(tell)}; give a function")
+
+
 def listed(items: Any, single: Any) -> tuple[list, bool]:
     """Items as a list, and whether there was one alone, of the type or types `single`."""
     if isinstance(items, single):
         return [items], True
-    if isinstance(items, (list, tuple, np.ndarray, range, torch.Tensor)):
-        return [i.item() if isinstance(i, torch.Tensor) else i for i in items], False
+    if isinstance(items, (np.ndarray, torch.Tensor)) and items.ndim:
+        items = list(items)
+    if isinstance(items, (list, tuple, range)):
+        return [_plain(item) for item in items], False
     raise UserError(f"expected one item or a list of them, got {type(items).__name__}")
+
+
+def _plain(item: Any) -> Any:
+    return item.item() if isinstance(item, torch.Tensor) and item.numel() == 1 else item
 
 
 def each(value: Any, count: int, what: str) -> list[Any]:
@@ -35,11 +81,13 @@ def each(value: Any, count: int, what: str) -> list[Any]:
 
 def seeds_of(seed: Any, count: int) -> list[int]:
     """The seed of each of `count` items: the given ones, or those that follow from one."""
-    if isinstance(seed, (int, np.integer)):
+    if whole(seed):
         seed = range(int(seed), int(seed) + count)
-    seeds = list(seed) if isinstance(seed, (Sequence, np.ndarray)) else [seed]
-    if not all(isinstance(each, (int, np.integer)) for each in seeds):
-        raise UserError(f"seed {seed!r}: give a whole number, or one for each item")
+    if isinstance(seed, np.ndarray):
+        seed = seed.tolist()
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not all(map(whole, seeds)):
+        raise UserError(f"seed: {shown(seed)}; give a whole number, or one for each item")
     if not all(-(2**63) <= each < 2**63 for each in seeds):
         raise UserError("seed: a seed is a whole number of at most 63 bits")
     if len(seeds) != count:

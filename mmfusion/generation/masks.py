@@ -1,14 +1,17 @@
 """Which tokens an edit regenerates (CausalFusion, section 6)."""
 
 import numpy as np
+import torch
 from PIL import Image as Picture
 
+from mmfusion.codecs.image import flat
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError
+from mmfusion.generation.items import shown
 
 REGIONS = ("top", "bottom", "left", "right", "center", "outpaint")
 
-EditMask = str | Picture.Image | np.ndarray
+EditMask = str | Picture.Image | np.ndarray | torch.Tensor
 
 
 def region(name: str, rows: int, columns: int) -> np.ndarray:
@@ -30,7 +33,9 @@ def region(name: str, rows: int, columns: int) -> np.ndarray:
             mask[:] = True
             mask[middle] = False
         case _:
-            raise UserError(f"mask {name!r}: no such region; choose one of {', '.join(REGIONS)}")
+            raise UserError(
+                f"mask {shown(name)}: no such region; choose one of {', '.join(REGIONS)}"
+            )
     return mask
 
 
@@ -38,22 +43,31 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
     """Tokens (N,) that a mask touches: they are generated anew.
 
     Args:
-        mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew) or an array (H, W)
-            (nonzero is); of the proportions of the picture to be edited, whose centre square the
-            model sees, or as large as the model's pictures or its token grid.
-        size: width and height of the picture to be edited.
+        mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew; pictures are laid on
+            white, so what is transparent, too) or an array (H, W) (nonzero is); of the proportions
+            of the picture to be edited, whose centre square the model sees, or as large as the
+            model's pictures or its token grid.
+        size: width and height of the picture to be edited, upright.
 
     Raises:
-        UserError: unknown name, wrong size, or a mask that regenerates nothing or everything.
+        UserError: unknown name, no mask, wrong size, or a mask that regenerates nothing or
+            everything.
     """
     rows, columns = config.grid
     if isinstance(mask, str):
         cells = region(mask, rows, columns)
     else:
         if isinstance(mask, Picture.Image):
-            pixels = np.asarray(mask.convert("L")) > 127
+            pixels = np.asarray(flat(mask).convert("L")) > 127
+        elif isinstance(mask, torch.Tensor):
+            pixels = (mask != 0).cpu().numpy()
+        elif isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
+            pixels = mask != 0
         else:
-            pixels = np.asarray(mask) != 0
+            raise UserError(
+                f"mask {shown(mask)}: give a picture, an array of numbers, or one of "
+                f"{', '.join(REGIONS)}"
+            )
         alike = pixels.ndim == 2 and pixels.size > 0
         alike = alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
         if not alike and pixels.shape not in ((config.size, config.size), (rows, columns)):

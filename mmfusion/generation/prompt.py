@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 from PIL import Image as Picture
 
-from mmfusion.codecs.image import ImageCodec
+from mmfusion.codecs.image import ImageCodec, upright
 from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError
+from mmfusion.generation.items import check_names, shown, whole
 from mmfusion.generation.masks import EditMask, regenerated
 from mmfusion.sequence import Image, Label, Segment, Text, count
+
+COMMON = ("seed", "batch_size", "on_picture", "on_token", "progress")
+"""Options of every method, beside those of `Sampling`."""
+OWN = {
+    "class_to_image": ("budget_ms",),
+    "text_to_image": ("best_of", "budget_ms"),
+    "image_to_text": ("best_of",),
+}
+"""Those that one method alone takes."""
+MOST_DIGITS = 20  # of a class number in text
 
 
 class Slot:
@@ -77,12 +88,18 @@ class PromptReader:
                 f"best_of: {task} has no text that its candidates could be judged by; "
                 "text_to_image and image_to_text have"
             )
+        known = (*COMMON, *OWN.get(task, ()), *Sampling.model_fields)
+        check_names(options, known, f"option of {task}")
         base: Sampling = getattr(self.config.generation, task)
-        given = {
+        given: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in options.items()
             if value is not None
         }
+        for name, value in given.items():
+            values = value if isinstance(value, list) else [value]
+            if any(whole(each) and abs(each) >= 2**63 for each in values):
+                raise UserError(f"option {name} of {task}: {shown(value)} is too large a number")
         sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
         why = self.config.refusal(sampling)
         if why and task != "image_to_text":
@@ -124,15 +141,15 @@ class PromptReader:
             raise UserError("this model knows no classes; use text_to_image")
         if isinstance(label, str) and label in classes:
             return Label(classes.index(label))
-        numeric = not isinstance(label, bool) and (isinstance(label, (int, np.integer)))
-        if isinstance(label, str) and label.isdecimal():
-            numeric, label = True, int(label)
-        if not numeric or not 0 <= int(label) < len(classes):
-            shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        number: Any = label
+        if isinstance(label, str) and label.isdecimal() and len(label) < MOST_DIGITS:
+            number = int(label)
+        if not whole(number) or not 0 <= number < len(classes):
+            some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise UserError(
-                f"unknown class {label!r}: give 0 to {len(classes) - 1}, or a name ({shown})"
+                f"unknown class {shown(label)}: give 0 to {len(classes) - 1}, or a name ({some})"
             )
-        return Label(int(label))
+        return Label(int(number))
 
     def picture(self, picture: Picture.Image) -> Image:
         """A given picture."""
@@ -142,8 +159,7 @@ class PromptReader:
         self, picture: Picture.Image, mask: EditMask, task: str, options: dict[str, Any]
     ) -> ImagePart:
         """A picture of which the masked tokens are generated anew."""
-        if not isinstance(picture, Picture.Image):
-            raise UserError(f"expected a PIL picture, got {type(picture).__name__}")
+        picture = upright(picture)
         keep = ~regenerated(mask, self.config.image, picture.size)
         return ImagePart(self.sampling(task, options), self.picture(picture).latents, keep)
 

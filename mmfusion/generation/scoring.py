@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmfusion.errors import UserError
+from mmfusion.generation.items import shown, whole
 from mmfusion.generation.prompt import Part, TextPart
 from mmfusion.rng import generator
+
+MOST_CANDIDATES = 10_000  # of an item: all of them are in memory
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def best_candidates(scores: Sequence[float], best_of: int) -> list[int]:
 
 def check_number(best_of: Any) -> None:
     """Refuse a number of candidates that is none."""
-    if isinstance(best_of, bool) or not isinstance(best_of, int) or best_of < 1:
-        raise UserError(f"best_of: {best_of!r}; give a whole number of 1 or more")
+    if not whole(best_of) or not 1 <= best_of <= MOST_CANDIDATES:
+        raise UserError(
+            f"best_of: {shown(best_of)}; give a whole number of 1 to {MOST_CANDIDATES:,}"
+        )
 
 
 def check_best_of(best_of: int, slot: Part, common: dict[str, Any]) -> None:

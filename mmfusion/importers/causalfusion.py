@@ -23,7 +23,7 @@ from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import FREQUENCIES
 from mmfusion.errors import UserError
 from mmfusion.export import check_folder, export
-from mmfusion.importers.checkpoint import read
+from mmfusion.importers.checkpoint import read, unwrapped
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
@@ -141,7 +141,7 @@ def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict
 
 
 def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:
-    """The chosen state dict, without DistributedDataParallel's prefix."""
+    """The chosen state dict, without wrappers' prefixes."""
     if wanted and wanted not in held:
         there = [name for name in ("ema", "model") if name in held]
         raise UserError(
@@ -152,7 +152,7 @@ def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[st
     chosen = held[wanted] if wanted else held.get("ema", held.get("model", held))
     if not isinstance(chosen, Mapping) or not all(isinstance(name, str) for name in chosen):
         raise UserError(f"checkpoint {where}: its weights are not a mapping of names to tensors")
-    weights = {name.removeprefix("module."): tensor for name, tensor in chosen.items()}
+    weights = unwrapped(chosen, where)
     if "x_proj.weight" not in weights:
         names = ", ".join(list(weights)[:5]) or "nothing"
         raise UserError(

@@ -1,18 +1,26 @@
 """Pickled checkpoints, read as tensors and plain data alone: nothing in them is ever run."""
 
 import argparse
+import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
+
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that torch.compile and the parallel wrappers put in, in any order and place."""
 
 
 def read(path: Path) -> Mapping[str, Any]:
     """What a file written by `torch.save` holds: tensors, plain data, an `argparse.Namespace`.
+
+    NumPy's numbers come as plain ones, paths as texts.
 
     Tensors of today's zip format are mapped, not read, so that a checkpoint with optimizer states
     costs no more memory than what is used of it.
@@ -24,16 +32,91 @@ def read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
             held = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # a damaged file ends in any of a dozen kinds, some without a word
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(
-            f"checkpoint {path}: cannot be read as tensors and plain data alone; it is damaged, "
-            f"no checkpoint, or holds code, which is never run ({said})"
+            f"checkpoint {path}: cannot be read as tensors and plain data alone; {_why(error)}"
         ) from None
     if not isinstance(held, Mapping):
         raise UserError(f"checkpoint {path}: holds a {type(held).__name__}, not named tensors")
     return held
+
+
+def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The weights by the names of the model itself, without those of what it was wrapped in.
+
+    Raises:
+        UserError: two of them are then of one name.
+    """
+    found: dict[str, Any] = {}
+    for name, weight in weights.items():
+        own = ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
+        if own in found:
+            raise UserError(f"checkpoint {where}: holds {own} twice, once as {name}")
+        found[own] = weight
+    return found
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file. Torch's own words advise to load it all the same."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL (\S+)", text) or re.search(
+        r"<(?:class|function) '?(\S+?)'?[ >]", text
+    ):
+        return f"it asks for {refused[1]}, which is code and is never run"
+    first = f": {first_line(error)}" if "weights_only" not in text else ""
+    return f"it is damaged, or no checkpoint ({type(error).__name__}{first})"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a checkpoint says of a NumPy number's type, in place of `numpy.dtype`."""
+
+    code: str
+    align: Any = False
+    copy: Any = True
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Its byte order, which is little in all that is read here."""
+        if state[1] not in ("<", "|"):
+            raise ValueError(f"a number of byte order {state[1]}")
+
+
+def _number(kind: _Kind, data: bytes) -> int | float | bool:
+    """In place of NumPy's scalar: the plain number."""
+    if not re.fullmatch(r"[biuf]\d{1,2}", kind.code):
+        raise ValueError(f"a number of type {kind.code}")
+    (number,) = np.frombuffer(data, f"<{kind.code}")
+    return number.item()
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """In place of `_codecs.encode`, which NumPy's numbers are written with."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes written as {encoding}")
+    return text.encode("latin1")
+
+
+def _posix_path(*parts: str) -> str:
+    return str(PurePosixPath(*parts))
+
+
+def _windows_path(*parts: str) -> str:
+    return str(PureWindowsPath(*parts))
+
+
+# Plain data's classes, each by all its names, and what of ours makes plain data in its place.
+STAND_INS: list[Any] = [
+    (_Kind, "numpy.dtype"),
+    (_bytes, "_codecs.encode"),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(
+        (make, f"{module}.{pure}{kind}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for kind, make in (("Posix", _posix_path), ("Windows", _windows_path))
+    ),
+]

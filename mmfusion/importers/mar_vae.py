@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.importers.checkpoint import read
+from mmfusion.importers.checkpoint import read, unwrapped
 
 LATENT_SCALE = 0.2325  # MAR's and CausalFusion's factor from raw to normalised latents
 GROUPS = 32  # of every GroupNorm: the one size that no tensor shows
@@ -75,7 +75,8 @@ def _tensors(held: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         if isinstance(held.get(key), Mapping):
             held = held[key]
             break
-    found = {str(name): w for name, w in held.items() if isinstance(w, Tensor)}
+    tensors = {name: w for name, w in held.items() if isinstance(w, Tensor)}
+    found = unwrapped(tensors, str(path))
     if not found:
         raise UserError(f"checkpoint {path}: holds no named tensors")
     return found

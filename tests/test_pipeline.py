@@ -1,0 +1,520 @@
+"""What `Pipeline` is given: pictures of every kind, mistakes of every kind, models and folders."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import model_config, picture, random_decoder
+from PIL import Image as Picture
+from PIL import ImageOps
+
+from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion.codecs.image import flat, open_picture, upright
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
+from mmfusion.export import SHIPPED, export, locate, model_digest
+from mmfusion.generation.masks import regenerated
+
+FAST: dict[str, Any] = {"num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A random model of the digits, exported."""
+    config = model_config(text={"tokenizer": str(tokenizer.path)})
+    path = tmp_path_factory.mktemp("pipeline") / "model"
+    export(config, random_decoder(config, len(tokenizer)).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Pipeline:
+    return Pipeline.from_pretrained(folder, "cpu")
+
+
+# Pictures: one entrance
+
+SHAPE = Picture.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4) * 10)
+TURNED = {  # how upright pixels are stored under each EXIF orientation
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: a.T[::-1],
+    7: lambda a: a[::-1, ::-1].T,
+    8: lambda a: a.T[:, ::-1],
+}
+
+
+def stored(format: str, orientation: int) -> bytes:
+    """`SHAPE` as a camera that was held so would store it."""
+    grey = Picture.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(SHAPE))))
+    large = grey.resize((grey.width * 16, grey.height * 16), Picture.Resampling.NEAREST)
+    exif = large.getexif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"webp": {"lossless": True}, "tiff": {}}.get(format, {})
+    if format == "mpo":  # two frames, or it is a JPEG
+        options = {"save_all": True, "append_images": [large], "quality": 100}
+    file = io.BytesIO()
+    large.save(file, format, exif=exif, **options)
+    return file.getvalue()
+
+
+def small(image: Picture.Image) -> np.ndarray:
+    return np.asarray(flat(image).convert("L").resize(SHAPE.size, Picture.Resampling.BOX), int)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "mpo"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None:
+    data, expected = stored(format, orientation), np.asarray(SHAPE, int)
+    given = Picture.open(io.BytesIO(data))
+    ways = [given, Picture.open(io.BytesIO(data)).convert("RGB"), ImageOps.exif_transpose(given)]
+    ways += [upright(given), upright(upright(given)), flat(given)]
+    if format != "tiff":  # which is not read from files and shards
+        ways.append(open_picture(data, "here"))
+    for way in ways:
+        assert small(way).shape == expected.shape
+        assert abs(small(way) - expected).max() <= 2
+    # What is made of an upright one does not turn once more, as training's mirrored pictures.
+    mirrored = small(ImageOps.mirror(upright(given)))
+    assert abs(mirrored - expected[:, ::-1]).max() <= 2
+
+
+def test_the_caption_of_a_turned_picture_is_that_of_the_upright_one(pipe: Pipeline) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 8), np.uint8)
+    exif = Picture.Exif()
+    exif[0x0112] = 7
+    file = io.BytesIO()
+    Picture.fromarray(np.ascontiguousarray(TURNED[7](pixels))).save(file, "png", exif=exif)
+    given, plain = Picture.open(file), Picture.fromarray(pixels)
+    assert np.array_equal(pipe.read.picture(given).latents, pipe.read.picture(plain).latents)
+    assert pipe.log_likelihood(given, "a one") == pipe.log_likelihood(plain, "a one")
+    assert pipe.image_to_text(given, max_new_tokens=4) == pipe.image_to_text(
+        plain, max_new_tokens=4
+    )
+
+
+def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
+    """A 16 x 32 picture on its side, painted on in its upper token."""
+    painted = np.zeros((32, 16), np.uint8)
+    painted[8:12, :4] = 255
+    exif = Picture.Exif()
+    exif[0x0112] = 6
+    files = []
+    for pixels in (painted, painted // 3):
+        files.append(io.BytesIO())
+        stored = Picture.fromarray(np.ascontiguousarray(TURNED[6](pixels)))
+        stored.save(files[-1], "png", exif=exif)
+    mask, image = (Picture.open(file) for file in files)
+    keep = pipe.read.edit(image, mask, "edit", {}).keep
+    assert keep is not None
+    assert (~keep).nonzero()[0].tolist() == [0]
+    plain = Picture.fromarray(painted // 3), Picture.fromarray(painted)
+    again = pipe.edit(*plain, label=1, seed=3, **FAST)
+    assert np.array_equal(pipe.edit(image, mask, label=1, seed=3, **FAST), again)
+
+
+def sixteen(values: np.ndarray) -> Picture.Image:
+    return Picture.fromarray(values.astype(np.uint16))
+
+
+def with_note(image: Picture.Image, transparency: Any) -> Picture.Image:
+    image.info["transparency"] = transparency
+    return image
+
+
+def palette() -> Picture.Image:
+    image = Picture.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 255, 90, 90, 90])
+    return image
+
+
+MODES: dict[str, tuple[Callable[[], Picture.Image], Any]] = {
+    "black and white": (lambda: Picture.new("1", (8, 8), 1), 255),
+    "16 bits": (lambda: sixteen(np.full((8, 8), 257 * 77)), 77),
+    "16 bits, above 255": (lambda: sixteen(np.full((8, 8), 300)), 1),
+    "16 bits, big-endian": (lambda: Picture.frombytes("I;16B", (8, 8), b"\x4d\x4d" * 64), 77),
+    "16 bits, a value transparent": (lambda: with_note(sixteen(np.full((8, 8), 9)), 9), 255),
+    "palette": (palette, 90),
+    "palette, transparent": (lambda: with_note(palette(), 1), 255),
+    "palette with alphas": (lambda: with_note(palette(), b"\xff\x80"), 172),
+    "palette and alpha": (lambda: palette().convert("PA"), 90),
+    "a quarter": (lambda: Picture.new("RGBA", (8, 8), (0, 0, 0, 64)), 191),
+    "grey, half": (lambda: Picture.new("LA", (8, 8), (100, 128)), 177),
+    "premultiplied": (lambda: Picture.new("RGBa", (8, 8), (50, 50, 50, 128)), 177),
+    "grey premultiplied": (lambda: Picture.new("La", (8, 8), (50, 128)), 177),
+    "CMYK": (lambda: Picture.new("CMYK", (8, 8), (0, 0, 0, 155)), 100),
+    "LAB": (lambda: Picture.new("LAB", (8, 8), (255, 128, 128)), 255),
+    "YCbCr": (lambda: Picture.new("YCbCr", (8, 8), (60, 128, 128)), 60),
+    "HSV": (lambda: Picture.new("HSV", (8, 8), (0, 0, 33)), 33),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_of_every_mode(pipe: Pipeline, mode: str) -> None:
+    make, value = MODES[mode]
+    found = flat(make())
+    assert found.mode in ("L", "RGB")
+    assert abs(np.asarray(found, int) - value).max() <= (mode == "LAB" or "premultiplied" in mode)
+    grey = (pipe.read.picture(make()).latents + 1) * 127.5
+    assert np.allclose(grey, np.asarray(found.convert("L"))[0, 0], atol=1e-3)
+
+
+def test_masks_of_every_mode(pipe: Pipeline) -> None:
+    half = np.zeros((8, 8), np.uint8)
+    half[4:] = 1
+    colours = [0, 0, 0, 255, 255, 255]
+    masks = [sixteen(half.astype(int) * 60_000), Picture.fromarray(half * 255).convert("1")]
+    masks += [Picture.fromarray(half), Picture.fromarray(half * 255).convert("CMYK")]
+    masks[2].putpalette(colours)
+    expected = regenerated("bottom", pipe.config.image, (8, 8))
+    for mask in (*masks, half.astype(bool), half.astype(np.float16), torch.from_numpy(half)):
+        assert np.array_equal(regenerated(mask, pipe.config.image, (8, 8)), expected)
+    dark = sixteen(half.astype(int) * 300)  # a hundredth of white is no white
+    with pytest.raises(UserError, match="nothing"):
+        regenerated(dark, pipe.config.image, (8, 8))
+
+
+# Mistakes: UserError, and nothing else
+
+
+def lazy(data: bytes) -> Picture.Image:
+    return Picture.open(io.BytesIO(data))
+
+
+def cut() -> Picture.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Picture.fromarray(noise).save(file, "png")
+    return lazy(file.getvalue()[:4000])
+
+
+def closed(loaded: bool) -> Picture.Image:
+    with lazy(stored("png", 1)) as image:
+        if loaded:
+            image.load()
+    if loaded:
+        image.close()
+    return image
+
+
+HUGE = 10**5000  # Python refuses to print it
+NO_PICTURES: dict[str, Callable[[], Any]] = {
+    "cut short": cut,
+    "closed unread": lambda: closed(False),
+    "closed": lambda: closed(True),
+    "no pixels": lambda: Picture.new("L", (0, 4)),
+    "float": lambda: Picture.new("F", (8, 8), 0.5),
+    "32 bits": lambda: Picture.new("I", (8, 8), 70_000),
+    "odd transparency": lambda: with_note(Picture.new("RGB", (8, 8)), object()),
+    "too many pixels": lambda: lazy(_claims()),
+    "array": lambda: np.zeros((8, 8, 3), np.uint8),
+    "array of no shape": lambda: np.array(3),
+    "tensor": lambda: torch.zeros(3, 8, 8),
+    "tensor of no shape": lambda: torch.tensor(3.0),
+    "path": lambda: Path("a.png"),
+    "name": lambda: "a.png",
+    "bytes": lambda: b"\x89PNG",
+    "None": lambda: None,
+    "mapping": lambda: {"image": 1},
+    "class": lambda: Picture.Image,
+    "list of None": lambda: [None],
+    "empty list": lambda: [],
+    "lists of lists": lambda: [[picture(0)]],
+}
+
+
+def _claims() -> bytes:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        sum_ = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", sum_)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 11_000, 10_000, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def said(call: Callable[[], Any]) -> str:
+    """The message of the UserError, or nothing; any other error is one."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def refused(call: Callable[[], Any], *named: str) -> None:
+    """A UserError of short lines that hold all that is named."""
+    message = said(call)
+    assert message, "was not refused"
+    assert len(message) < 1000
+    for name in named:
+        assert name in message, message
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", NO_PICTURES)
+def test_what_is_no_picture(pipe: Pipeline, kind: str) -> None:
+    make = NO_PICTURES[kind]
+    refused(lambda: pipe.image_to_text(make(), **FAST))
+    refused(lambda: pipe.edit(make(), "top", label=1, **FAST))
+    if kind not in ("name", "lists of lists", "empty list"):
+        refused(lambda: pipe.generate([make(), TextSlot(max_new_tokens=2)]))
+        refused(lambda: pipe.log_likelihood([make()], ["a"]))
+    if kind not in ("array of no shape",):
+        refused(lambda: pipe.edit(picture(0), make(), label=1, **FAST))
+
+
+OPTIONS: dict[str, list[Any]] = {
+    "seed": ["1", 1.5, None, True, [1, 2], HUGE, 2**63, float("nan"), np.array(1.5), {}],
+    "batch_size": [0, -1, 1.5, "8", None, True, [1]],
+    "progress": ["yes", None, [1]],
+    "on_picture": ["f", 3],
+    "on_token": ["f", 3],
+    "guidance": ["high", -1, float("nan"), float("inf"), True, [1.0], HUGE, 1e300],
+    "guidance_interval": [1, "all", [0.5], [0.6, 0.4], [float("nan"), 1.0], ["a", "b"]],
+    "num_inference_steps": [0, -1, 2.5, "9", True, 1001, HUGE, [1]],
+    "scheduler": ["heun", 3, ["ddpm"]],
+    "ar_steps": [0, 17, 1.5, "2", HUGE, 2**62],
+    "ar_sizes": [[], [16, 0], [15], [HUGE], "16", 16, [8.0, 8.0]],
+    "order": ["spiral", [0], [0.5], 3, list(range(1, 17))],
+    "temperature": ["hot", -1.0, float("nan"), HUGE],
+    "top_p": [0, 1.5, "all", float("nan")],
+    "beams": [0, 1.5, "two", HUGE, 10**9],
+    "length_penalty": [-1.0, "long", float("nan"), 1e9],
+    "max_new_tokens": [0, 1.5, "ten", HUGE, 2**40],
+    "best_of": [0, -1, 1.5, "2", True, None, HUGE, 10**9],
+    "budget_ms": [0, -1, "fast", float("nan"), True, [1], HUGE],
+    "guidence": [1.0],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_values_that_no_option_takes(pipe: Pipeline, option: str) -> None:
+    """Each wrong value with every method; one of no account there may also be let through."""
+    of_pictures = option not in (*OF_TEXTS, "on_token")
+    of_texts = option not in (*OF_PICTURES, "budget_ms")
+    for value in OPTIONS[option]:
+        wrong = {**FAST, option: value}
+        calls = {
+            "class": (lambda o: pipe.class_to_image([1], **o), of_pictures),
+            "text": (lambda o: pipe.text_to_image(["a"], **o), of_pictures),
+            "edit": (lambda o: pipe.edit([picture(0)], "top", label=1, **o), of_pictures),
+            "picture slot": (lambda o: pipe.generate([["a", ImageSlot()]], **o), of_pictures),
+            "caption": (lambda o: pipe.image_to_text([picture(0)], **o), of_texts),
+            "text slot": (lambda o: pipe.generate(["a", TextSlot()], **o), of_texts),
+        }
+        for name, (call, must) in calls.items():
+            message = said(lambda call=call, wrong=wrong: call(wrong))
+            named = option in message or "rows hold" in message
+            assert named if must else named or not message, (name, value, message)
+            assert len(message) < 1000
+    for value in OPTIONS[option] if option in ("batch_size", "progress") else []:
+        refused(lambda v=value: pipe.log_likelihood(picture(0), "a", **{option: v}), option)
+
+
+def test_unknown_options_list_the_choices(pipe: Pipeline) -> None:
+    image = picture(0)
+    for call, choices in (
+        (lambda **o: pipe.class_to_image(1, **o), ("budget_ms", "seed", "ar_steps")),
+        (lambda **o: pipe.text_to_image("a", **o), ("best_of", "batch_size", "order")),
+        (lambda **o: pipe.image_to_text(image, **o), ("best_of", "on_token", "beams")),
+        (lambda **o: pipe.edit(image, "top", label=1, **o), ("progress", "guidance")),
+        (lambda **o: pipe.generate([ImageSlot()], **o), ("on_picture", "top_p")),
+        (lambda **o: pipe.generate([TextSlot(**o)]), ("max_new_tokens", "top_p")),
+    ):
+        refused(lambda call=call: call(max_new_token=3), "did you mean max_new_tokens?", *choices)
+        refused(lambda call=call: call(zzz=3), "zzz", *choices)
+
+
+OTHERS: dict[str, Callable[[Pipeline], Any]] = {
+    **{
+        f"label {type(value).__name__} {number}": lambda p, value=value: p.class_to_image(
+            value, **FAST
+        )
+        for number, value in enumerate(
+            [True, 1.0, -1, 10, None, "", "9" * 5000, HUGE, [], [[1]], {}, b"1", np.array(1.5),
+             np.array([0.5]), np.array([True]), np.zeros((2, 2)), torch.tensor(True), {1, 2},
+             torch.tensor([1.5]), torch.zeros(2, 2), float("nan"), [None], iter([1])]
+        )
+    },
+    **{
+        f"prompt {type(value).__name__} {number}": lambda p, value=value: p.text_to_image(
+            value, **FAST
+        )
+        for number, value in enumerate(
+            ["", " ", [], [""], None, 3, b"a", [b"a"], [["a"]], {}, picture(0), np.zeros(3), HUGE]
+        )
+    },
+    **{
+        f"interleaved {type(value).__name__} {number}": lambda p, value=value: p.generate(
+            value, **FAST
+        )
+        for number, value in enumerate(
+            [None, "a", 3, [], [[]], {}, b"ab", ["a"], [ImageSlot], [None, ImageSlot()], picture(0),
+             [["a", ImageSlot()], 3], [["a", ImageSlot()], []], range(3), np.zeros(3),
+             [np.zeros((8, 8)), TextSlot()], [HUGE, TextSlot()], [TextSlot(top_p="a")]]
+        )
+    },
+    "no condition": lambda p: p.edit(picture(0), "top"),
+    "both conditions": lambda p: p.edit(picture(0), "top", "a", 1),
+    "labels for other pictures": lambda p: p.edit([picture(0)] * 2, "top", label=[1, 2, 3]),
+    "a label of no kind": lambda p: p.edit(picture(0), "top", label={}),
+    "a prompt of no kind": lambda p: p.edit(picture(0), "top", prompt=3),
+    "a mask of another shape": lambda p: p.edit(picture(0), np.zeros((3, 5)), label=1),
+    "a mask of three axes": lambda p: p.edit(picture(0), np.ones((8, 8, 3)), label=1),
+    "a mask of objects": lambda p: p.edit(picture(0), np.array([[object()] * 8] * 8), label=1),
+    "a mask of names": lambda p: p.edit(picture(0), np.array([["a"] * 8] * 8), label=1),
+    "a mask that is a number": lambda p: p.edit(picture(0), HUGE, label=1),
+    "a mask that is no region": lambda p: p.edit(picture(0), "middle\n" * 99, label=1),
+    "no answers": lambda p: p.log_likelihood(picture(0), []),
+    "an answer of no kind": lambda p: p.log_likelihood([picture(0)], [3]),
+    "answers of no kind": lambda p: p.log_likelihood([picture(0)], None),
+    "answers without prompts": lambda p: p.log_likelihood(None, ["a"]),
+    "an empty given text": lambda p: p.log_likelihood("", "a"),
+    "more answers than prompts": lambda p: p.log_likelihood(["a"], ["b", "c"]),
+    "given nothing of use": lambda p: p.log_likelihood([[3]], ["a"]),
+    "save to nowhere": lambda p: p.save_pretrained(None),  # type: ignore[arg-type]
+    "save to no name": lambda p: p.save_pretrained(""),
+    "save below a file": lambda p: p.save_pretrained(Path(__file__) / "below"),
+    "save to a zero byte": lambda p: p.save_pretrained("a\0b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", OTHERS)
+def test_other_mistakes(pipe: Pipeline, mistake: str) -> None:
+    refused(lambda: OTHERS[mistake](pipe))
+
+
+def test_extremes_that_are_allowed(pipe: Pipeline) -> None:
+    """They overflow or vanish in fp32, and mean something all the same."""
+    greedy = pipe.image_to_text(picture(0), max_new_tokens=4)
+    for options in ({"temperature": 1e-320}, {"temperature": 1.0, "top_p": 1e-320}):
+        assert pipe.image_to_text(picture(0), max_new_tokens=4, **options) == greedy
+    assert isinstance(pipe.image_to_text(picture(0), temperature=1e300, max_new_tokens=2), str)
+    assert pipe.class_to_image(np.array([3]), seed=np.array([-1]), **FAST)[0].size == (8, 8)
+    assert pipe.class_to_image(torch.tensor([3, 4]), seed=(1, 2), **FAST)[1].size == (8, 8)
+    assert pipe.class_to_image(np.int64(3), seed=np.int32(5), **FAST).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("device", v) for v in ("gpu", "cuda:x", "cuda:99", "meta", 3.5, "", "cpu:1:2", object())]
+    + [("dtype", v) for v in ("int8", "single", "", 32, "bf 16", torch.int64, torch.float64)],
+)
+def test_devices_and_types_that_there_are_not(folder: Path, key: str, value: Any) -> None:
+    refused(lambda: Pipeline.from_pretrained(folder, **{key: value}), key)
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "a\0b", "x" * 900, ["digits"], b"digits"])
+def test_names_that_are_none(name: Any) -> None:
+    refused(lambda: Pipeline.from_pretrained(name), "model")
+
+
+# Precision, editing, names
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "torch.bfloat16"])
+def test_the_precision_is_kept_on_disk(folder: Path, tmp_path: Path, name: str) -> None:
+    half = Pipeline.from_pretrained(folder, "cpu", name)
+    kind = getattr(torch, name.removeprefix("torch."))
+    half.save_pretrained(tmp_path / "half")
+    again = Pipeline.from_pretrained(tmp_path / "half", "cpu")
+    kinds = {weight.dtype for weight in again.decoder.state_dict().values()}
+    assert kinds == {kind} == {w.dtype for w in half.decoder.state_dict().values()}
+    size = (folder / "model.safetensors").stat().st_size
+    assert (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * size
+    for pipeline in (again, Pipeline.from_pretrained(tmp_path / "half", "cpu", kind)):
+        same = [p.class_to_image([1, 2], seed=3, **FAST) for p in (half, pipeline)]
+        assert all(np.array_equal(a, b) for a, b in zip(*same, strict=True))
+    full = Pipeline.from_pretrained(tmp_path / "half", "cpu", torch.float32)
+    assert full.decoder.latent_in.weight.dtype == torch.float32
+
+
+def test_weights_of_no_use_are_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from mmfusion.manifest import seal
+
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    weights = {name: w.to(torch.int32) for name, w in load_file(copy / "model.safetensors").items()}
+    save_file(weights, copy / "model.safetensors")
+    seal(copy)
+    refused(lambda: Pipeline.from_pretrained(copy), "model.safetensors", "int32")
+
+
+@pytest.mark.parametrize("source", ["exported", "shipped"])
+def test_the_defaults_of_a_model_may_be_edited(folder: Path, tmp_path: Path, source: str) -> None:
+    origin = folder if source == "exported" else SHIPPED / "digits"
+    copy = Path(shutil.copytree(origin, tmp_path / "copy"))
+    digest = model_digest(copy)
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    config["generation"]["class_to_image"] |= {"num_inference_steps": 3, "guidance": 4.0}
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    edited, plain = (Pipeline.from_pretrained(path, "cpu") for path in (copy, origin))
+    expected = plain.class_to_image(3, num_inference_steps=3, guidance=4.0)
+    assert np.array_equal(edited.class_to_image(3), expected)
+    assert model_digest(copy) != digest
+    config["generation"]["class_to_image"]["guidance"] = "high"
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    refused(lambda: Pipeline.from_pretrained(copy), "config.json", "guidance")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder to be in; the names that the hub was asked for."""
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def offline(name: str, **_: Any) -> str:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def test_a_folder_hides_a_shipped_model_if_it_is_one(here: list[str], folder: Path) -> None:
+    shipped = SHIPPED / "digits"
+    assert locate("digits") == shipped
+    Path("digits").mkdir()
+    assert locate("digits") == shipped
+    Path("digits/data").mkdir()
+    assert locate("digits") == shipped
+    for local in ("./digits", "digits/", Path("digits"), str(Path("digits").resolve())):
+        refused(lambda local=local: locate(local), "digits", "config.json")
+    shutil.copytree(folder, "digits/model")
+    assert locate("digits") == Path("digits/model")
+    shutil.copytree(folder, "digits", dirs_exist_ok=True)
+    assert locate("digits") == locate("./digits") == Path("digits")
+    Path("digits").rename("other")
+    Path("digits").write_text("a file")
+    assert locate("digits") == shipped
+    assert not here
+
+
+def test_a_mistyped_path_is_not_asked_of_the_hub(here: list[str]) -> None:
+    Path("models").mkdir()
+    (Path("models") / "file").write_text("")
+    names = ["runs/nope", "models/nope", "models/file", "./a/b", "../a", "/no/such", "a\\b"]
+    names += ["~nobody/x", "~/x", "a/b/c", "a b/c", "org/name.git", "org/", "/name", "org//name"]
+    names += ["digit", "./digits", "digits/digits/digits", "hf:org/name", "C:\\models\\x", "é/ü"]
+    for name in names:
+        refused(lambda name=name: locate(name), name, "no such folder", "digits", "hub")
+    refused(lambda: locate(Path("org/name")), "org/name", "no such folder")
+    assert not here
+    refused(lambda: locate("org/name"), "org/name", "no such folder", "hub", "no network")
+    assert here == ["org/name"]
