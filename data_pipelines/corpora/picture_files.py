@@ -1,7 +1,5 @@
 """Where a document's pictures are: in a folder, in the record, or in a table of URLs and files."""
 
-import csv
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os.path import abspath
@@ -15,7 +13,10 @@ from mmfusion.errors import Damage, UserError, first_line
 from ..jobs import facts
 from ..pictures import PictureReader
 from .content import PicturePart
+from .delimited import form_of, lines, rows
 from .records import BROKEN_GZIP, BROKEN_PARQUET
+
+TEXT = (".csv", ".tsv", ".txt")
 
 
 @dataclass
@@ -73,7 +74,7 @@ def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
                 raise UserError(f"{path}: a row is {ascii(row)[:200]}; expected `url` and `path`")
             if file:
                 table[url] = (folder or path.parent) / file
-    except (*BROKEN_GZIP, *BROKEN_PARQUET, csv.Error, ValueError) as error:
+    except (*BROKEN_GZIP, *BROKEN_PARQUET, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not table:
         raise UserError(f"{path}: names no files; expected the columns `url` and `path`")
@@ -90,11 +91,19 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(columns=["url", "path"]):
                 yield from batch.to_pylist()
         return
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as lines:
-        if names.endswith(".csv"):
-            yield from csv.DictReader(lines)
-            return
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield facts(line.encode(), f"{path}:{number}")
+    if names.lower().endswith(TEXT):
+        form = form_of(path, {"url", "path"}.issubset)
+        columns = form.names or []
+        if missing := {"url", "path"} - set(columns):
+            raise UserError(f"{path}: has no column `{min(missing)}`")
+        for number, cells in rows(path, form, columns.index("path")):
+            if len(cells) != form.width:
+                raise UserError(
+                    f"{path}:{number}: has {len(cells)} columns, not {form.width}; put cells with "
+                    "a delimiter in quotes"
+                )
+            yield dict(zip(columns, map(bytes.decode, cells), strict=True))
+        return
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            yield facts(line, f"{path}:{number}")
