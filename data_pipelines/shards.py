@@ -234,7 +234,7 @@ class Shards:
                     "verify --reindex`)",
                 )
             data[member.ext] = found
-        return Sample(data, f"{path}:{key}", key)
+        return Sample(data, f"{path}:{key}", key, [member.ext for member in members])
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""

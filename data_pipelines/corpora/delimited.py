@@ -14,12 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmfusion.errors import UserError
+from mmfusion.texts import begin
 
 from ..pictures import SUFFIXES
 
-BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
 ENDS = tuple(suffix.encode() for suffix in SUFFIXES)
 
@@ -59,10 +57,7 @@ def lines(path: Path) -> Iterator[bytes]:
         UserError: the file is UTF-16.
     """
     with open_bytes(path) as file:
-        first = file.readline()
-        if first.startswith(UTF16):
-            raise UserError(f"{path}: is UTF-16 text; save it as UTF-8")
-        first = first.removeprefix(BOM)
+        first = begin(file.readline(), path)
         if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
             yield from (line + b"\n" for line in first.split(b"\r"))
             return

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from mmfusion.errors import Damage, UserError, first_line
 
 from ..jobs import facts
-from ..pictures import PictureReader
+from ..pictures import PictureReader, spelled
 from .content import PicturePart
 from .delimited import form_of, lines, rows
 from .records import BROKEN_GZIP, BROKEN_PARQUET
@@ -39,21 +39,23 @@ class PictureFiles:
         Args:
             part: which picture.
             beside: the folder of the record's file.
-            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder.
+            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder;
+                those of the table not out of `folder`.
 
         Raises:
             Damage: it is not there, or not a whole picture.
         """
         if part.data is not None:
             return self.reader.member(part.data, "a picture in the record")
-        path = self.table.get(part.url or "")
+        folder, path = self.folder or beside, self.table.get(part.url or "")
+        bound = not anywhere if path is None else self.folder is not None
         if path is None and part.path is not None:
-            folder = self.folder or beside
-            path = folder / part.path
-            if not anywhere and not Path(abspath(path)).is_relative_to(abspath(folder)):
-                raise Damage("picture", f"picture {part.path}: is not in the folder {folder}")
+            path = Path(spelled(part.path, folder))
         if path is None:
             raise Damage("picture", f"picture {part.url}: not fetched; --image-table has no file")
+        if bound and not path.is_relative_to(abspath(folder)):
+            told = part.path or f"{part.url} ({path})"
+            raise Damage("picture", f"picture {told}: is not in the folder {folder}")
         return self.reader.read(path)
 
 
@@ -73,7 +75,7 @@ def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
             if not isinstance(url, str) or not isinstance(file, str | None):
                 raise UserError(f"{path}: a row is {ascii(row)[:200]}; expected `url` and `path`")
             if file:
-                table[url] = (folder or path.parent) / file
+                table[url] = Path(spelled(file, folder or path.parent))
     except (*BROKEN_GZIP, *BROKEN_PARQUET, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not table:
@@ -95,7 +97,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         form = form_of(path, {"url", "path"}.issubset)
         columns = form.names or []
         if missing := {"url", "path"} - set(columns):
-            raise UserError(f"{path}: has no column `{min(missing)}`")
+            told = f"has no column `{min(missing)}`"
+            raise UserError(f"{path}: {told}; expected `url` and `path`")
         for number, cells in rows(path, form, columns.index("path")):
             if len(cells) != form.width:
                 raise UserError(

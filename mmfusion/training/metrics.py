@@ -75,7 +75,7 @@ def _forget(path: Path, first_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             if json.loads(line)["step"] <= first_step:
                 kept.append(line)
