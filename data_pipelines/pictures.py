@@ -20,10 +20,10 @@ MOST_BYTES = 1 << 28  # of a file that is read into memory
 
 
 def spelled(name: str, folder: str | Path) -> str:
-    """The absolute path that a name in a list stands for, which begins in `folder`.
+    r"""The absolute path that a name in a list stands for, which begins in `folder`.
 
     It is one path however the name is spelled: `./a.png`, `x//a.png`, `x/../a.png`, or an absolute
-    one; and `x\\a.png` and `a%20b.png` where no file has just that name. Steps upwards are taken
+    one; and `x\a.png` and `a%20b.png` where no file has just that name. Steps upwards are taken
     out of the text, so that no link leads them elsewhere.
     """
     path = os.path.abspath(os.path.join(folder, name))

@@ -98,14 +98,14 @@ def corpus(
     most: int = MOST_LINES,
     say: Callable[[str], Any] = log.info,
 ) -> list[str]:
-    """The captions and interleaved texts of shards, and the lines of text files.
+    r"""The captions and interleaved texts of shards, and the lines of text files.
 
     Of more than `most` lines, an equal share of each pattern and file, drawn at random; what one
     of them lacks, the others give. The lines are in the order of the sources.
 
     Args:
         patterns: globs, braces or URLs of shards.
-        files: UTF-8 text: paths or globs. Lines end at \\n alone.
+        files: UTF-8 text: paths or globs. Lines end at \n alone.
         most: lines that are returned.
         say: gets a line on each source: how much of it was read.
 

@@ -1,6 +1,6 @@
-"""Texts that users bring: UTF-8 with or without a byte order mark.
+r"""Texts that users bring: UTF-8 with or without a byte order mark.
 
-Their lines end at \\n alone. Python's own `splitlines` also splits at U+2028, U+0085 and others,
+Their lines end at \n alone. Python's own `splitlines` also splits at U+2028, U+0085 and others,
 which may stand inside of a caption or of a string in JSON.
 """
 

@@ -51,7 +51,7 @@ def open_bytes(path: Path) -> Any:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, which are \\n alone, or \\r in a file that has no other.
+    r"""Lines with their ends, which are \n alone, or \r in a file that has no other.
 
     Raises:
         UserError: the file is UTF-16.

@@ -297,7 +297,9 @@ def _parquet(files: list[Path], wanted: Wanted) -> Table:
     try:
         for file in files:
             columns = columns or columns_of(file, pa.parquet.read_schema(file).names, wanted)
-            tables.append(pa.parquet.read_table(file, columns=list(columns.values()), partitioning=None))
+            tables.append(
+                pa.parquet.read_table(file, columns=list(columns.values()), partitioning=None)
+            )
         table = pa.concat_tables(tables, promote_options="permissive")
     except BROKEN as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)})") from None

@@ -35,7 +35,7 @@ class Captioned:
 
 
 def open_captioned(pictures: str, texts: Path | None) -> Captioned:
-    """Pictures and the text of each.
+    r"""Pictures and the text of each.
 
     Args:
         pictures: a folder of pictures, a folder of shards, or a pattern that names shards, whose
@@ -43,7 +43,7 @@ def open_captioned(pictures: str, texts: Path | None) -> Captioned:
         texts: for a folder of pictures: JSON {name: text}, JSON lines with `file_name` and `text`
             or `caption`, or COCO annotations, of which the first caption of a picture counts. A
             name is the path in the folder, with or without its ending, however it is spelled:
-            `./a.png` and `x\\a.png`, too.
+            `./a.png` and `x\a.png`, too.
 
     Raises:
         UserError: something is missing, or a picture has no text.
