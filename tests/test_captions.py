@@ -580,12 +580,12 @@ def test_one_picture_has_one_path(pictures: Path, tmp_path: Path, bound: bool):
     shutil.copy(pictures / "b.jpg", pictures / "b c.jpg")
     names = ["a.jpg", "./a.jpg", ".\\a.jpg", "x//../a.jpg", str(pictures / "a.jpg"), "b%20c.jpg"]
     rows = [{"image": name, "caption": f"caption {n}"} for n, name in enumerate(names)]
-    table = jsonl(pictures / "list.jsonl", *rows, {"image": "A.jpg", "caption": "other case"})
+    rows.append({"image": "A.jpg", "caption": "other case"})
+    rows.append({"image": "link/../c.jpg", "caption": "inside"})  # by the link: elsewhere/c.jpg
+    table = jsonl(pictures / "list.jsonl", *rows)
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     shutil.copy(pictures / "c.jpg", tmp_path / "elsewhere/c.jpg")
     os.symlink(tmp_path / "elsewhere/deep", pictures / "link")
-    with table.open("a") as file:  # by the link it would be elsewhere/c.jpg
-        file.write('{"image": "link/../c.jpg", "caption": "inside"}\n')
     (pictures / "c.jpg").write_bytes(JPEGS["d.jpg"])
     wanted = Wanted(pictures if bound else None)
     lost = write_captions(table, tmp_path / "out", wanted=wanted).lost
