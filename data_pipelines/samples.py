@@ -131,7 +131,7 @@ class Sample(dict[str, bytes]):
         if not isinstance(facts, dict):
             raise Damage("json", f"{self.where}.json: expected an object of facts")
         if "txt" in self:
-            facts.setdefault("captions", [self["txt"].decode("utf-8", "replace")])
+            facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:

@@ -31,8 +31,9 @@ PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts to read from afar
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL, and not the name of a file that is there."""
-    return ("://" in path or "::" in path) and not os.path.exists(path)
+    """Whether it is a URL, and not a name of what is there."""
+    marked = "://" in path or "::" in path
+    return marked and any(mark in _there(path)[1] for mark in ("://", "::"))
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
