@@ -87,7 +87,7 @@ def square(sample: tuple[Picture.Image]) -> np.ndarray:
 
 def theirs(pattern: str, decode: bool) -> IterableDataset:
     """The pipeline of webdataset as its README has it."""
-    files = [str(path) for path in sorted(Path("/").glob(os.path.abspath(pattern)[1:]))]
+    files = storage.expand(pattern)
     data = webdataset.WebDataset(files, shardshuffle=len(files), seed=0).shuffle(1000)
     if not decode:
         return data
@@ -216,9 +216,9 @@ def walk_ours(pattern: str) -> Any:
 
 def resume_theirs(pattern: str) -> Any:
     """It saves no place: a run that goes on reads half the epoch again."""
-    files = sorted(Path("/").glob(pattern[1:]))
-    half = sum(len(Shards(str(path))) for path in files[:1]) * len(files) // 2
-    data = webdataset.WebDataset([str(path) for path in files], shardshuffle=len(files), seed=0)
+    files = storage.expand(pattern)
+    half = sum(len(Shards(path)) for path in files[:1]) * len(files) // 2
+    data = webdataset.WebDataset(files, shardshuffle=len(files), seed=0)
     for _ in islice(data, half):
         pass
     return data

@@ -6,7 +6,7 @@ Only presence is checked. What is there but broken is told by whatever reads it.
 from pathlib import Path
 
 from mmfusion.codecs.vocabulary import kind
-from mmfusion.config import Config, SourceConfig
+from mmfusion.config import Config, SourceConfig, load
 from mmfusion.errors import UserError
 
 from . import storage
@@ -78,6 +78,9 @@ def _autoencoder(vae: str) -> bool:
 def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[str]:
     folder = Path(sources[0].shards).parent
     if config.data.pipeline:
+        demo = load(config.data.pipeline)
+        if sources[0].shards not in {source.shards for source in demo.data.sources}:
+            return [storage.beside(sources[0].shards)]  # mistyped, perhaps
         return [f"mmfusion data {config.data.pipeline} -o {folder}"]
     command, given = GIVEN[sources[0].task]
     if command == "imagenet" and any(s.task != "class_to_image" for s in sources):
@@ -97,7 +100,8 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
 def _tokenizer(config: Config, path: Path) -> str:
     if kind(path) == ".json":
         return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
-    if config.data.pipeline:
+    demo = load(config.data.pipeline).text if config.data.pipeline else None
+    if demo and demo.tokenizer == config.text.tokenizer:
         return f"mmfusion data {config.data.pipeline} -o {path.parent}"
     sources = config.data.sources
     worded = dict.fromkeys(s.shards for s in sources if s.task != "class_to_image")

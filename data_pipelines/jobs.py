@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mmfusion import files, launcher
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
+from mmfusion.texts import begin
 
 from .shards import Members, write_shard
 from .storage import LOST
@@ -212,7 +213,7 @@ def lost_items(shard: Path) -> list[dict[str, Any]]:
         text = (shard.parent / LOST / f"{shard.stem}.jsonl").read_text(encoding="utf-8")
     except OSError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def reasons(counts: Counter) -> str:
@@ -303,6 +304,8 @@ class JsonLines:
                 self._whole = gzip.decompress(path.read_bytes())
             with self.open() as file:
                 for number, line in enumerate(file, 1):
+                    if not at:
+                        begin(line, path)
                     if line.strip():
                         starts.append(at)
                         numbers.append(number)

@@ -1,10 +1,12 @@
 """Picture files on their way into a shard: as they are, or cut square and made small."""
 
 import io
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image as Picture
@@ -15,6 +17,21 @@ from mmfusion.errors import Damage, first_line
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")  # of picture files
 EXTENSION = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 MOST_BYTES = 1 << 28  # of a file that is read into memory
+
+
+def spelled(name: str, folder: str | Path) -> str:
+    r"""The absolute path that a name in a list stands for, which begins in `folder`.
+
+    It is one path however the name is spelled: `./a.png`, `x//a.png`, `x/../a.png`, or an absolute
+    one; and `x\a.png` and `a%20b.png` where no file has just that name. Steps upwards are taken
+    out of the text, so that no link leads them elsewhere.
+    """
+    path = os.path.abspath(os.path.join(folder, name))
+    if not ("\\" in name or "%" in name) or os.path.lexists(path):
+        return path
+    slashed = name.replace("\\", "/")
+    others = [os.path.abspath(os.path.join(folder, n)) for n in (slashed, unquote(slashed))]
+    return next(filter(os.path.lexists, others), others[0])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from mmfusion.errors import Damage, first_line
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = ("json", "txt", "cls")
 MOMENTS = "moments.npy"
+MOST_SHOWN = 4  # members that a message names
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
 MOST_CAPTIONS = 1000  # of a sample are looked at
 MOST_TEXT = 1 << 24  # bytes of a member that is text
@@ -72,12 +73,45 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-class Sample(dict[str, bytes]):
-    """Members of one sample by extension, with its key, and where it is for error messages."""
+def serves(members: Iterable[str], facts: Container[str]) -> bool:
+    """Whether a sample is of use: to a task, or as a picture by itself, as evaluations take them.
 
-    def __init__(self, members: dict[str, bytes], where: str, key: str = "") -> None:
+    Args:
+        members: its extensions.
+        facts: which facts it has.
+    """
+    own = [ext in PICTURES or ext == MOMENTS for ext in members]
+    return "content" in facts or (
+        any(own) and (all(own) or "label" in facts or "captions" in facts)
+    )
+
+
+def shown_members(members: Iterable[str]) -> str:
+    """Extensions for a message on what a sample lacks, if dots in names may be why."""
+    names = sorted(members)
+    if not any("." in name and not is_moments(name) for name in names):
+        return ""
+    shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
+    return f" (it has the members {shown}: a name is cut at its first dot, docs/data.md)"
+
+
+class Sample(dict[str, bytes]):
+    """Members of one sample by extension, with its key, and where it is for error messages.
+
+    Attributes:
+        extensions: of all its members, also of those that were not asked for.
+    """
+
+    def __init__(
+        self,
+        members: dict[str, bytes],
+        where: str,
+        key: str = "",
+        extensions: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(members)
         self.where, self.key = where, key
+        self.extensions = list(members) if extensions is None else extensions
 
     def json(self) -> dict[str, Any]:
         """The sample's facts, `txt` and `cls` members among them; empty without any.
@@ -87,8 +121,9 @@ class Sample(dict[str, bytes]):
         """
         for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
-                told = f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
-                raise Damage(reason, told)
+                raise Damage(
+                    reason, f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
+                )
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
@@ -96,7 +131,7 @@ class Sample(dict[str, bytes]):
         if not isinstance(facts, dict):
             raise Damage("json", f"{self.where}.json: expected an object of facts")
         if "txt" in self:
-            facts.setdefault("captions", [self["txt"].decode("utf-8", "replace")])
+            facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
@@ -113,7 +148,8 @@ class Sample(dict[str, bytes]):
         else:
             named = f" {name}"
         if name is None or name not in self:
-            raise Damage("picture", f"{self.where}: no picture{named} in this sample")
+            lacking = f"no picture{named} in this sample{shown_members(self.extensions)}"
+            raise Damage("picture", f"{self.where}: {lacking}")
         return open_picture(self[name], f"{self.where}.{name}")
 
     def array(self, name: str) -> np.ndarray:
@@ -186,7 +222,10 @@ class Sample(dict[str, bytes]):
         """
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            raise Damage("caption", f"{self.where}.json: `captions` must be a list of strings")
+            lacking = "" if "captions" in facts else shown_members(self.extensions)
+            raise Damage(
+                "caption", f"{self.where}.json: `captions` must be a list of strings{lacking}"
+            )
         captions = [
             " ".join(clean(caption[:MOST_CHARACTERS]).split())
             for caption in captions[:MOST_CAPTIONS]

@@ -101,7 +101,7 @@ class Shards:
         Raises:
             UserError: no shard matches, or they hold nothing.
         """
-        self.pattern = pattern if isinstance(pattern, str) else pattern[0]
+        self.pattern = pattern if isinstance(pattern, str) else "".join(pattern[:1])
         self.lost: list[tuple[str, Lost]] = []
         """What cannot be used, with the shard's path."""
         self.paths: list[str] = []
@@ -109,7 +109,8 @@ class Shards:
         """Of the shards, where they have one; that of the first."""
         found = storage.expand(pattern) if isinstance(pattern, str) else pattern
         if not found:
-            raise UserError(f"no shards match {pattern}{f'; {remedy}' if remedy else ''}")
+            told = [self.pattern, remedy, storage.beside(self.pattern)]
+            raise UserError(f"no shards match {'; '.join(filter(None, told))}")
         indexes: dict[str, Index] = {}
         for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:
@@ -221,7 +222,7 @@ class Shards:
                     "verify --reindex`)",
                 )
             data[member.ext] = found
-        return Sample(data, f"{path}:{key}", key)
+        return Sample(data, f"{path}:{key}", key, [member.ext for member in members])
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""

@@ -4,10 +4,12 @@ Only this file knows the difference. Nothing is ever run: `pipe:` names, which w
 shell, are refused.
 """
 
+import difflib
 import errno
 import glob
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -17,18 +19,20 @@ from typing import Any, BinaryIO
 
 from braceexpand import braceexpand
 
-from mmfusion.errors import Damage, UserError, first_line
-from mmfusion.files import cache_folder
+from mmfusion.errors import Damage, UserError, first_line, printable
+from mmfusion.home import cache_folder
 
 LOST = "lost"  # the folder of what was left out
 SHORTAGE = errno.EMFILE, errno.ENFILE, errno.ENOMEM
-BESIDE = (".index", ".settings.json", ".part", ".lock", LOST)  # what stands beside shards
+BESIDE = (".index", ".settings.json", ".part", ".lock")  # endings of what stands beside shards
+MOST_NAMED = 5  # files that a message names
 PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts to read from afar
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL."""
-    return "://" in path or "::" in path
+    """Whether it is a URL, and not a name of what is there."""
+    marked = "://" in path or "::" in path
+    return marked and any(mark in _there(path)[1] for mark in ("://", "::"))
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -42,35 +46,84 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern names, sorted: globs, `{00..31}` braces, both, or one name.
+    """The files that a pattern names: globs, `{00..31}` braces, both, or one name.
+
+    What is there is meant by its name, whatever characters that has: a file, and the folders in
+    which a pattern begins. Numbers in names are in the order of their values: `a-2` before `a-10`.
 
     Raises:
         UserError: the pattern is a `pipe:`, cannot be parsed, or its storage does not answer.
     """
     if pattern.strip().startswith("pipe:"):
         raise UserError(f"{pattern}: commands are not run to read data; give files or a URL")
+    pattern = pattern.removeprefix("file://")
+    folder, rest = _there(pattern)
     try:
-        parts = list(braceexpand(pattern))
+        parts = [folder + part for part in braceexpand(rest)]
     except ValueError as error:  # unbalanced
         raise UserError(f"{pattern}: {error}") from None
     found: set[str] = set()
     gaps = []
     for part in parts:
         if not is_remote(part):
-            matching = [path for path in glob.glob(part) if not path.endswith(BESIDE)]
+            folder, rest = _there(part)
+            matching = [folder]
+            if rest:
+                matching = [p for p in glob.glob(glob.escape(folder) + rest) if _is_shard(p)]
             gaps += [] if matching else [part]
             found.update(matching)
             continue
         filesystem, path = _filesystem(part)
         try:
-            paths = filesystem.glob(path) if glob.has_magic(path) else [path]
+            named = not glob.has_magic(path) or filesystem.exists(path)
+            paths = [path] if named else filesystem.glob(path)
         except Exception as error:  # each kind of storage has errors of its own
             raise UserError(f"{part}: cannot be listed ({first_line(error)})") from None
         caches = "".join(f"{name}::" for name in part.split("::")[:-1])
         found.update(caches + filesystem.unstrip_protocol(p) for p in paths)
     if found and gaps:
         raise UserError(f"{pattern}: nothing matches {gaps[0]} ({len(gaps)} of {len(parts)} parts)")
-    return sorted(found)
+    return sorted(found, key=_natural)
+
+
+def _there(pattern: str) -> tuple[str, str]:
+    """A pattern as the longest beginning that is there, up to a slash or as a whole, and the rest.
+
+    Of a URL, nothing is looked up.
+    """
+    if os.path.exists(pattern):
+        return pattern, ""
+    end = len(pattern)
+    while (end := pattern.rfind("/", 0, end)) >= 0:
+        if os.path.isdir(pattern[: end + 1]):
+            break
+    return pattern[: end + 1], pattern[end + 1 :]
+
+
+def _is_shard(path: str) -> bool:
+    return not path.endswith(BESIDE) and path.rpartition("/")[2] != LOST
+
+
+def _natural(path: str) -> tuple[list[str | int], str]:
+    """A key by which numbers in names are compared as numbers."""
+    parts = re.split("([0-9]+)", path)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], path
+
+
+def beside(pattern: str) -> str:
+    """For a message on a pattern that nothing matches: what lies where it was looked for."""
+    if is_remote(pattern):
+        return ""
+    folder, rest = _there(pattern)
+    try:
+        names = sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
+    except OSError:
+        return ""
+    sought = rest.partition("/")[0]
+    near = difflib.get_close_matches(sought, names, MOST_NAMED) or sorted(names, key=_natural)
+    shown = ", ".join(printable(name) for name in near[:MOST_NAMED]) or "nothing"
+    shown += ", ..." if len(names) > MOST_NAMED else ""
+    return f"{os.path.abspath(folder)} has {shown}"
 
 
 def refuse_shortage(error: Exception) -> None:

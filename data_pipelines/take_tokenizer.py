@@ -129,7 +129,7 @@ def _end(source: Path, theirs: FastTokenizer) -> str:
     """What ends a text: as the files beside it say, or its template, or else END."""
     for name in SAYS_END:
         try:
-            said = json.loads((source.parent / name).read_text(encoding="utf-8"))["eos_token"]
+            said = json.loads((source.parent / name).read_bytes())["eos_token"]
             end = said["content"] if isinstance(said, dict) else said
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue

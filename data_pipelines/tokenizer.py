@@ -2,9 +2,10 @@
 
 import io
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,30 @@ import sentencepiece
 from tqdm import tqdm
 
 from mmfusion import files
-from mmfusion.codecs.text import CONTROL
+from mmfusion.codecs.text import CONTROL, clean
 from mmfusion.codecs.vocabulary import kind
 from mmfusion.errors import Damage, UserError
 from mmfusion.rng import generator
+from mmfusion.texts import begin
 
+from . import storage
 from .shards import Shards
 
 log = logging.getLogger("mmfusion")
 MOST_LINES = 1_000_000  # that a tokenizer is trained from
+MOST_LINE_BYTES = 4192  # of a line; sentencepiece's default
+MOST_PIECE = MOST_LINE_BYTES // 4  # characters, which have up to 4 bytes
+# As far as the last white space within reach, or else as far as reach goes.
+PIECE = re.compile(rf"\S(?:.{{0,{MOST_PIECE - 2}}}\S)?(?=\s|\Z)|\S{{1,{MOST_PIECE}}}", re.DOTALL)
+RESERVED = "\u2585"  # sentencepiece's mark of unknown text
 CHUNK = 1024  # samples or lines that are read at a time
 Place = tuple[int, int]  # of a line in its source
 
 
 def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
     """Train a byte-fallback BPE model of at most `vocabulary` pieces and write it to `path`.
+
+    All of the text is trained from, however long its lines are.
 
     Raises:
         UserError: the corpus is empty or the vocabulary too small for it.
@@ -38,7 +48,9 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
         )
     model = io.BytesIO()
     # A list: an error in a generator would be lost inside the trainer.
-    corpus = [line for line in lines if line.strip()]
+    corpus = [piece for line in lines for piece in _pieces(line)]
+    if not corpus:
+        raise UserError(f"tokenizer {path}: cannot be trained (there is no text in what was given)")
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter(corpus),
@@ -49,7 +61,7 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
             byte_fallback=True,
             control_symbols=list(CONTROL),
             character_coverage=0.9995,
-            input_sentence_size=MOST_LINES,
+            input_sentence_size=max(MOST_LINES, len(corpus)),  # it would drop what is more
             shuffle_input_sentence=False,
             num_threads=1,
             minloglevel=2,
@@ -57,6 +69,18 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
     except RuntimeError as error:
         raise UserError(f"tokenizer {path}: cannot be trained ({error})") from None
     return save_tokenizer(model.getvalue(), path)
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line as the trainer takes it, which drops lines that are too long or hold `RESERVED`.
+
+    What is too long is cut at white space, or where there is none, anywhere.
+    """
+    text = clean(line).replace(RESERVED, " ")
+    if len(text.encode()) > MOST_LINE_BYTES:
+        yield from PIECE.findall(text)
+    elif text.strip():
+        yield text
 
 
 def save_tokenizer(data: bytes, path: Path) -> Path:
@@ -67,18 +91,18 @@ def save_tokenizer(data: bytes, path: Path) -> Path:
 
 def corpus(
     patterns: list[str],
-    files: list[Path],
+    files: Sequence[str | Path],
     most: int = MOST_LINES,
     say: Callable[[str], Any] = log.info,
 ) -> list[str]:
-    """The captions and interleaved texts of shards, and the lines of text files.
+    r"""The captions and interleaved texts of shards, and the lines of text files.
 
     Of more than `most` lines, an equal share of each pattern and file, drawn at random; what one
     of them lacks, the others give. The lines are in the order of the sources.
 
     Args:
         patterns: globs, braces or URLs of shards.
-        files: UTF-8 text.
+        files: UTF-8 text: paths or globs. Lines end at \n alone.
         most: lines that are returned.
         say: gets a line on each source: how much of it was read.
 
@@ -87,7 +111,7 @@ def corpus(
     """
     sources: list[_Samples | _Lines] = [
         *map(_Samples, patterns),
-        *(_Lines(path, most) for path in files),
+        *(_Lines(Path(path), most) for given in files for path in _named(str(given))),
     ]
     drawn: list[tuple[int, Place, str]] = []
     open_ = {number: source.draw() for number, source in enumerate(sources)}
@@ -104,6 +128,14 @@ def corpus(
     for number, source in enumerate(sources):
         say(f"{source.name}: {counts[number]:,} lines of {source.told()}")
     return [line for _, _, line in sorted(drawn)]
+
+
+def _named(pattern: str) -> list[str]:
+    found = storage.expand(pattern)
+    if not found:
+        told = storage.beside(pattern)
+        raise UserError(f"text {pattern}: cannot be read (no such file; {told})")
+    return found
 
 
 class _Samples:
@@ -157,8 +189,10 @@ class _Lines:
         kept: list[tuple[float, int, str]] = []
         limit = 1.0
         try:
-            with self.path.open(encoding="utf-8") as file:
-                worded = (line.rstrip("\n") for line in file if line.strip())
+            with self.path.open("rb") as file:
+                first = begin(file.readline(), f"text {self.path}")
+                texts = (line.decode().rstrip("\r\n") for line in chain([first], file))
+                worded = (text for text in texts if text.strip())
                 while chunk := list(islice(worded, CHUNK)):
                     for key, line in zip(random.random(len(chunk)).tolist(), chunk, strict=True):
                         if key < limit:

@@ -6,7 +6,6 @@ be looked at, scored by other programs, or trained on. What is asked decides the
 answers to another question, of other weights or with other options, are never taken for these.
 """
 
-import glob
 import hashlib
 import io
 import json
@@ -47,7 +46,7 @@ class Kept(Sequence[Any]):
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder = folder
-        self.pattern = f"{glob.escape(str(folder))}/*.tar"
+        self.pattern = f"{folder}/*.tar"
         self._shards = Shards([str(path) for path in paths])
         self.digest = self._shards.digest
 
@@ -232,7 +231,7 @@ class Answers:
 def _seconds(log: Path) -> float:
     """What the files took: the last entry of each, since one may have been made twice."""
     latest: dict[str, float] = {}
-    for line in log.read_text("utf-8").splitlines() if log.is_file() else []:
+    for line in log.read_text("utf-8").split("\n") if log.is_file() else []:
         try:
             entry = json.loads(line)
             latest[entry["file"]] = float(entry["seconds"])

@@ -36,7 +36,7 @@ class Chart:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; one that is cut short (training was killed) is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
         except ValueError:

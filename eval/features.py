@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmfusion.errors import UserError
-from mmfusion.files import cache_folder
+from mmfusion.home import cache_folder
 
 from .extractors import Extractor
 from .pictures import PictureSet

@@ -20,7 +20,7 @@ from mmfusion.codecs.image import flat, open_picture, prepare
 from mmfusion.data_pipelines.pictures import SUFFIXES
 from mmfusion.data_pipelines.samples import PICTURES
 from mmfusion.data_pipelines.shards import Shards
-from mmfusion.data_pipelines.storage import is_remote
+from mmfusion.data_pipelines.storage import beside, expand, is_remote
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.manifest import sha256
 
@@ -100,15 +100,18 @@ def open_pictures(path: str, size: int | None = None) -> PictureSet:
         UserError: there is nothing, or nothing that can be used.
     """
     path = str(path)
-    if Path(path).is_dir():
-        return FolderPictures(path, size)
-    if path.endswith(".npz"):
-        return NpzPictures(path, size)
-    if path.endswith(".tar") or is_remote(path) or any(c in path for c in "*?[{"):
+    found = expand(path)
+    if not found:
+        raise UserError(f"{path}: no such file or folder; {beside(path)}")
+    if found[0].endswith(".tar") or is_remote(found[0]):
         return ShardPictures(path, size)
-    if Path(path).exists():
-        raise UserError(f"{path}: no set of pictures; give a folder, shards (.tar) or an .npz")
-    raise UserError(f"{path}: no such file or folder")
+    if len(found) > 1:
+        raise UserError(f"{path}: names {len(found)} files or folders, which are no shards (.tar)")
+    if Path(found[0]).is_dir():
+        return FolderPictures(found[0], size)
+    if found[0].endswith(".npz"):
+        return NpzPictures(found[0], size)
+    raise UserError(f"{path}: no set of pictures; give a folder, shards (.tar) or an .npz")
 
 
 class FolderPictures(PictureSet):

@@ -334,7 +334,7 @@ def _java() -> str:
 
 def _captions(path: Path) -> dict[str, list[str]]:
     try:
-        captions = json.loads(path.read_text(encoding="utf-8"))
+        captions = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: not there; --coco needs gts.json and res.json") from None
     except ValueError as error:

@@ -7,11 +7,15 @@ picture = pipeline.text_to_image("a handwritten seven")
 
 from typing import TYPE_CHECKING, Any
 
+from mmfusion.home import find_home
+
 if TYPE_CHECKING:
     from mmfusion.errors import UserError as UserError
     from mmfusion.generation.prompt import ImageSlot as ImageSlot
     from mmfusion.generation.prompt import TextSlot as TextSlot
     from mmfusion.pipeline import Pipeline as Pipeline
+
+find_home()  # before a library is imported that asks for it
 
 __version__ = "0.1.0"
 __all__ = ["ImageSlot", "Pipeline", "TextSlot", "UserError"]

@@ -1,4 +1,4 @@
-"""The one place that replaces, renames or removes files and folders; locks; the user's cache.
+"""The one place that replaces, renames or removes files and folders; locks.
 
 A file appears under its name only when it is whole. What is removed is what we wrote: a name that
 the caller has made, a leftover whose name is exactly one of ours, what a manifest lists.
@@ -19,15 +19,6 @@ from mmfusion.errors import UserError, first_line
 
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 PART = ".mmfusion.part"  # in a folder: what is about to be put there
-
-
-def cache_folder() -> Path:
-    """What can be had again: `$MMFUSION_CACHE`, `$XDG_CACHE_HOME/mmfusion`, `~/.cache/mmfusion`.
-
-    The first whose variable is set; it need not exist yet.
-    """
-    own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(shared or Path.home() / ".cache") / "mmfusion"
 
 
 # No room

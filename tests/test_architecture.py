@@ -13,7 +13,18 @@ LONGEST, LONGEST_ENTRY = 400, 60
 
 # Each line may import from the lines above it, and from its own; a package stands for its modules.
 LAYERS = [
-    ["errors", "files", "jsonl", "launcher", "locks", "rng", "overrides", "classes"],
+    [
+        "errors",
+        "texts",
+        "files",
+        "home",
+        "jsonl",
+        "launcher",
+        "locks",
+        "rng",
+        "overrides",
+        "classes",
+    ],
     ["config", "manifest"],
     ["split", "diffusion", "codecs", "sequence"],
     ["mask", "packing"],

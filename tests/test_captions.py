@@ -511,3 +511,87 @@ def test_real_captions(tmp_path: Path):
 def test_a_missing_list_of_captions_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path):
     assert run("data", "captions", tmp_path / "none.jsonl", "-o", tmp_path / "out") == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+# Quotes, and names that are spelled in several ways
+
+QUOTED = {
+    "cc3m.tsv": 'a.jpg\t"the sea\nb.jpg\t"quoted"\nc.jpg\tat night"\n',
+    "bars.csv": 'image|caption\na.jpg|"the sea\nb.jpg|"quoted"\nc.jpg|at night"\n',
+}
+CLOSED = {
+    "later row.csv": 'image,caption\na.jpg,"the sea\nb.jpg,quoted\nc.jpg,at night"\n',
+    "another quote.csv": 'caption;image\r\n"the sea;a.jpg\r\n"quoted";b.jpg\r\nat night";c.jpg\r\n',
+    "the last line.csv": 'image,caption\nb.jpg,quoted\nc.jpg,at night"\na.jpg,"the sea',
+    "old ends.csv": 'image,caption\rb.jpg,quoted\ra.jpg,"the sea\rc.jpg,at night"\r',
+}
+
+
+@pytest.mark.parametrize("name", [*QUOTED, *CLOSED])
+def test_a_stray_quote_is_a_part_of_its_caption(pictures: Path, tmp_path: Path, name: str):
+    table = save(tmp_path / name, {**QUOTED, **CLOSED}[name].encode())
+    write_captions(table, tmp_path / "out", wanted=Wanted(pictures))
+    second = '"quoted"' if name in QUOTED else "quoted"
+    assert made(tmp_path / "out") == {
+        "a.jpg": ['"the sea'], "b.jpg": [second], "c.jpg": ['at night"']
+    }  # fmt: skip
+
+
+def test_quotes_that_close_hold_delimiters_and_line_ends(pictures: Path, tmp_path: Path):
+    data = (
+        'caption,image\r\n"red, white\r\nand ""blue""",a.jpg\r\n"""hey"", he said",b.jpg\r\n'
+        '"so" it is,c.jpg\r\nan "inner" one,d.jpg\r\n'
+    )
+    write_captions(
+        save(tmp_path / "t.csv", data.encode()), tmp_path / "out", wanted=Wanted(pictures)
+    )
+    assert made(tmp_path / "out") == {
+        "a.jpg": ['red, white\r\nand "blue"'],
+        "b.jpg": ['"hey", he said'],
+        "c.jpg": ['"so" it is'],
+        "d.jpg": ['an "inner" one'],
+    }
+    all_quoted = '"filename"\t"text"\n"a.jpg"\t"say ""hi"""\n'
+    table = save(tmp_path / "r.tsv", all_quoted.encode())
+    write_captions(table, tmp_path / "all", wanted=Wanted(pictures))
+    assert made(tmp_path / "all") == {"a.jpg": ['say "hi"']}
+
+
+def test_rows_of_another_width_are_counted_by_their_lines(pictures: Path, tmp_path: Path):
+    data = 'image,caption\na.jpg,"x, y\nb.jpg,ok\nc.jpg\n\nd.jpg,"p",q\ne.jpg,nul \0 in it\n'
+    table = save(tmp_path / "t.csv", b"\xef\xbb\xbf" + data.encode())
+    counted = write_captions(table, tmp_path / "out", wanted=Wanted(pictures))
+    assert made(tmp_path / "out") == {"b.jpg": ["ok"], "e.jpg": ["nul \0 in it"]}
+    assert counted.lost == {"caption": 3}
+    told = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
+    assert all(any(f"t.csv:{n}: " in what for what in told) for n in (2, 4, 6))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.jsonl.gz"])
+def test_utf_16_is_named(tmp_path: Path, name: str):
+    data = '{"image": "a.jpg", "caption": "ä"}\n'.encode("utf-16")
+    data = gzip.compress(data) if name.endswith(".gz") else data
+    with pytest.raises(UserError, match=rf"{name}: is UTF-16"):
+        write_captions(save(tmp_path / name, data), tmp_path / "out")
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_one_picture_has_one_path(pictures: Path, tmp_path: Path, bound: bool):
+    shutil.copy(pictures / "b.jpg", pictures / "b c.jpg")
+    names = ["a.jpg", "./a.jpg", ".\\a.jpg", "x//../a.jpg", str(pictures / "a.jpg"), "b%20c.jpg"]
+    rows = [{"image": name, "caption": f"caption {n}"} for n, name in enumerate(names)]
+    rows.append({"image": "A.jpg", "caption": "other case"})
+    rows.append({"image": "link/../c.jpg", "caption": "inside"})  # by the link: elsewhere/c.jpg
+    table = jsonl(pictures / "list.jsonl", *rows)
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    shutil.copy(pictures / "c.jpg", tmp_path / "elsewhere/c.jpg")
+    os.symlink(tmp_path / "elsewhere/deep", pictures / "link")
+    (pictures / "c.jpg").write_bytes(JPEGS["d.jpg"])
+    wanted = Wanted(pictures if bound else None)
+    lost = write_captions(table, tmp_path / "out", wanted=wanted).lost
+    assert made(tmp_path / "out") == {
+        "a.jpg": [f"caption {n}" for n in range(5)], "b.jpg": ["caption 5"], "d.jpg": ["inside"]
+    }  # fmt: skip
+    assert lost == {"picture": 1}
+    (entry,) = lost_items(tmp_path / "out/train-00000.tar")
+    assert "there is 'a.jpg'" in entry["what"]

@@ -19,6 +19,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from material import encoded, save
 from open_clip import factory
 from PIL import Image as Picture
 from tiny_clip import CONFIG as TINY
@@ -973,3 +974,26 @@ def test_the_commands_mistakes_are_one_line(
     texts.write_text(json.dumps({**TOLD, "1": " "}))
     code, _, err = run(folder, "--model", spec, "--texts", texts)
     assert (code, "text 1 is empty" in err) == (2, True)
+
+
+ODD = {
+    "sep.jsonl": '{"file_name": "a.png", "text": "x\u2028y"}\n'
+    '{"file_name": "b.png", "text": "z\x85"}\r\n',
+    "bom.jsonl": '\ufeff{"file_name": "./a.png", "text": "x\u2028y"}\n'
+    '{"file_name": "b", "text": "z\x85"}\n',
+    "bom.json": '\ufeff{"a.png": "x\u2028y", "sub\\\\..\\\\b.png": "z\x85"}',
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_texts_hold_any_character_and_names_are_spelled_in_any_way(
+    tmp_path: Path, name: str
+) -> None:
+    for picture in "ab":
+        save(tmp_path / f"p [1]/{picture}.png", encoded(0))
+    texts = save(tmp_path / name, ODD[name].encode())
+    found = open_captioned(str(tmp_path / "p [1]"), texts)
+    assert (found.texts, found.unused) == (["x\u2028y", "z\x85"], 0)
+    texts.write_bytes(ODD[name].encode("utf-16"))
+    with pytest.raises(UserError, match="is UTF-16"):
+        open_captioned(str(tmp_path / "p [1]"), texts)

@@ -75,6 +75,16 @@ def test_mm_xl_without_its_data_lists_every_missing_piece(
     check_data(load("mm_xl"), "mm_xl")
 
 
+def test_a_mistyped_path_is_no_reason_to_make_the_demo_there(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "mine/train-00000.tar", b"")
+    wrong = [f"data.sources.{n}.shards=mine/trian-*.tar" for n in range(4)]
+    with pytest.raises(UserError) as refused:
+        check_data(load("digits", [*wrong, "text.tokenizer=mine/t.model"]), "digits")
+    assert "mine has train-00000.tar" in str(refused.value)
+    assert "data digits" not in str(refused.value)
+
+
 def test_the_digits_configs_name_their_one_command(tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="mmfusion data digits -o runs/digits/data"):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, what is ours to remove, locks, and the user's cache folder."""
+"""Files that are whole or absent, what is ours to remove, and locks."""
 
 import multiprocessing
 import os
@@ -18,20 +18,9 @@ from safetensors.torch import save_file
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.files import cache_folder, locked, write, writing
+from mmfusion.files import locked, write, writing
 
 fork = multiprocessing.get_context("fork")
-
-
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.setenv("MMFUSION_CACHE", "")
-    assert cache_folder() == tmp_path / "xdg/mmfusion"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == tmp_path / ".cache/mmfusion"
 
 
 def test_a_file_appears_whole_or_not_at_all(

@@ -370,6 +370,8 @@ def test_missing_shards_and_what_is_no_shard_are_named(tmp_path: Path, shard: Pa
 def test_a_webdataset_of_txt_and_cls_members_is_read_as_it_is():
     sample = Sample({"txt": "ein Hund \u2028".encode(), "cls": b"7"}, "here")
     assert sample.json() == {"captions": ["ein Hund \u2028"], "label": 7}
+    marked = Sample({"txt": "\ufeffein Hund".encode(), "json": b"\xef\xbb\xbf{}"}, "here")
+    assert marked.json() == {"captions": ["ein Hund"]}
     both = Sample({"json": b'{"captions": ["a"], "label": 1}', "txt": b"b", "cls": b"2"}, "here")
     assert both.json() == {"captions": ["a"], "label": 1}
     with pytest.raises(UserError, match=r"here\.cls"):
@@ -419,3 +421,31 @@ def test_arrays_that_are_cut_short_or_something_else_are_refused():
         with pytest.raises(UserError, match=r"here\.a\.npy: not a plain array"):
             Sample({"a.npy": data}, "here").array("a.npy")
     assert Sample({"a.npy": file.getvalue()}, "here").array("a.npy").shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["a [1]", "b {x,y}", "c*", "d?", "e{1", "f]", "g::h"])
+def test_what_is_there_is_meant_by_its_name(tmp_path: Path, name: str):
+    folder = tmp_path / name / "data"
+    samples = [(f"s{i}", {"txt": b"a"}) for i in range(4)]
+    write_shards(folder, f"{name}-t", samples, per_shard=1)
+    for pattern in ("*.tar", f"{name}-t-00002.tar", "*-{00000..00002}.tar"):
+        assert len(Shards(f"{folder}/{pattern}")) == {"*.tar": 4, "*-{00000..00002}.tar": 3}.get(
+            pattern, 1
+        )
+    assert storage.expand(f"file://{folder}/{name}-t-00002.tar")
+    assert storage.expand(str(folder)) == [str(folder)]
+
+
+def test_numbers_in_names_are_in_the_order_of_their_values(tmp_path: Path):
+    for number in (10, 9, 2, 100):
+        write_shards(tmp_path / f"part{number % 3}", f"v{number}", [("s", {"txt": b"a"})])
+    found = [path[len(str(tmp_path)) :] for path in storage.expand(f"{tmp_path}/*/v*.tar")]
+    assert found == [
+        "/part0/v9-00000.tar", "/part1/v10-00000.tar", "/part1/v100-00000.tar",
+        "/part2/v2-00000.tar",
+    ]  # fmt: skip
+
+
+def test_what_lies_beside_a_mistyped_name_is_told(tmp_path: Path, shard: Path):
+    with pytest.raises(UserError, match=rf"no shards match .*; {shard.parent} has .*{shard.name}"):
+        Shards(str(shard).replace(".tar", ".tra"))

@@ -370,3 +370,40 @@ def test_a_run_with_a_tokenizer_json(fast: Path, digits_data: Path, tmp_path: Pa
     assert len(pipe.tokenizer) == len(Tokenizer(fast))
     assert isinstance(pipe.image_to_text([picture(0)])[0], str)
     assert pipe.text_to_image("a handwritten <image> seven", seed=0).size == (8, 8)
+
+
+LONG = {
+    "of words": "abend morgen " * 400 + "\n",
+    "of one word": "abendmorgen" * 500 + "\n",
+    "with a reserved mark": "abend \u2585 morgen\n" * 20,
+    "with half a character": "abend \x00 morgen\n" * 20,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_all_lines_are_trained_from(tmp_path: Path, name: str):
+    lines = [*(["red blue"] * 5), *LONG[name].splitlines() * 5]
+    model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 400))
+    pieces = model.encode("abend")
+    assert len(pieces) <= 2, pieces
+
+
+def test_a_captions_half_pair_and_more_pieces_than_lines_are_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mmfusion.data_pipelines.tokenizer.MOST_LINES", 2)
+    lines = ["red \ud800 blue", "green grass " * 2000 + "violet violet violet violet"]
+    model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 400))
+    assert len(model.encode("violet")) == 1
+
+
+def test_lines_of_a_text_end_at_newlines_alone(tmp_path: Path):
+    data = b"\xef\xbb\xbfone\xe2\x80\xa8still\r\n\r\ntwo\x0b\x0c\xc2\x85 \r too\nthree"
+    save(tmp_path / "[1] a.txt", data)
+    save(tmp_path / "b.txt", b"four\n")
+    said: list[str] = []
+    lines = corpus([], [f"{tmp_path}/[1] a.txt", f"{tmp_path}/b*.txt"], say=said.append)
+    assert lines == ["one\u2028still", "two\x0b\x0c\x85 \r too", "three", "four"]
+    assert "3 lines of its 3" in said[0]
+    with pytest.raises(UserError, match=r"w\.txt: is UTF-16"):
+        corpus([], [save(tmp_path / "w.txt", "eins\n".encode("utf-16-le"))])

@@ -322,3 +322,35 @@ def test_real_shards_are_well(tmp_path: Path, name: str):
     report = verify([str(path)])
     assert report.samples >= 100
     assert not report.damaged
+
+
+USELESS = {
+    "keys with dots": [
+        (f"photo.v{n}", {"jpg": encoded(0), "json": {"label": 1}}) for n in range(3)
+    ],
+    "other names": [(f"{n}", {"input.jpg": encoded(0), "caption.txt": b"a"}) for n in range(3)],
+    "a caption that nobody finds": [
+        (f"{n}", {"png": encoded(0), "caption.txt": b"a"}) for n in "ab"
+    ],
+    "other facts": [(f"{n}", {"png": encoded(0), "json": {"url": "x"}}) for n in range(3)],
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+@pytest.mark.parametrize("quick", [False, True])
+def test_shards_that_no_task_can_read_are_not_well(tmp_path: Path, name: str, quick: bool):
+    path = write_shard(tmp_path / "a.tar", USELESS[name])
+    report = verify([str(path)], quick)
+    assert report.damaged == {"shard": 1}
+    (told,) = report.first["shard"]
+    key = USELESS[name][0][0].partition(".")[0]
+    assert f"the first, {key}, has {key}." in told
+    assert "first dot" in told
+    if not quick:
+        assert run("data", "captions", path, "-o", tmp_path / "out") == 2
+
+
+def test_shards_of_one_good_sample_and_of_pictures_alone_are_well(tmp_path: Path):
+    mixed = [*USELESS["other names"], ("good", {"png": encoded(0), "cls": b"1"})]
+    for n, samples in enumerate((mixed, [(f"{n}", {"png": encoded(0)}) for n in range(3)])):
+        assert not verify([str(write_shard(tmp_path / f"{n}.tar", samples))]).damaged

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from mmfusion.errors import Damage, UserError
 
+from ..pictures import spelled
 from .tables import Table, Wanted
 
 
@@ -27,8 +29,8 @@ class Captioned(NamedTuple):
 class Pictures:
     """The pictures of a table by number, in the order in which it first names them."""
 
-    def __init__(self, table: Table, source: str, wanted: Wanted) -> None:
-        """Find which rows belong together.
+    def __init__(self, table: Table, source: str, wanted: Wanted, folder: Path) -> None:
+        """Find which rows belong together; paths begin in `folder`.
 
         Raises:
             UserError: no row is of the splits that are wanted.
@@ -38,7 +40,8 @@ class Pictures:
         keep = np.ones(len(table), bool)
         splits: set[str] = set()
         for row, entry in enumerate(table.rows()):
-            hashes[row] = _digest(_image(entry), row)
+            image = _image(entry)
+            hashes[row] = _digest(image and spelled(image, folder), row)
             if wanted.splits:
                 split = (entry or {}).get("split")
                 if split is not None:
@@ -126,6 +129,8 @@ def texts(value: Any, where: str) -> list[str]:
 def picture_path(image: str, images: Path | None, folder: Path, where: str) -> Path:
     """Where a picture lies: `image` begins in `images`, or else in the table's `folder`.
 
+    However it is spelled, as `spelled` says.
+
     A table is a list that users make of files on their disk, so absolute paths and `..` mean what
     they say; no more of a file than a whole picture can get into a shard. Users who did not make
     the table themselves give --images, and what leads out of that folder is left out. Links in it
@@ -134,19 +139,26 @@ def picture_path(image: str, images: Path | None, folder: Path, where: str) -> P
     Raises:
         Damage: it leads out of `images`, or there is no plain file.
     """
-    path = (images or folder) / image
-    if images is not None:
-        base = os.path.abspath(images)
-        if os.path.commonpath([base, os.path.abspath(path)]) != base:
-            raise Damage("picture", f"{where}: picture {image!r} leads out of {images}")
+    path = Path(spelled(image, images or folder))
+    if images is not None and not path.is_relative_to(os.path.abspath(images)):
+        raise Damage("picture", f"{where}: picture {image!r} leads out of {images}")
     # A device or pipe could be read forever. This is False for any odd path, too.
     if not os.path.isfile(path):
-        raise Damage(
-            "picture",
-            f"{where}: no file {str(path)!r}; paths begin in {images or folder}, --images names "
-            "another folder",
-        )
+        given = str((images or folder) / image)
+        other = _in_other_case(str(path.parent)).get(path.name.lower())
+        remedy = f"there is {other!r}" if other else "--images names another folder"
+        told = f"no file {given!r}; paths begin in {images or folder}, {remedy}"
+        raise Damage("picture", f"{where}: {told}")
     return path
+
+
+@lru_cache(maxsize=8)
+def _in_other_case(folder: str) -> dict[str, str]:
+    """The names in a folder by themselves in small letters."""
+    try:
+        return {name.lower(): name for name in sorted(os.listdir(folder))}
+    except (OSError, ValueError):
+        return {}
 
 
 def label_of(value: Any, where: str) -> int | None:

@@ -74,9 +74,11 @@ def write_captions(
             parts = parquet_parts(paths, output, name, reader, wanted, per_shard)
             items = len(paths)
         else:
-            pictures = Pictures(read_table(paths, wanted), str(source), wanted)
+            folder = paths[0].parent
+            table = read_table(paths, wanted)
+            pictures = Pictures(table, str(source), wanted, wanted.images or folder)
             items = len(pictures)
-            make = _sample_maker(pictures, reader, wanted, paths[0].parent)
+            make = _sample_maker(pictures, reader, wanted, folder)
             parts = cut(output, name, shuffled(items, seed), make, per_shard)
     settings: dict[str, Any] = {"from": printable(str(source)), "items": items, "seed": seed}
     settings |= {"per_shard": per_shard, **asdict(reader), "caption_key": caption_key}
@@ -94,9 +96,9 @@ def source_files(source: str) -> list[str]:
     Raises:
         UserError: there are none, or they are a folder.
     """
-    files = [source] if Path(source).is_file() else storage.expand(source)
+    files = storage.expand(source)
     if not files:
-        raise UserError(f"{source}: no such file")
+        raise UserError(f"{source}: no such file; {storage.beside(source)}")
     if any(Path(file).is_dir() for file in files):
         raise UserError(f"{source}: is a folder; give its files, as '{source}/*.tar'")
     return files

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.texts import begin
 
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
@@ -53,7 +54,7 @@ def read_labels(path: Path, numbered: dict[int, str]) -> Labels:
             return _devkit((path / TRUTH).read_bytes(), (path / SYNSETS).read_bytes(), path)
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             return _devkit(*_members(path), path)
-        text = path.read_text("utf-8", "replace")
+        text = begin(path.read_bytes(), path).decode("utf-8", "replace")
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)}); expected {DEVKIT[0]}, its folder, or a "
@@ -66,7 +67,7 @@ def read_labels(path: Path, numbered: dict[int, str]) -> Labels:
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: expected {{file: class, ...}} ({error})") from None
     else:
-        pairs = [tuple(re.split(r"[,\t ]+", line.strip())[:2]) for line in text.splitlines()]  # type: ignore[misc]
+        pairs = [tuple(re.split(r"[,\t ]+", line.strip())[:2]) for line in text.split("\n")]  # type: ignore[misc]
         pairs = [pair for pair in pairs if len(pair) == 2]
     labels = Labels()
     for file, of in pairs:
@@ -78,7 +79,8 @@ def read_labels(path: Path, numbered: dict[int, str]) -> Labels:
             raise UserError(
                 f"{path}: has the number {of} for {file}; --names must say which class that is"
             )
-        labels.of[stem(file)] = folder
+        if labels.of.setdefault(stem(file), folder) != folder:
+            raise UserError(f"{path}: says {labels.of[stem(file)]} and {folder} of {file}")
     if not labels.of:
         raise UserError(f"{path}: holds no file with its class")
     return labels
@@ -86,7 +88,8 @@ def read_labels(path: Path, numbered: dict[int, str]) -> Labels:
 
 def stem(file: str) -> str:
     """A file's name without folders and ending."""
-    return file.rpartition("/")[2].rpartition(".")[0] or file.rpartition("/")[2]
+    name = file.replace("\\", "/").rpartition("/")[2]
+    return name.rpartition(".")[0] or name
 
 
 def _members(path: Path) -> tuple[bytes, bytes]:

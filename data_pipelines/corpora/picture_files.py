@@ -1,7 +1,5 @@
 """Where a document's pictures are: in a folder, in the record, or in a table of URLs and files."""
 
-import csv
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os.path import abspath
@@ -13,9 +11,12 @@ from pyarrow import parquet
 from mmfusion.errors import Damage, UserError, first_line
 
 from ..jobs import facts
-from ..pictures import PictureReader
+from ..pictures import PictureReader, spelled
 from .content import PicturePart
+from .delimited import form_of, lines, rows
 from .records import BROKEN_GZIP, BROKEN_PARQUET
+
+TEXT = (".csv", ".tsv", ".txt")
 
 
 @dataclass
@@ -38,21 +39,23 @@ class PictureFiles:
         Args:
             part: which picture.
             beside: the folder of the record's file.
-            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder.
+            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder;
+                those of the table not out of `folder`.
 
         Raises:
             Damage: it is not there, or not a whole picture.
         """
         if part.data is not None:
             return self.reader.member(part.data, "a picture in the record")
-        path = self.table.get(part.url or "")
+        folder, path = self.folder or beside, self.table.get(part.url or "")
+        bound = not anywhere if path is None else self.folder is not None
         if path is None and part.path is not None:
-            folder = self.folder or beside
-            path = folder / part.path
-            if not anywhere and not Path(abspath(path)).is_relative_to(abspath(folder)):
-                raise Damage("picture", f"picture {part.path}: is not in the folder {folder}")
+            path = Path(spelled(part.path, folder))
         if path is None:
             raise Damage("picture", f"picture {part.url}: not fetched; --image-table has no file")
+        if bound and not path.is_relative_to(abspath(folder)):
+            told = part.path or f"{part.url} ({path})"
+            raise Damage("picture", f"picture {told}: is not in the folder {folder}")
         return self.reader.read(path)
 
 
@@ -72,8 +75,8 @@ def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
             if not isinstance(url, str) or not isinstance(file, str | None):
                 raise UserError(f"{path}: a row is {ascii(row)[:200]}; expected `url` and `path`")
             if file:
-                table[url] = (folder or path.parent) / file
-    except (*BROKEN_GZIP, *BROKEN_PARQUET, csv.Error, ValueError) as error:
+                table[url] = Path(spelled(file, folder or path.parent))
+    except (*BROKEN_GZIP, *BROKEN_PARQUET, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not table:
         raise UserError(f"{path}: names no files; expected the columns `url` and `path`")
@@ -90,11 +93,20 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(columns=["url", "path"]):
                 yield from batch.to_pylist()
         return
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="") as lines:
-        if names.endswith(".csv"):
-            yield from csv.DictReader(lines)
-            return
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield facts(line.encode(), f"{path}:{number}")
+    if names.lower().endswith(TEXT):
+        form = form_of(path, {"url", "path"}.issubset)
+        columns = form.names or []
+        if missing := {"url", "path"} - set(columns):
+            told = f"has no column `{min(missing)}`"
+            raise UserError(f"{path}: {told}; expected `url` and `path`")
+        for number, cells in rows(path, form, columns.index("path")):
+            if len(cells) != form.width:
+                raise UserError(
+                    f"{path}:{number}: has {len(cells)} columns, not {form.width}; put cells with "
+                    "a delimiter in quotes"
+                )
+            yield dict(zip(columns, map(bytes.decode, cells), strict=True))
+        return
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            yield facts(line, f"{path}:{number}")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from posixpath import normpath
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Recaptions:
         Raises:
             UserError: the table cannot be read, or has captions for none of the files.
         """
-        self.pictures = Pictures(read_table([table], Wanted()), str(table), Wanted())
+        self.pictures = Pictures(read_table([table], Wanted()), str(table), Wanted(), table.parent)
         keys, stems = [], []
         for number, image in enumerate(self.pictures.images()):
             keys.append(_hash(_key(image) if image else f"\0{number}"))
@@ -57,7 +58,7 @@ class Recaptions:
 
 def _key(file: str) -> str:
     """Folder and name without ending: n01440764/n01440764_10026."""
-    folder, _, _ = file.replace("\\", "/").rpartition("/")
+    folder, _, _ = normpath(file.replace("\\", "/")).rpartition("/")
     return f"{folder.rpartition('/')[2]}/{stem(file)}"
 
 

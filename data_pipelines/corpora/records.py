@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
+from mmfusion.texts import begin
 
 from .. import storage
 from ..jobs import JsonLines, facts
@@ -65,6 +66,8 @@ class GzipFile(LineFile):
         try:
             with gzip.open(path) as file:
                 for number, line in enumerate(file, 1):
+                    if not at:
+                        begin(line, path)
                     if line.strip():
                         starts.append(at)
                         numbers.append(number)
@@ -171,9 +174,9 @@ class Records:
         Raises:
             UserError: there are none, one cannot be read, or they hold no records.
         """
-        found = [pattern] if Path(pattern).is_file() else storage.expand(pattern)
+        found = storage.expand(pattern)
         if not found:
-            raise UserError(f"{pattern}: no such file")
+            raise UserError(f"{pattern}: no such file; {storage.beside(pattern)}")
         self.paths = [Path(path) for path in found]
         self.files = [open_records(path, columns) for path in self.paths]
         self.folders = [path.parent for path in self.paths]

@@ -9,7 +9,7 @@ from mmfusion.errors import Damage, UserError
 
 from ..jobs import Part, Sample
 from ..pictures import PictureReader
-from ..samples import PICTURES
+from ..samples import PICTURES, shown_members
 from ..samples import Sample as Given
 from ..scan import Lost
 from ..shards import Members, Shards
@@ -42,8 +42,8 @@ def reshard(
     lost: dict[str, list[Lost]] = {}
     for path, entry in shards.lost:
         if path not in shards.paths:
-            told = entry.what if path in entry.what else f"{path}: {entry.what}"
-            raise UserError(f"{told}; copy it anew, or leave it out of the pattern")
+            what = entry.what if path in entry.what else f"{path}: {entry.what}"
+            raise UserError(f"{what}; copy it anew, or leave it out of the pattern")
         lost.setdefault(path, []).append(entry)
     for path, entries in lost.items():
         log.warning(
@@ -64,7 +64,8 @@ def reshard(
             key = sample.where[len(path) + 1 :]
             own = next((ext for ext in PICTURES if ext in sample), None)
             if own is None:
-                raise Damage("picture", f"{sample.where}: no picture in this sample")
+                lacking = f"no picture in this sample{shown_members(sample.extensions)}"
+                raise Damage("picture", f"{sample.where}: {lacking}")
             described = describe(sample, key, shards.number(shard, number))
             if described is None:
                 return []

@@ -11,25 +11,24 @@ All but parquet may be compressed (`.gz`). A row is read when it is asked for; w
 memory is the lines' places, or columns as Arrow keeps them.
 """
 
-import csv
-import gzip
 import json
 import re
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from mmfusion.errors import Damage, UserError, first_line
 
 from ..jobs import JsonLines, facts
-from ..pictures import SUFFIXES
+from .delimited import form_of, open_bytes, rows
 
 IMAGE = (
     "image", "image_path", "path", "file", "filename", "filepath", "file_name", "image_name"
@@ -38,7 +37,6 @@ CAPTIONS = ("captions", "caption", "text", "raw", "comment", "sentences")
 LABEL = ("label",)
 SPLIT = ("split",)
 LINES, TEXT = (".jsonl", ".ndjson"), (".csv", ".tsv", ".txt", ".token")
-TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
 AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 AT_ONCE = 1 << 14  # rows
 BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)
@@ -215,7 +213,7 @@ def read_table(files: list[Path], wanted: Wanted) -> Table:
 
 
 def _json(path: Path, wanted: Wanted) -> Table:
-    with _open(path) as file:
+    with open_bytes(path) as file:
         try:
             found = json.loads(file.read())
         except (ValueError, RecursionError) as error:
@@ -239,11 +237,6 @@ def _json(path: Path, wanted: Wanted) -> Table:
         f"{path}: expected a list of objects, or an object with `images` and `annotations` (COCO) "
         "or with `images` that have `sentences` (Karpathy)"
     )
-
-
-def _open(path: Path) -> Any:
-    """A file of bytes, decompressed."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _coco(images: list[Any], annotations: list[Any]) -> Iterator[Any]:
@@ -271,58 +264,31 @@ def _karpathy(image: Any) -> Any:
 
 
 def _text(path: Path, wanted: Wanted) -> Table:
-    with _open(path) as file:
-        head = file.readline().removeprefix(b"\xef\xbb\xbf")
-    if token := bool(TOKEN.match(head)):
-        names, first = ["image", "caption"], 1
-        delimiter = "\t"
-    else:
-        text = head.decode("utf-8", "replace").strip("\r\n")
-        tab = ".tsv" in path.suffixes
-        delimiter = "\t" if tab else next((d for d in "\t|,;" if d in text), ",")
-        named = next(csv.reader([text], delimiter=delimiter), [])
-        names, first = [name.strip() for name in named], 2
-        if len(names) == 2 and Path(names[0]).suffix.lower() in SUFFIXES:
-            names, first = ["image", "caption"], 1  # no head: the first line names a picture
-        names = [n if names.index(n) == at else f"{n}.{at}" for at, n in enumerate(names)]
+    form = form_of(path, lambda names: find(names, wanted.image, IMAGE) is not None)
+    names = form.names or ["image", "caption"]
     columns = columns_of(path, names, wanted)
-    broken: list[tuple[int, str]] = []
+    at = {what: names.index(name) for what, name in columns.items()}
+    chunks: dict[str, list[pa.Array]] = {what: [] for what in columns}
+    numbers, broken = array("q"), list[str]()
 
-    def skip(row: Any) -> str:
-        broken.append((row.number, f"{row.actual_columns} columns, not {row.expected_columns}"))
-        return "skip"
+    def whole() -> Iterator[list[bytes]]:
+        for number, cells in rows(path, form, at["image"]):
+            if len(cells) == form.width:
+                numbers.append(number)
+                yield cells
+            else:
+                broken.append(f"{path}:{number}: has {len(cells)} columns, not {form.width}")
 
-    table = pa.csv.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(
-            column_names=names, skip_rows=first - 1, use_threads=False  # or rows had no numbers
-        ),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if delimiter in ",;\t" and not token else False,
-            newlines_in_values=delimiter in ",;",
-            invalid_row_handler=skip,
-        ),
-        convert_options=pa.csv.ConvertOptions(
-            check_utf8=False,  # a caption that is no text spoils itself alone
-            include_columns=list(columns.values()),
-            column_types={name: pa.binary() for name in columns.values()},
-            strings_can_be_null=False,
-        ),
-    )  # fmt: skip
-    gaps = np.array([number for number, _ in broken], np.int64) - np.arange(len(broken)) - first
-
-    def where(row: int) -> str:
-        return f"{path}:{row + first + np.searchsorted(gaps, row, 'right')}"
-
-    found = {what: table[name] for what, name in columns.items()}
-    if token:
-        found["image"] = pa.chunked_array(
-            [pa.array([re.sub(rb"#\d+$", b"", cell) for cell in chunk.to_pylist()], pa.binary())
-             for chunk in found["image"].chunks], pa.binary()
-        )  # fmt: skip
-    rows = Columns(found, where)
-    return Broken(rows, [f"{path}:{n}: has {what}" for n, what in broken]) if broken else rows
+    given = whole()
+    while some := list(islice(given, AT_ONCE)):
+        for what, column in at.items():
+            cells = [row[column] for row in some]
+            if what == "image" and form.flickr:
+                cells = [re.sub(rb"#\d+$", b"", cell) for cell in cells]
+            chunks[what].append(pa.array(cells, pa.binary()))
+    found = {what: pa.chunked_array(some, pa.binary()) for what, some in chunks.items()}
+    table = Columns(found, lambda row: f"{path}:{numbers[row]}")
+    return Broken(table, broken) if broken else table
 
 
 def _parquet(files: list[Path], wanted: Wanted) -> Table:
@@ -331,7 +297,9 @@ def _parquet(files: list[Path], wanted: Wanted) -> Table:
     try:
         for file in files:
             columns = columns or columns_of(file, pa.parquet.read_schema(file).names, wanted)
-            tables.append(pa.parquet.read_table(file, columns=list(columns.values())))
+            tables.append(
+                pa.parquet.read_table(file, columns=list(columns.values()), partitioning=None)
+            )
         table = pa.concat_tables(tables, promote_options="permissive")
     except BROKEN as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)})") from None

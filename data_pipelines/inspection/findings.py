@@ -7,7 +7,7 @@ from typing import Any
 from mmfusion.codecs.image import flat
 from mmfusion.errors import Damage
 
-from ..samples import Sample, is_moments, is_picture, moments_name
+from ..samples import Sample, is_moments, is_picture, moments_name, shown_members
 
 
 def findings(sample: Sample, whole: bool = True) -> Iterator[Damage]:
@@ -33,7 +33,8 @@ def findings(sample: Sample, whole: bool = True) -> Iterator[Damage]:
     pictured = any("." not in ext for ext in _pictures(sample)) or moments_name() in sample
     needed = "content" not in facts and ("label" in facts or "captions" in facts)
     if whole and needed and not pictured:
-        yield Damage("picture", f"{sample.where}: no picture in this sample")
+        lacking = f"no picture in this sample{shown_members(sample.extensions)}"
+        yield Damage("picture", f"{sample.where}: {lacking}")
 
 
 def _pictures(sample: Sample) -> list[str]:

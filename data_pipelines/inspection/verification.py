@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -22,8 +23,8 @@ from mmfusion.errors import Damage, UserError
 from .. import storage
 from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
 from ..jobs import BAR, THREADS
-from ..samples import Sample
-from ..scan import Contents, scan
+from ..samples import Sample, serves
+from ..scan import Contents, Member, scan
 from ..shards import Block, Shards
 from .damage_report import Report, listed
 from .findings import findings
@@ -108,13 +109,26 @@ def _shard(
     if not shards:
         advance(1)
         return index
-    starts = range(0, len(index), CHUNK)
-    look = partial(_chunk, shards, index, torn, quick)
+    starts, served, sound = range(0, len(index), CHUNK), Event(), True
+    look = partial(_chunk, shards, index, torn, quick, served)
     for found in _ahead(pool, look, starts):
         for damage in found:
+            sound = False
             say(damage)
         advance(1 / len(starts))
+    if sound and not served.is_set():
+        say(_no_use(path, *index.sample(0)))
     return index
+
+
+def _no_use(path: str, key: str, members: list[Member]) -> Damage:
+    names = ", ".join(f"{key}.{member.ext}" for member in members[:4])
+    return Damage(
+        "shard",
+        f"{path}: no task can use any of its samples; the first, {key}, has {names}. A name is "
+        "cut at its first dot; a sample needs KEY.png, .jpg, .jpeg, .webp or .moments.npy, and "
+        "KEY.txt, KEY.cls, or `captions`, `label` or `content` in KEY.json",
+    )
 
 
 def _indexed(path: str, reindex: bool, report: Report) -> Index:
@@ -160,8 +174,10 @@ def _unknown(path: str, what: str) -> Damage:
     return Damage("member", f"{told} it with --reindex")
 
 
-def _chunk(shards: Shards, index: Index, torn: set[str], quick: bool, first: int) -> list[Damage]:
-    """What is damaged in `CHUNK` samples."""
+def _chunk(
+    shards: Shards, index: Index, torn: set[str], quick: bool, served: Event, first: int
+) -> list[Damage]:
+    """What is damaged in `CHUNK` samples; `served` is set if one is of use."""
     end = min(first + CHUNK, len(index))
     start, stop, _ = index.span(first, end)
     block = None
@@ -171,14 +187,14 @@ def _chunk(shards: Shards, index: Index, torn: set[str], quick: bool, first: int
         return [
             damage
             for number in range(first, end)
-            for damage in _sample(shards, number, block, torn, quick)
+            for damage in _sample(shards, number, block, torn, quick, served)
         ]
     except Damage as damage:  # the shard has gone, or its storage does not answer
         return [damage]
 
 
 def _sample(
-    shards: Shards, number: int, block: Block | None, torn: set[str], quick: bool
+    shards: Shards, number: int, block: Block | None, torn: set[str], quick: bool, served: Event
 ) -> Iterator[Damage]:
     whole = True
     try:
@@ -197,9 +213,18 @@ def _sample(
             else:
                 sample.where = part.where
                 sample.update(part)
+    if not served.is_set() and _is_of_use(sample):
+        served.set()
     if not quick:
         key = sample.where.rpartition(":")[2]
         yield from findings(sample, whole and not any(n.startswith(f"{key}.") for n in torn))
+
+
+def _is_of_use(sample: Sample) -> bool:
+    try:
+        return serves(sample.extensions, sample.json())
+    except Damage:
+        return False
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

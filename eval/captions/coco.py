@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.errors import UserError, printable
+from mmfusion.texts import read_text
 
 SHOWN = 5
 """Ids that a message names."""
@@ -119,7 +120,7 @@ def pair(
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(read_text(path), object_pairs_hook=_object)
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply for captions") from None
     except ValueError as error:

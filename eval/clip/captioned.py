@@ -1,13 +1,17 @@
 """Pictures with a text for each: a folder and a file of texts, or shards with captions."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image as Picture
 
+from mmfusion.data_pipelines.pictures import spelled
+from mmfusion.data_pipelines.storage import beside, expand
 from mmfusion.errors import UserError, first_line
+from mmfusion.texts import read_text
 
 from ..corpus import Corpus
 from ..pictures import FolderPictures, PictureSet
@@ -31,27 +35,30 @@ class Captioned:
 
 
 def open_captioned(pictures: str, texts: Path | None) -> Captioned:
-    """Pictures and the text of each.
+    r"""Pictures and the text of each.
 
     Args:
         pictures: a folder of pictures, a folder of shards, or a pattern that names shards, whose
             first captions are the texts.
         texts: for a folder of pictures: JSON {name: text}, JSON lines with `file_name` and `text`
             or `caption`, or COCO annotations, of which the first caption of a picture counts. A
-            name is the path in the folder, with or without its ending.
+            name is the path in the folder, with or without its ending, however it is spelled:
+            `./a.png` and `x\a.png`, too.
 
     Raises:
         UserError: something is missing, or a picture has no text.
     """
-    folder, pattern = Path(pictures), pictures
-    if folder.is_dir():
+    pattern, found = pictures, expand(pictures)
+    if [folder := Path(path) for path in found if Path(path).is_dir()]:
+        if len(found) > 1:
+            raise UserError(f"{pictures}: names {len(found)} files and folders; give one folder")
         if not any(folder.glob("*.tar")):
             if texts is None:
                 raise UserError(f"{pictures}: a folder of pictures needs --texts FILE, as {FORMS}")
-            return _paired(FolderPictures(pictures), texts)
-        pattern = f"{pictures}/*.tar"
-    elif ".tar" not in pictures:
-        raise UserError(f"{pictures}: no such folder of pictures or shards")
+            return _paired(FolderPictures(str(folder)), texts)
+        pattern = f"{folder}/*.tar"
+    elif not found:
+        raise UserError(f"{pictures}: no such folder of pictures or shards; {beside(pictures)}")
     if texts is not None:
         raise UserError(f"{pictures}: shards have captions of their own; leave --texts away")
     corpus = Corpus(pattern)
@@ -61,8 +68,11 @@ def open_captioned(pictures: str, texts: Path | None) -> Captioned:
 
 def _paired(shown: FolderPictures, file: Path) -> Captioned:
     """A folder's pictures with the texts of a file."""
-    told = read_texts(file)
-    found = [told.get(name, told.get(name.rpartition(".")[0])) for name in shown.names]
+    told: dict[str, str] = {}
+    for name, text in read_texts(file).items():
+        told.setdefault(spelled(name, shown.name), text)
+    paths = [spelled(name, shown.name) for name in shown.names]
+    found = [told.get(path, told.get(os.path.splitext(path)[0])) for path in paths]
     without = [name for name, text in zip(shown.names, found, strict=True) if text is None]
     if without:
         raise UserError(
@@ -80,10 +90,10 @@ def read_texts(path: Path) -> dict[str, str]:
         UserError: it is missing, or holds something else.
     """
     try:
-        data = path.read_text(encoding="utf-8")
+        data = read_text(path)
         held = (
-            [json.loads(line) for line in data.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
+            [json.loads(line) for line in data.split("\n") if line.strip()]
+            if path.suffix in (".jsonl", ".ndjson")
             else json.loads(data)
         )
         if isinstance(held, dict) and "annotations" in held:

@@ -253,7 +253,7 @@ def _digest(path: Path) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(path.read_bytes())
         if not isinstance(held["model_cfg"], dict):
             raise TypeError("`model_cfg` is no object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -192,7 +192,9 @@ def tokenizer(
     shards: Annotated[
         list[str] | None, typer.Option(help="glob of shards with captions or content (repeatable)")
     ] = None,
-    text: Annotated[list[Path] | None, typer.Option(help="text file (repeatable)")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="text file, or a glob in quotes (repeatable)")
+    ] = None,
     take: Annotated[
         str | None,
         typer.Option(help="an existing tokenizer instead: a file, a folder or a hub id"),
@@ -288,7 +290,8 @@ def inspect(
     # With a config, what begins with one of its keys changes it, as in all other commands.
     keys = tuple(Config.model_fields) if config else ()
     given = shards or []
-    overrides = [g for g in given if "=" in g and g.split("=")[0].split(".")[0] in keys]
+    named = [g for g in given if "=" in g and not os.path.exists(g)]
+    overrides = [g for g in named if g.split("=")[0].split(".")[0] in keys]
     patterns = [g for g in given if g not in overrides]
     run = load(config, overrides) if config else None
     result = inspect(patterns, output, run, task, count, most, pictures, seed)

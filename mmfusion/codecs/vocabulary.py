@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.texts import read_text
 
 FILES = {".model": "tokenizer.model", ".json": "tokenizer.json"}
 """Kinds of tokenizer file, and what each is called inside an exported model."""
@@ -121,7 +122,7 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         UserError: it is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         described = json.loads(text)
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special

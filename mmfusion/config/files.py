@@ -9,9 +9,10 @@ from mmfusion.classes import read_names
 from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.run import Config
 from mmfusion.config.section import Key, S, Section, build
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, first_line
 from mmfusion.files import write
 from mmfusion.overrides import apply_override, read_yaml, write_yaml
+from mmfusion.texts import read_text
 
 
 def find(name: str) -> Path:
@@ -92,9 +93,9 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         chain = " -> ".join(str(each) for each in (*above, path))
         raise UserError(f"{path}: is its own base ({chain})")
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable text file ({error})") from None
+        raw = read_yaml(read_text(path), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: not a readable text file ({first_line(error)})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     if "base" not in raw:

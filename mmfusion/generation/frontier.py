@@ -17,7 +17,7 @@ from pydantic import Field
 from mmfusion.config import ModelConfig, build
 from mmfusion.config.section import Section
 from mmfusion.errors import UserError
-from mmfusion.files import cache_folder
+from mmfusion.home import cache_folder
 
 FILE = "frontier.json"
 TASKS = ("class_to_image", "text_to_image")

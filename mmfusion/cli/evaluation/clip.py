@@ -38,7 +38,7 @@ def clip(
     from mmfusion.eval.clip.model import load_clip
     from mmfusion.eval.clip.pairs import embed_pairs
     from mmfusion.eval.work import rank
-    from mmfusion.files import cache_folder
+    from mmfusion.home import cache_folder
 
     check_output(output)
     captioned = open_captioned(pictures, texts)

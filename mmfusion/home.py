@@ -1,0 +1,70 @@
+"""The user's home and cache, also for a user who has none."""
+
+import errno
+import getpass
+import logging
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from mmfusion.errors import UserError, first_line
+
+log = logging.getLogger("mmfusion")
+
+
+def cache_folder() -> Path:
+    """What can be had again: `$MMFUSION_CACHE`, `$XDG_CACHE_HOME/mmfusion`, `~/.cache/mmfusion`.
+
+    The first whose variable is set; it need not exist yet. Where nothing can be written there, it
+    is a folder of the user's own below the temporary one.
+
+    Raises:
+        UserError: nor can anything be written there.
+    """
+    own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    fine = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return folder if fine and folder.parts[0] != "~" else _instead_of(folder)
+
+
+@lru_cache
+def _instead_of(folder: Path) -> Path:
+    temporary = _temporary()
+    log.warning("%s: cannot be written; the cache is in %s", folder, temporary)
+    return temporary
+
+
+def _temporary() -> Path:
+    """A folder of this user alone below the temporary one.
+
+    Raises:
+        UserError: it cannot be made, or is somebody else's.
+    """
+    try:
+        path = Path(tempfile.gettempdir()) / f"mmfusion-{os.getuid()}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise PermissionError(errno.EPERM, "it is somebody else's", str(path))
+    except OSError as error:
+        where, why = error.filename or "the temporary folder", first_line(error)
+        raise UserError(f"{where}: cannot be used ({why}); set MMFUSION_CACHE") from None
+    return path
+
+
+def find_home() -> None:
+    """Give a user who has none a home and a name, as in a container that runs under a number.
+
+    Libraries ask for them when they are imported, and stop, or write to a folder named `~`.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        with suppress(UserError):
+            os.environ["HOME"] = str(_temporary())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())

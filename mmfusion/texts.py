@@ -1,0 +1,35 @@
+r"""Texts that users bring: UTF-8 with or without a byte order mark.
+
+Their lines end at \n alone. Python's own `splitlines` also splits at U+2028, U+0085 and others,
+which may stand inside of a caption or of a string in JSON.
+"""
+
+from pathlib import Path
+
+from mmfusion.errors import UserError
+
+UTF8, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+
+
+def begin(data: bytes, where: str | Path) -> bytes:
+    """The beginning of a text without its byte order mark.
+
+    Raises:
+        UserError: it is UTF-16.
+    """
+    if data.startswith(UTF16) or b"\0" in data[:2]:
+        raise UserError(f"{where}: is UTF-16 text; save it as UTF-8")
+    return data.removeprefix(UTF8)
+
+
+def read_text(path: Path) -> str:
+    """A whole file.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is not UTF-8.
+    """
+    try:
+        return begin(path.read_bytes(), path).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
