@@ -180,7 +180,11 @@ class AutoencoderCodec:
                 "safetensors weights"
             )
         try:
-            vae: Any = AutoencoderKL.from_pretrained(config.vae, use_safetensors=True)
+            vae: Any = AutoencoderKL.from_pretrained(
+                config.vae,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,  # or it asks for `accelerate`, each time
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"image.vae {config.vae}: not a diffusers AutoencoderKL folder or hub id with "
