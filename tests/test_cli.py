@@ -17,6 +17,7 @@ from helpers import model_config, picture, random_decoder, run_config
 from material import encoded
 from PIL import Image as Picture
 
+import mmfusion
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.cli import main
 from mmfusion.codecs.text import Tokenizer
@@ -534,6 +535,10 @@ def test_chat_ends_with_its_input(
     code, _, err = run("chat", "--model", model, "-o", tmp_path / "chat")
     assert (code, err) == (0, "")
     assert not (tmp_path / "chat").exists()
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version") == (0, f"mmfusion {mmfusion.__version__}\n", "")
 
 
 def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:

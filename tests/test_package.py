@@ -98,6 +98,19 @@ def test_an_editable_install_works_from_the_folder_above_the_clone(tmp_path: Pat
     _run([sys.executable, "-S", "-c", start + LOOK, sysconfig.get_path("purelib")], cwd=tmp_path)
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_only_what_needs_them_installs_the_tools_of_development(tmp_path: Path) -> None:
+    told = {
+        goal: subprocess.run(
+            ["make", "-n", goal, f"VENV={tmp_path}/none"],
+            cwd=CHECKOUT, capture_output=True, text=True, check=True,
+        ).stdout
+        for goal in ("demo", "test", "check")
+    }  # fmt: skip
+    assert all("pip install" in lines for lines in told.values())
+    assert {goal for goal, lines in told.items() if ".[dev]" in lines} == {"test", "check"}
+
+
 # Without site, so that no other install of the project is seen; what it needs is appended.
 LOOK = """
 import sys; sys.path.append(sys.argv[1])
