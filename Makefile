@@ -13,7 +13,7 @@ help:
 
 demo: $(VENV)/installed
 	$(RUN) mmfusion data digits --output runs/digits/data
-	$(RUN) deepspeed train.py --config digits.yaml
+	$(RUN) mmfusion train --config digits.yaml
 	$(RUN) mmfusion eval --model runs/digits
 
 test: $(VENV)/installed-dev

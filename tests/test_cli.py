@@ -553,11 +553,15 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
     assert report["class_to_image"]["n"] == 20
     assert report["image_to_text"]["n"] == report["interleaved"]["n"] == report["edit"]["n"] == 10
     assert report["edit"]["kept_identical"] is True
-    assert all(f"{path}" in out for path in (folder / "report.html", folder / "report.json"))
+    for told in ("report.html", "report.json"):
+        assert str(folder / told) in out
+    shown = f"{100 * report['text_to_image']['accuracy']:.1f}%"
+    assert re.search(rf"Text → image +{shown} +n = 20", out)
     assert "<img" in (folder / "report.html").read_text("utf-8")
     written = (folder / "report.json").stat().st_mtime_ns
     code, out, _ = run("eval", folder)
     assert (code, "already there" in out) == (0, True)
+    assert re.search(rf"Text → image +{shown} +n = 20", out)
     assert (folder / "report.json").stat().st_mtime_ns == written
     write_model(folder / "model", digits_data, diffusion={"prediction": "epsilon"})
     assert "wrote" in run("eval", folder)[1]  # the same weights, another model
