@@ -183,7 +183,7 @@ class AutoencoderCodec:
             vae: Any = AutoencoderKL.from_pretrained(
                 config.vae,
                 use_safetensors=True,
-                low_cpu_mem_usage=False,  # or it asks for `accelerate`, each time
+                low_cpu_mem_usage=False,  # True needs accelerate, and warns without it
             )
         except (OSError, ValueError) as error:
             raise UserError(

@@ -1,6 +1,7 @@
 """Pickled checkpoints, read as tensors and plain data alone: nothing in them is ever run."""
 
 import argparse
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,12 @@ def read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):
+            # Who was given a checkpoint cannot choose its pickle protocol.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             held = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
