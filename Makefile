@@ -1,10 +1,11 @@
-# make demo    digits: data, training, evaluation, report (again: resumes, or says what is there)
+# make demo    digits: data, training, evaluation, figures (again: resumes, or says what is there)
 # make test    the tests            make check    format, lint and types
 # make clean   remove the environment and what builds left; trained models in runs/ stay
 # The interpreter is a choice: make PYTHON=python3.12 demo
 
 PYTHON = python3
 VENV = .venv
+INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt --editable
 RUN = PATH="$$(cd $(VENV)/bin && pwd):$$PATH"
 
 help:
@@ -12,13 +13,13 @@ help:
 
 demo: $(VENV)/installed
 	$(RUN) mmfusion data digits --output runs/digits/data
-	$(RUN) deepspeed train.py --config digits.yaml
+	$(RUN) mmfusion train --config digits.yaml
 	$(RUN) mmfusion eval --model runs/digits
 
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(RUN) python -m pytest
 
-check: $(VENV)/installed
+check: $(VENV)/installed-dev
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
@@ -31,7 +32,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		echo "$(PYTHON): no venv module (Debian, Ubuntu: apt install python3-venv)" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) '.[dev]'
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from mmfusion.errors import UserError
 from mmfusion.files import write
 
 from . import curves, shown
+from .digits.summary import summary
 from .pages import render
 
 
@@ -38,6 +39,7 @@ def write_report(
         charts=curves.charts(curves.read_metrics(metrics)) if metrics.is_file() else [],
         box=curves,
         names=NAMES,
+        scores=summary(report) if "judge" in report else [],
         directions=shown.directions(report, pictures),
     )
     numbers = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)

@@ -8,7 +8,7 @@ from typing import Any
 from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig
 
-from . import directions
+from . import directions, shown
 from .answers import Answers
 from .digits.suite import Suite
 
@@ -89,6 +89,9 @@ class Evaluation:
             report |= numbers
         for name, direction in self.directions.items():
             figures, cells = direction.measure()
+            if getattr(self.settings, name).training_shards:
+                for _, figure in shown.figures(figures):
+                    figure["training_shards"] = True
             report["figures"][name] = figures
             sheets |= cells
         spent = self.answers.seconds.items()

@@ -138,22 +138,26 @@ def directions(
 
 
 def table(entries: dict[str, Any]) -> str:
-    """Figures as lines of a terminal; what all of them depend on is said once, below."""
-    found, common = rows(entries)
+    """Figures as lines of a terminal."""
+    lines = columns(*rows(entries))
+    lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
+    return "\n".join(lines)
+
+
+def columns(found: list[Row], common: dict[str, str] | None = None) -> list[str]:
+    """Rows as lines of a terminal; what all of them depend on is said once, below."""
     cells = [(row.title, row.shown, f"n = {row.n:,}", row.depends) for row in found]
     widths = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {n:<{widths[2]}}  {own}".rstrip()
         for name, value, n, own in cells
     ]
-    lines += [f"{name}: {value}" for name, value in common.items()]
+    lines += [f"{name}: {value}" for name, value in (common or {}).items()]
     warnings: dict[str, list[str]] = {}
     for row in found:
         if row.warning:
             warnings.setdefault(row.warning, []).append(row.title)
-    lines += [f"warning: {', '.join(names)}: {text}" for text, names in warnings.items()]
-    lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
-    return "\n".join(lines)
+    return lines + [f"warning: {', '.join(names)}: {text}" for text, names in warnings.items()]
 
 
 def save(path: Path, entries: dict[str, Any]) -> None:

@@ -18,6 +18,10 @@ from mmfusion.data_pipelines.corpora.digits import write_digits
 def pytest_configure(config: pytest.Config) -> None:
     # diffusers' multistep schedulers on NumPy 2; nothing that we can mend.
     config.addinivalue_line("filterwarnings", "ignore:__array__ impl:DeprecationWarning")
+    # As in mmfusion/codecs/image.py, whose filters pytest takes back: one bad picture gives 5,000.
+    config.addinivalue_line("filterwarnings", "ignore:Tag data larger than file:UserWarning")
+    config.addinivalue_line("filterwarnings", "ignore:Corrupt EXIF data:UserWarning")
+    config.addinivalue_line("filterwarnings", "ignore::PIL.Image.DecompressionBombWarning")
 
 
 @pytest.fixture(scope="session")

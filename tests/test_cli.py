@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import model_config, picture, random_decoder
+from helpers import model_config, picture, random_decoder, run_config
+from material import encoded
 from PIL import Image as Picture
 
+import mmfusion
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.cli import main
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import ModelConfig, load, save
+from mmfusion.config import Config, ModelConfig, load, save
+from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.export import export
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -662,6 +665,10 @@ def test_chat_ends_with_its_input(
     assert not (tmp_path / "chat").exists()
 
 
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version") == (0, f"mmfusion {mmfusion.__version__}\n", "")
+
+
 def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "model")
@@ -674,30 +681,78 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
     assert report["class_to_image"]["n"] == 20
     assert report["image_to_text"]["n"] == report["interleaved"]["n"] == report["edit"]["n"] == 10
     assert report["edit"]["kept_identical"] is True
-    assert all(f"{path}" in out for path in (folder / "report.html", folder / "report.json"))
+    for told in ("report.html", "report.json"):
+        assert str(folder / told) in out
+    shown = f"{100 * report['text_to_image']['accuracy']:.1f}%"
+    assert re.search(rf"Text → image +{shown} +n = 20", out)
     assert "<img" in (folder / "report.html").read_text("utf-8")
     written = (folder / "report.json").stat().st_mtime_ns
     code, out, _ = run("eval", folder)
     assert (code, "already there" in out) == (0, True)
+    assert re.search(rf"Text → image +{shown} +n = 20", out)
     assert (folder / "report.json").stat().st_mtime_ns == written
     write_model(folder / "model", digits_data, diffusion={"prediction": "epsilon"})
     assert "wrote" in run("eval", folder)[1]  # the same weights, another model
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_eval_measures_a_run_on_its_own_sources(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+) -> None:
+    monkeypatch.setattr("mmfusion.eval.own.COUNT", 4)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Java, which takes long to start
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    names = {"training": "ab", "test": "cd"} if held_out else {"shards": "ab"}
+    for name, keys in names.items():
+        samples = [(k, {"png": encoded(ord(k)), "json": {"captions": [f"a {k}"]}}) for k in keys]
+        write_shards(tmp_path / "data", f"{name}-of-mine", samples)
+    shutil.copytree(model, tmp_path / "run/model")
+    source = f"{tmp_path}/data/{next(iter(names))}-*.tar"
+    sources = [{"name": t, "task": t, "shards": source} for t in ("text_to_image", "image_to_text")]
+    described = json.loads((model / "config.json").read_text("utf-8"))
+    trained = {"rows": 1, "micro_rows": 1, "sources": sources}
+    config = {**described, "data": trained, "train": {"output": "x", "steps": 1, "lr": 1}}
+    save(Config.model_validate(config), tmp_path / "run/config.yaml")
+    code, out, err = run("eval", tmp_path / "run")
+    assert code == 0, err
+    figures = json.loads((tmp_path / "run/report.json").read_text("utf-8"))["figures"]
+    measured_on = f"{tmp_path}/data/{list(names)[-1]}-*.tar"
+    assert figures.keys() == {"text_to_image", "image_to_text"}
+    for figure in (
+        figures["text_to_image"]["cycle_log_likelihood"],
+        figures["image_to_text"]["perplexity"],
+    ):
+        assert figure["data"] == measured_on
+        assert figure.get("training_shards", False) is not held_out
+    page = (tmp_path / "run/report.html").read_text("utf-8")
+    assert ("training shards: yes" in out) == ("training shards: yes" in page) == (not held_out)
+
+
+def test_eval_says_what_to_give_where_nothing_says_what_to_measure(
+    run: Run, digits_data: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "run/model", digits_data, classes=["cat", "dog"])
+    assert_refused(
+        run("eval", model), model, "--config", "text_to_image.data", "image_to_text.data"
+    )
+    save(run_config(tmp_path / "none", tmp_path), tmp_path / "run/config.yaml")
+    assert_refused(run("eval", tmp_path / "run"), tmp_path / "none/train-*.tar", "--config")
+
+
 def test_a_report_is_of_the_same_only_if_all_it_depends_on_is(tmp_path: Path) -> None:
-    from mmfusion.cli.evaluation.run import _is_of
+    from mmfusion.cli.evaluation.run import _of_the_same
 
     report = tmp_path / "report.json"
     facts = {"model": "m", "settings": {"seed": 0}, "inputs": {"data": "ab"}, "size": (1, 2)}
-    assert not _is_of(report, facts)
+    assert not _of_the_same(report, facts)
     report.write_text(json.dumps({**facts, "figures": {}, "seconds": {}}), "utf-8")
-    assert _is_of(report, facts)
+    assert _of_the_same(report, facts)
     for name, value in (("settings", {"seed": 1}), ("inputs", {"data": "cd"}), ("versions", {})):
-        assert not _is_of(report, {**facts, name: value})
+        assert not _of_the_same(report, {**facts, name: value})
     for foreign in ("{", "[]", "{}"):
         report.write_text(foreign, "utf-8")
         with pytest.raises(UserError, match=r"report\.json: not a report of this program"):
-            _is_of(report, facts)
+            _of_the_same(report, facts)
 
 
 def test_a_dry_run_needs_no_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from helpers import picture
 from material import encoded
 
 from mmfusion.config.evaluation import ClassToImage, EvaluationConfig
-from mmfusion.data_pipelines.shards import write_shards
+from mmfusion.data_pipelines.shards import write_shard, write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import directions, shown
 from mmfusion.eval.corpus import Corpus
 from mmfusion.eval.extractors.pixels import PixelExtractor
+from mmfusion.eval.own import with_pictures
 from mmfusion.generation.scoring import Likelihood
 
 
@@ -175,6 +176,29 @@ def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> Non
     places = directions.Places(tmp_path)
     with pytest.raises(UserError, match="class_to_image: this model knows no classes"):
         directions.Classes(classless, ClassToImage(), places)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "there", "measured_on"),
+    [
+        ("train-*", ["train-0", "val-0"], "val-*"),
+        ("coco-train/*", ["coco-train/0", "coco-val/0", "coco-validation/0"], "coco-val/*"),
+        ("coco-train-latents/*", ["coco-train/0", "coco-held_out/0"], "coco-held_out/*"),
+        ("x-latents/*", ["x/0"], "x/*"),
+        ("x-latents/*", [], None),
+        ("training/train-{0..1}", ["training/train-0", "training/train-1", "test/train-0"],
+         "training/train-{0..1}"),
+        ("restrained-*", ["restrained-0", "resvaled-0"], "restrained-*"),
+    ],
+)  # fmt: skip
+def test_held_out_shards_are_found_beside_training_ones(
+    trained_on: str, there: list[str], measured_on: str | None, tmp_path: Path
+) -> None:
+    for path in there:
+        write_shard(tmp_path / f"{path}.tar", [("a", {"png": b"p"})])
+    write_shard(tmp_path / "x-latents/0.tar", [("a", {"moments.npy": b"m"})])
+    found = with_pictures(f"{tmp_path}/{trained_on}.tar")
+    assert found == (measured_on and f"{tmp_path}/{measured_on}.tar")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,10 @@ from mmfusion.eval.digits.judge import Judge, features
 from mmfusion.eval.digits.naming import named_digit
 from mmfusion.eval.digits.real import Digits, read_digits
 from mmfusion.eval.digits.suite import Suite
+from mmfusion.eval.digits.summary import summary
 from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.report import write_report
+from mmfusion.eval.shown import columns
 from mmfusion.generation.masks import region
 
 MODEL = {
@@ -448,6 +450,24 @@ def test_report_is_one_self_contained_page(perfect: tuple[dict, dict], tmp_path:
     assert "polyline" in tags
     assert "1-nearest neighbours" in page
     assert "image-rendering: pixelated" in page
+
+
+def test_the_page_and_the_terminal_show_all_scores(
+    perfect: tuple[dict, dict], tmp_path: Path
+) -> None:
+    report, _ = perfect
+    rows = summary(report)
+    assert len({row.title for row in rows}) == len(rows) == 12
+    shown = {row.title: row for row in rows}
+    assert shown["… top half kept"].shown == "yes"
+    assert shown["… top half kept"].n == report["edit"]["n"] + report["edit"]["other_label_n"]
+    assert f"{100 * report['judge']['accuracy_on_held_out']:.1f}%" in rows[0].depends
+    assert f"{report['frechet_pixel']['held_out_value']:.2f}" in shown["Fréchet distance"].depends
+    write_report(tmp_path, report, {})
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert all(row.title in page and row.shown in page for row in rows)
+    lines = columns(rows)
+    assert all(lines[i].startswith(row.title) for i, row in enumerate(rows))
 
 
 def test_report_escapes_what_a_model_wrote(perfect: tuple[dict, dict], tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_latents_are_those_of_the_pictures_and_become_documents(tmp_path: Path, 
     assert flipped == {0, 1}
 
 
+def test_an_autoencoder_is_loaded_without_a_warning(
+    vae: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        AutoencoderCodec(latent_config(vae))
+    finally:
+        logging.disable_propagation()
+    assert not caplog.records
+
+
 def test_interleaved_latents_round_trip(tmp_path: Path, vae: Path, tokenizer: Tokenizer):
     write_interleaved(interleaved_lines(tmp_path), tmp_path / "in", seed=None)
     config = latent_config(vae)

@@ -20,6 +20,7 @@ from mmfusion.cli import main
 from mmfusion.codecs.image import AutoencoderCodec
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError
+from mmfusion.importers.checkpoint import read
 from mmfusion.importers.mar_vae import import_mar_vae
 
 GOLDEN = Path(__file__).parent / "golden" / "mar_vae.json"
@@ -266,6 +267,18 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
             import_mar_vae(path, tmp_path / "vae")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "vae").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.filterwarnings("error")
+def test_another_pickle_protocol_is_read_without_a_warning(
+    protocol: int, zipped: bool, tmp_path: Path
+) -> None:
+    held = {"a": torch.ones(2)}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    torch.save(held, tmp_path / "c.pt", **options)
+    assert read(tmp_path / "c.pt")["a"].tolist() == [1, 1]
 
 
 def test_the_folder_one_stands_in_is_filled(

@@ -38,9 +38,9 @@ assert root in find("digits").resolve().parents, find("digits")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of a copy's sdist, where no older build's files are lying about."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of a copy, where no older build's files are lying about, and of the copy's sdist."""
+    source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / folder, source / folder, ignore=ignore, symlinks=True)
@@ -49,35 +49,40 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
     _run([sys.executable, "-c", make], cwd=source)
     (sdist,) = (source / "dist").glob("*.tar.gz")
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
-    _run([*PIP, "wheel", *options, str(sdist)], cwd=out)
-    (built,) = out.glob("*.whl")
-    return built
+    made = []
+    for name, what in (("straight", source), ("sdist", sdist)):
+        out = tmp_path_factory.mktemp(name)
+        options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
+        _run([*PIP, "wheel", *options, str(what)], cwd=out)
+        made += out.glob("*.whl")
+    return made
 
 
-def test_wheel_holds_the_checkout(wheel: Path) -> None:
+def test_wheels_hold_the_checkout(wheels: list[Path]) -> None:
     expected = {
         f"{place}/{file.relative_to(CHECKOUT / folder).as_posix()}"
         for folder, place in FOLDERS.items()
         for file in (CHECKOUT / folder).rglob("[!.]*")
         if file.is_file() and file.suffix != ".pyc"
     }
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert expected - names == set(), "missing: see packages and package-data in pyproject.toml"
-    assert names - expected == set()
+    assert len(wheels) == 2
+    for wheel in wheels:
+        names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+        assert expected - names == set(), "missing: see packages and package-data"
+        assert names - expected == set()
 
 
-def test_wheel_imports_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_imports_outside_the_checkout(wheels: list[Path], tmp_path: Path) -> None:
     """Every module, with the wheel before an editable install and no checkout on the path."""
     target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     options = ["--no-deps", "--no-index", "--no-compile", "--target", str(target)]
-    _run([*PIP, "install", *options, str(wheel)], cwd=elsewhere)
+    _run([*PIP, "install", *options, str(wheels[-1])], cwd=elsewhere)
     assert (target / "bin" / "mmfusion").exists() or os.name == "nt"
     _run([sys.executable, "-c", IMPORT_ALL, str(target)], cwd=elsewhere, PYTHONPATH=str(target))
 
 
-def test_a_checkout_is_importable_as_it_is(tmp_path: Path) -> None:
+def test_a_checkout_is_importable_as_it_is() -> None:
     _run([sys.executable, "-S", "-c", LOOK, sysconfig.get_path("purelib")], cwd=CHECKOUT)
 
 
@@ -93,11 +98,26 @@ def test_an_editable_install_works_from_the_folder_above_the_clone(tmp_path: Pat
     _run([sys.executable, "-S", "-c", start + LOOK, sysconfig.get_path("purelib")], cwd=tmp_path)
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_only_what_needs_them_installs_the_tools_of_development(tmp_path: Path) -> None:
+    told = {
+        goal: subprocess.run(
+            ["make", "-n", goal, f"VENV={tmp_path}/none"],
+            cwd=CHECKOUT, capture_output=True, text=True, check=True,
+        ).stdout
+        for goal in ("demo", "test", "check")
+    }  # fmt: skip
+    assert all("pip install" in lines for lines in told.values())
+    assert {goal for goal, lines in told.items() if ".[dev]" in lines} == {"test", "check"}
+
+
 # Without site, so that no other install of the project is seen; what it needs is appended.
 LOOK = """
 import sys; sys.path.append(sys.argv[1])
 import mmfusion, mmfusion.eval, mmfusion.data_pipelines, mmfusion.configs
 assert mmfusion.Pipeline.__module__ == "mmfusion.pipeline"
+from mmfusion.config import find
+assert find("digits").is_file() and find("eval/coco").is_file()
 """
 
 

@@ -25,7 +25,7 @@ from .statistics import document_lengths, some_documents, statistics
 
 DOCUMENTS = 200  # of a source, for the estimate of their length
 DRAWN = 4  # documents of a row that is drawn
-TASKS = {  # what samples must have to serve as a task
+TASKS: dict[TaskName, str] = {  # what samples must have to serve as a task
     "class_to_image": "label",
     "text_to_image": "captions",
     "image_to_text": "captions",

@@ -48,7 +48,8 @@ class Suite:
         Raises:
             UserError: data that is missing or damaged, or a model of something else than digits.
         """
-        _check(answers.config)
+        if why := unfit(answers.config):
+            raise UserError(why)
         self.answers, self.settings = answers, settings
         data = Path(settings.data)
         self.train, self.unseen = read_digits(data, "train"), read_digits(data, "held_out")
@@ -235,15 +236,17 @@ class Suite:
         return {"edit": report}, {"edit": cells, "edits": rows}
 
 
-def _check(config: ModelConfig) -> None:
+def unfit(config: ModelConfig) -> str:
+    """Why the suite cannot measure a model; empty if it can."""
     image, classes = config.image, config.classes
     if (image.size, image.channels) != (SIDE, 1) or len(classes) != 10:
-        raise UserError(
+        return (
             f"the digits suite measures models of 8x8 grey pictures in ten classes; this one has "
             f"image.size {image.size}, image.channels {image.channels} and {len(classes)} classes"
         )
     if config.text is None:
-        raise UserError("the digits suite needs a model with text; this one has no tokenizer")
+        return "the digits suite needs a model with text; this one has no tokenizer"
+    return ""
 
 
 def _share(right: Any) -> float:

@@ -16,6 +16,11 @@ from .base import Extractor, default_device
 SPECS = "inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], module:FILE, pixels"
 
 
+def default_features(size: int) -> str:
+    """The extractor for pictures of a side in pixels where none is named."""
+    return "pixels" if size <= 32 else "inception"
+
+
 def make_extractor(spec: str, device: str | None = None) -> Extractor:
     """The extractor that a spec names, on a device (default: this rank's GPU, or the CPU).
 
@@ -47,4 +52,4 @@ def make_extractor(spec: str, device: str | None = None) -> Extractor:
     raise UserError(f"features {spec}: no such extractor; choose from {SPECS}")
 
 
-__all__ = ["Extractor", "make_extractor"]
+__all__ = ["Extractor", "default_features", "make_extractor"]

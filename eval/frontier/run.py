@@ -24,7 +24,7 @@ from mmfusion.pipeline import Pipeline
 
 from ..distances.frechet import frechet_distance
 from ..distribution import POOL
-from ..extractors import make_extractor
+from ..extractors import default_features, make_extractor
 from ..features import extract
 from ..pictures import open_pictures
 from .points import Grid, Measurement, Quality, combinations
@@ -115,7 +115,7 @@ def measure_frontier(
         model: as `Pipeline.from_pretrained` takes it.
         task: default: classes where the model has them.
         reference: a folder of pictures, shards or an npz; shards with captions for text_to_image.
-        extractor: default: pixels for pictures of up to 32 pixels, else inception.
+        extractor: default: that of `default_features`.
         device: default: the GPU where there is one.
         tell: told what is left out, and how long it will take.
 
@@ -140,7 +140,7 @@ def measure_frontier(
     samplings, left_out = combinations(config, task, grid)
     for line in left_out:
         tell(f"left out: {line}")
-    spec = extractor or ("pixels" if config.image.size <= 32 else "inception")
+    spec = extractor or default_features(config.image.size)
     quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
     digest, machine = model_digest(folder), describe(weight)
     versions = {"torch": torch.__version__, "mmfusion": __version__}

@@ -3,10 +3,11 @@
 import os
 import sys
 import threading
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from mmfusion import __version__
 from mmfusion.cli.data import app as data
 from mmfusion.cli.evaluation import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
@@ -22,6 +23,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mmfusion {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _front(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(train)
 app.command()(generate)
 app.command()(caption)

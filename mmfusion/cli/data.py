@@ -294,7 +294,8 @@ def inspect(
     overrides = [g for g in named if g.split("=")[0].split(".")[0] in keys]
     patterns = [g for g in given if g not in overrides]
     run = load(config, overrides) if config else None
-    result = inspect(patterns, output, run, task, count, most, pictures, seed)
+    only = next((name for name in TASKS if name == task), None)
+    result = inspect(patterns, output, run, only, count, most, pictures, seed)
     for line in lines(result):
         typer.echo(line)
     if output:

@@ -19,6 +19,8 @@ class Asked(Section):
 
     sampling: dict[str, Any] = Field({})
     """Options of `Sampling`: those of pictures for pictures, those of texts for texts."""
+    training_shards: bool = False
+    """The data, or the reference, are what the model was trained on: each figure says so."""
     best_of: int = Field(1, gt=0)
     """Answers made for each prompt, of which the model keeps the one that it finds likeliest."""
 

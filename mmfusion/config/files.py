@@ -22,8 +22,6 @@ def find(name: str) -> Path:
         UserError: there is no such file; the message lists the shipped names.
     """
     shipped = Path(__file__).resolve().parents[1] / "configs"
-    if not shipped.is_dir():
-        shipped = shipped.parent.parent / "configs"
     for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
         if path.is_file():
             return path

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,12 @@ def read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
+        with (
+            torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]),
+            warnings.catch_warnings(),
+        ):
+            # Who was given a checkpoint cannot choose its pickle protocol.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             held = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )

@@ -9,7 +9,7 @@ import typer
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
-    from mmfusion.config import EvaluationConfig
+    from mmfusion.config import EvaluationConfig, ModelConfig
 
 
 def evaluate(
@@ -34,59 +34,72 @@ def evaluate(
         return
     from mmfusion.eval.report import write_report
     from mmfusion.eval.run import Evaluation
-    from mmfusion.eval.shown import table
     from mmfusion.eval.work import rank
     from mmfusion.export import locate, model_digest
     from mmfusion.pipeline import Pipeline
 
     folder = locate(model)
     run = Path(model) if (Path(model) / "config.yaml").is_file() else None
-    settings = _settings(config, run, data, seed)
+    pipeline = Pipeline.from_pretrained(folder)
+    settings = _settings(model, pipeline.config, config, run, data, seed)
     local = Path(model).resolve().name if Path(model).exists() else model.replace("/", "--")
     output = output or run or Path("runs") / local
-    evaluation = Evaluation(
-        Pipeline.from_pretrained(folder), settings, output, model_digest(folder), model, work
-    )
-    report = output / "report.json"
-    if not again and _is_of(report, evaluation.facts):
+    evaluation = Evaluation(pipeline, settings, output, model_digest(folder), model, work)
+    page, report = output / "report.html", output / "report.json"
+    found = None if again else _of_the_same(report, evaluation.facts)
+    if found is None:
+        found, sheets = evaluation.run()
         if rank() == 0:
-            typer.echo(f"already there, of the same: {output / 'report.html'} and {report}")
-        return
-    measured, sheets = evaluation.run()
-    if rank() == 0:
-        write_report(output, measured, sheets)
-        for name, figures in measured.get("figures", {}).items():
-            typer.echo(f"\n{name}\n{table(figures)}")
-        typer.echo(f"wrote {output / 'report.html'} and {report}")
+            write_report(output, found, sheets)
+            _tell(found, f"wrote {page} and {report}")
+    elif rank() == 0:
+        _tell(found, f"already there, of the same: {page} and {report}")
+
+
+def _tell(report: dict[str, Any], last: str) -> None:
+    from mmfusion.eval.digits.summary import summary
+    from mmfusion.eval.shown import columns, table
+
+    if "judge" in report:
+        typer.echo("\n".join(["\nthe digits suite", *columns(summary(report))]))
+    for name, figures in report["figures"].items():
+        typer.echo(f"\n{name}\n{table(figures)}")
+    typer.echo(f"\n{last}")
 
 
 def _settings(
-    config: str | None, run: Path | None, data: Path | None, seed: int | None
+    name: str,
+    model: "ModelConfig",
+    config: str | None,
+    run: Path | None,
+    data: Path | None,
+    seed: int | None,
 ) -> "EvaluationConfig":
     from mmfusion.config import EvaluationConfig, load, load_evaluation
     from mmfusion.config.evaluation import Digits
+    from mmfusion.eval.own import own_evaluation
 
-    found = None
     if config:
         found = load_evaluation(config)
-    elif run:
-        found = load(str(run / "config.yaml")).evaluation
-    found = found or EvaluationConfig(digits=Digits(data="runs/digits/data"))
-    if data:
-        if found.digits is None:
-            raise UserError("--data: is the digits suite's; say in the --config what to read")
+    else:
+        found = own_evaluation(name, model, load(str(run / "config.yaml")) if run else None)
+    if data and found.digits:
         digits = found.digits.model_copy(update={"data": str(data)})
         found = found.model_copy(update={"digits": digits})
+    elif data and config:
+        raise UserError("--data: is the digits suite's; say in the --config what to read")
+    elif data:
+        found = EvaluationConfig(digits=Digits(data=str(data)))
     return found if seed is None else found.model_copy(update={"seed": seed})
 
 
-def _is_of(report: Path, facts: dict[str, Any]) -> bool:
-    """Whether a report is of the same model, settings, data, networks and versions."""
+def _of_the_same(report: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """A report that is there, if it is of the same model, settings, data, networks and versions."""
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         known = {"model": found["model"], **{name: found.get(name) for name in facts}}
     except FileNotFoundError:
-        return False
+        return None
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"{report}: not a report of this program; move it away") from None
-    return known == json.loads(json.dumps(facts))
+    return found if known == json.loads(json.dumps(facts)) else None
