@@ -320,8 +320,8 @@ def test_train_refuses(
     monkeypatch.setattr(loop, "start_distributed", lambda: (0, 1))
     good = ["train", "--config", "tiny", *tiny(digits_data, tmp_path / "run")]
     for wrong, *named in (
-        ("train.learning_rate=1", "tiny.yaml", "train.learning_rate"),
-        ("train.lr=fast", "tiny.yaml", "train.lr", "fast"),
+        ("train.learning_rate=1", "the command line", "train.learning_rate"),
+        ("train.lr=fast", "the command line", "train.lr", "fast"),
         ("train.lr", "train.lr", "key.path=value"),
         ("data.sources.1.shards=nowhere/x-*.tar", "nowhere/x-*.tar", "draw"),
         ("text.tokenizer=nowhere/tokenizer.model", "nowhere/tokenizer.model", "mmfusion data"),
