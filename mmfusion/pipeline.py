@@ -55,7 +55,9 @@ Answer = list[str | Picture.Image]
 class Pipeline:
     """A decoder with its codecs.
 
-    Every method takes one item or a list and answers in kind. Common keyword arguments:
+    Every method takes one item or a list and answers in kind. Pictures are PIL's; they are turned
+    as their EXIF notes say (`PIL.ImageOps.exif_transpose` removes those) and laid on white where
+    they are transparent. Common keyword arguments:
         seed: of the first item; item i uses seed + i and nothing else, so that a picture does not
             depend on its batch. Or a list of one seed an item.
         batch_size: items answered side by side.

@@ -629,6 +629,22 @@ def test_chats_keep_the_pictures_of_others(
         assert all(path.read_bytes() == data for path, data in before.items())
 
 
+def test_an_answer_of_no_words_does_not_end_a_chat(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Any]] = []
+
+    def silent(_: Pipeline, prompt: list[Any], **__: Any) -> list[Any]:
+        asked.append(prompt)
+        return [*prompt[:-1], "" if len(asked) == 1 else "two"]
+
+    monkeypatch.setattr(Pipeline, "generate", silent)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/say\n/say\n/say\n"))
+    code, out, _ = run("chat", "--model", model)
+    assert (code, out.count("two")) == (0, 2)
+    assert [prompt[:-1] for prompt in asked] == [["one"], ["one"], ["one", "two"]]
+
+
 def test_chat_goes_on_after_mistakes_and_interruptions(
     run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

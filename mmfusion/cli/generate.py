@@ -171,11 +171,13 @@ def chat(
                 prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
                 slot = TextSlot() if command == "/say" else ImageSlot()
-                prompt = pipeline.generate([*prompt, slot], seed=seed, **chosen)
+                *_, made = pipeline.generate([*prompt, slot], seed=seed, **chosen)
                 if command == "/say":
-                    typer.echo(prompt[-1])
+                    typer.echo(made)
                 else:
-                    _save(prompt[-1], _free(output), exact)
+                    _save(made, _free(output), exact)
+                if made:  # an empty text would be refused as a prompt from then on
+                    prompt.append(made)
             elif command.startswith("/"):
                 typer.echo(f"no command {command}; /help lists them")
             elif line:

@@ -69,12 +69,11 @@ def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
 def _why(error: Exception) -> str:
     """What is wrong with a file. Torch's own words advise to load it all the same."""
     text = str(error)
-    if refused := re.search(r"GLOBAL (\S+)", text) or re.search(
-        r"<(?:class|function) '?(\S+?)'?[ >]", text
-    ):
-        return f"it asks for {refused[1]}, which is code and is never run"
-    first = f": {first_line(error)}" if "weights_only" not in text else ""
-    return f"it is damaged, or no checkpoint ({type(error).__name__}{first})"
+    refused = re.search(r"GLOBAL (\S+)|<(?:class|function) '?(\S+?)'?[ >]", text)
+    if refused:
+        return f"it asks for {refused[1] or refused[2]}, which is code and is never run"
+    told = type(error).__name__ if "weights_only" in text else first_line(error)
+    return f"it is damaged, no checkpoint, or holds code, which is never run ({told})"
 
 
 @dataclass(frozen=True)
