@@ -18,6 +18,7 @@ import pytest
 from material import REAL, encoded, jsonl, run, save
 from scipy.io import savemat
 
+from mmfusion.data_pipelines.corpora.devkit import read_labels
 from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
 from mmfusion.data_pipelines.corpora.inputs import digest
 from mmfusion.data_pipelines.jobs import lost_items
@@ -546,3 +547,12 @@ def test_real_pictures_by_class(tmp_path: Path):
     samples = list(Shards(f"{out}/*.tar"))
     assert sorted(sample.json()["label"] for sample in samples) == list(range(0, 60, 10))
     assert len(json.loads((out / "classes.json").read_text())) == 1000
+
+
+def test_a_table_of_labels_may_not_contradict_itself(tmp_path: Path):
+    table = tmp_path / "labels.txt"
+    table.write_bytes(b"\xef\xbb\xbfval\\x.JPEG n1\r\nx.JPEG,n1\n./y.JPEG\tn2\n")
+    assert read_labels(table, {}).of == {"x": "n1", "y": "n2"}
+    table.write_bytes(table.read_bytes() + b"elsewhere/x.JPEG n2\n")
+    with pytest.raises(UserError, match=r"labels\.txt: says n1 and n2 of elsewhere/x\.JPEG"):
+        read_labels(table, {})
