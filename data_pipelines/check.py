@@ -101,7 +101,7 @@ def _tokenizer(config: Config, path: Path) -> str:
     if kind(path) == ".json":
         return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
     demo = load(config.data.pipeline).text if config.data.pipeline else None
-    if demo and demo.tokenizer == config.text.tokenizer:
+    if demo and config.text and demo.tokenizer == config.text.tokenizer:
         return f"mmfusion data {config.data.pipeline} -o {path.parent}"
     sources = config.data.sources
     worded = dict.fromkeys(s.shards for s in sources if s.task != "class_to_image")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion import files
+from mmfusion import files, locks
 from mmfusion.errors import REASONS, Damage, UserError
 
 from . import storage
@@ -161,7 +161,7 @@ def open_index(shard: str, whole: bool = False) -> Index:
     size, places = storage.size(shard), storage.companions(shard, SUFFIX)
     if found := _saved(shard, size, places, whole):
         return found
-    with files.locked(places[0], wait=True):
+    with locks.locked(places[0], wait=True):
         if found := _saved(shard, size, places, whole):
             return found  # by another process meanwhile
         if _fetch(shard, places[0]) and (found := _saved(shard, size, places, whole)):

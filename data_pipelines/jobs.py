@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mmfusion import files, launcher
+from mmfusion import files, launcher, locks
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.rng import generator
 from mmfusion.texts import begin
@@ -232,7 +232,7 @@ def claim(path: Path, static: bool = True) -> Iterator[bool]:
         yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.locked(path, wait=False) as held:
+    with locks.locked(path, wait=False) as held:
         mine = static if held is None else held
         if held:
             files.remove_leftovers(path)
@@ -272,7 +272,7 @@ def _under_way(paths: list[Path]) -> bool:
     """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
     for path in paths:
         if path.with_name(f".{path.name}.lock").exists():
-            with files.locked(path, wait=False) as held:
+            with locks.locked(path, wait=False) as held:
                 if held is False:
                     return True
     return False

@@ -1,11 +1,10 @@
-"""The one place that replaces, renames or removes files and folders; locks.
+"""The one place that replaces, renames or removes files and folders.
 
 A file appears under its name only when it is whole. What is removed is what we wrote: a name that
 the caller has made, a leftover whose name is exactly one of ours, what a manifest lists.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -217,46 +216,3 @@ def staging(folder: Path) -> Iterator[Path]:
         if not there:
             remove_empty(folder)
         raise
-
-
-@contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool | None]:
-    """Whether this process holds the lock of a file; None where the file system has no locks.
-
-    The lock goes with its process, however that ends. Its file is removed by who holds it; who
-    waited for one that is no longer there tries again, or it would hold beside who made the next.
-    """
-    name = path.with_name(f".{path.name}.lock")
-    held: bool | None = None
-    while held is None:
-        try:
-            name.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError:
-            yield None
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = _is(name, file) or None
-        except BlockingIOError:
-            held = False
-        except OSError:
-            break
-        finally:
-            if held is None:
-                os.close(file)
-    try:
-        yield held
-    finally:
-        if held:
-            remove(name)
-        if held is not None:
-            os.close(file)
-
-
-def _is(name: Path, file: int) -> bool:
-    """Whether an open file is the one of that name."""
-    try:
-        return os.path.samestat(os.stat(name), os.fstat(file))
-    except FileNotFoundError:
-        return False

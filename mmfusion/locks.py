@@ -1,12 +1,15 @@
-"""A folder that one process alone may write to, for as long as it lives."""
+"""Locks that go with their process, however that ends: of a file, or of a folder for a whole run."""
 
 import fcntl
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmfusion.errors import UserError
+from mmfusion.files import remove
 
 log = logging.getLogger("mmfusion")
 LOCK = ".lock"
@@ -47,3 +50,46 @@ def keep(folder: Path, what: str) -> None:
         os.truncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
     _kept[folder] = file  # closed, the lock would go
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[bool | None]:
+    """Whether this process holds the lock of a file; None where the file system has no locks.
+
+    The lock goes with its process, however that ends. Its file is removed by who holds it; who
+    waited for one that is no longer there tries again, or it would hold beside who made the next.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    held: bool | None = None
+    while held is None:
+        try:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError:
+            yield None
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = _is(name, file) or None
+        except BlockingIOError:
+            held = False
+        except OSError:
+            break
+        finally:
+            if held is None:
+                os.close(file)
+    try:
+        yield held
+    finally:
+        if held:
+            remove(name)
+        if held is not None:
+            os.close(file)
+
+
+def _is(name: Path, file: int) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.stat(name), os.fstat(file))
+    except FileNotFoundError:
+        return False

@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from mmfusion import files
+from mmfusion import files, locks
 from mmfusion.errors import UserError
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
     """
     check(folder, what, mark)
     real = Path(os.path.realpath(folder))
-    with files.locked(real, wait=True), files.room(folder):
+    with locks.locked(real, wait=True), files.room(folder):
         finish(real)  # of another process that was killed meanwhile
         check(folder, what, mark)
         with files.staging(real) as part:
@@ -199,7 +199,7 @@ def _heal(folder: Path) -> None:
     """Finish what a killed process has left; while one that lives is at it, leave it alone."""
     if (folder / files.PART / MANIFEST).is_file():
         real = Path(os.path.realpath(folder))
-        with suppress(OSError), files.locked(real, wait=False) as held:  # one may not write there
+        with suppress(OSError), locks.locked(real, wait=False) as held:  # one may not write there
             if held is not False:
                 finish(real)
 

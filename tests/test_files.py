@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.files import locked, write, writing
+from mmfusion.files import write, writing
+from mmfusion.locks import locked
 
 fork = multiprocessing.get_context("fork")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mmfusion import files
+from mmfusion import locks
 from mmfusion.data_pipelines.jobs import claim, cut, lost_items, shuffled, write_parts
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import Damage, UserError
@@ -150,7 +150,7 @@ def test_a_shard_that_another_process_made_meanwhile_is_not_made_again(
         path.touch()
         yield True
 
-    monkeypatch.setattr(files, "locked", late)
+    monkeypatch.setattr(locks, "locked", late)
     with claim(tmp_path / "a.tar") as mine:
         assert not mine
 

@@ -25,8 +25,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from mmfusion.errors import UserError, first_line
-from mmfusion.files import locked
 from mmfusion.importers import checkpoint
+from mmfusion.locks import locked
 from mmfusion.manifest import sha256
 
 from .base import Extractor
