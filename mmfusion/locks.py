@@ -1,4 +1,4 @@
-"""Locks that go with their process, however that ends: of a file, or of a folder for a whole run."""
+"""Locks that go with their process, however that ends: of a file, or of a run's folder."""
 
 import fcntl
 import logging

@@ -16,7 +16,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line
-from mmfusion.export import export
+from mmfusion.export import check_folder, export
 from mmfusion.mask import Mask, block_mask, dense_mask
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint, resume
@@ -57,6 +57,7 @@ class Trainer:
         precision(config)
         if launcher.place().rank == 0:  # before ranks meet: two runs may have chosen one port
             locks.keep(self.output, "trains")
+            check_folder(self.output / "model")
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
         self._same_data()
