@@ -73,7 +73,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def serves(members: Iterable[str], facts: Container[str]) -> bool:
+def serves(members: Sequence[str], facts: Container[str]) -> bool:
     """Whether a sample is of use: to a task, or as a picture by itself, as evaluations take them.
 
     Args:
@@ -81,9 +81,8 @@ def serves(members: Iterable[str], facts: Container[str]) -> bool:
         facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
-    return "content" in facts or (
-        any(own) and (all(own) or "label" in facts or "captions" in facts)
-    )
+    told = any(ext in FACTS for ext in members)
+    return "content" in facts or (any(own) and (told or all(own)))
 
 
 def shown_members(members: Iterable[str]) -> str:

@@ -101,10 +101,10 @@ def open_pictures(path: str, size: int | None = None) -> PictureSet:
     """
     path = str(path)
     found = expand(path)
+    if (found or [path])[0].endswith(".tar") or is_remote(path):
+        return ShardPictures(path, size)
     if not found:
         raise UserError(f"{path}: no such file or folder; {beside(path)}")
-    if found[0].endswith(".tar") or is_remote(found[0]):
-        return ShardPictures(path, size)
     if len(found) > 1:
         raise UserError(f"{path}: names {len(found)} files or folders, which are no shards (.tar)")
     if Path(found[0]).is_dir():

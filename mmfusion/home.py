@@ -18,7 +18,7 @@ log = logging.getLogger("mmfusion")
 def cache_folder() -> Path:
     """What can be had again: `$MMFUSION_CACHE`, `$XDG_CACHE_HOME/mmfusion`, `~/.cache/mmfusion`.
 
-    The first whose variable is set; it need not exist yet. Where nothing can be written there, it
+    The first whose variable is set; it need not exist yet. Where one may not write there, it
     is a folder of the user's own below the temporary one.
 
     Raises:
@@ -27,8 +27,8 @@ def cache_folder() -> Path:
     own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    fine = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    return folder if fine and folder.parts[0] != "~" else _instead_of(folder)
+    closed = there.is_dir() and not os.access(there, os.W_OK | os.X_OK)
+    return _instead_of(folder) if closed or folder.parts[0] == "~" else folder
 
 
 @lru_cache

@@ -55,12 +55,13 @@ def test_who_has_no_home_gets_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize("variable", ["HOME", "MMFUSION_CACHE", "XDG_CACHE_HOME"])
-def test_a_cache_where_nothing_can_be_written(
+def test_a_cache_where_one_may_not_write(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, variable: str
 ) -> None:
     as_nobody(monkeypatch, tmp_path)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(variable, str(tmp_path / "file/folder"))
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
+    monkeypatch.setenv(variable, str(tmp_path / "closed/folder"))
     assert cache_folder() == cache_folder() == tmp_path / f"mmfusion-{os.getuid()}"
     assert caplog.text.count("cannot be written") == 1
 
@@ -71,7 +72,7 @@ def test_a_folder_of_somebody_else_is_not_used(
     as_nobody(monkeypatch, tmp_path)
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"mmfusion-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    monkeypatch.setenv("MMFUSION_CACHE", "/proc/none/x")
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "closed"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="MMFUSION_CACHE"):
         cache_folder()

@@ -392,7 +392,7 @@ def test_a_captions_half_pair_and_more_pieces_than_lines_are_no_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("mmfusion.data_pipelines.tokenizer.MOST_LINES", 101)
-    lines = ["red \ud800 blue", *["green grass " * 2000] * 6, *["violet"] * 40]
+    lines = ["red \ud800 blue", "green grass " * 1000, *["rose"] * 90, *["violet"] * 50]
     model = Tokenizer(train_tokenizer(lines, tmp_path / "t.model", 400))
     assert len(model.encode("violet")) == 1
 

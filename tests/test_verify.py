@@ -332,7 +332,7 @@ USELESS = {
     "a caption that nobody finds": [
         (f"{n}", {"png": encoded(0), "caption.txt": b"a"}) for n in "ab"
     ],
-    "other facts": [(f"{n}", {"png": encoded(0), "json": {"url": "x"}}) for n in range(3)],
+    "facts alone": [(f"{n}", {"json": {"url": "x"}, "mp4": b"a"}) for n in range(3)],
 }
 
 

@@ -127,7 +127,7 @@ def _no_use(path: str, key: str, members: list[Member]) -> Damage:
         "shard",
         f"{path}: no task can use any of its samples; the first, {key}, has {names}. A name is "
         "cut at its first dot; a sample needs KEY.png, .jpg, .jpeg, .webp or .moments.npy, and "
-        "KEY.txt, KEY.cls, or `captions`, `label` or `content` in KEY.json",
+        "KEY.txt, KEY.cls or KEY.json",
     )
 
 
