@@ -25,7 +25,7 @@ def selftest(
     from mmfusion.eval.shown import save
 
     check_output(output)
-    done = []
+    done: list[dict] = []
     for check in checks(coco, adm, inception, work, device):
         if not done or done[-1]["source"] != check.source:
             typer.echo(f"\n{check.source}" + (f": {check.needs}" if check.needs else ""))
