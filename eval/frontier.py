@@ -35,9 +35,9 @@ from mmfusion.split import even_sizes
 from mmfusion.training.sheet import grid as sheet_of
 
 from . import charts
-from .distances.frechet import frechet_distance
 from .extractors import make_extractor
 from .features import extract
+from .metrics import frechet_distance
 from .pages import render
 from .pictures import open_pictures
 
@@ -226,7 +226,7 @@ def frechet_to(
         "n_reference": len(real),
     }
     moments = real.moments if extractor.kind == "inception" else None
-    target: Any = (moments.mu, moments.sigma) if moments else extract(real, extractor).features
+    target: Any = (moments.mu, moments.sigma) if moments else extract(real, extractor)["features"]
 
     def quality(pictures: list[Picture.Image]) -> float:
         pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmfusion.data_pipelines.samples import npy_header
 from mmfusion.errors import UserError, first_line
 
 MOST_DIMENSIONS = 1 << 14  # of moments
@@ -69,7 +70,7 @@ class Npz:
             with zipfile.ZipFile(name) as archive:
                 there = {info.filename: info for info in archive.infolist()}
                 if "mu.npy" in there:
-                    self.moments = _moments(archive, there, name)
+                    self.moments = _moments(archive, there)
                 if "arr_0.npy" in there:
                     self._open(archive, there["arr_0.npy"])
         except UserError:
@@ -88,11 +89,14 @@ class Npz:
             )
 
     def _open(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        shape, dtype, self._start = _header(archive, info, self.name)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not math.prod(shape):
+        with archive.open(info) as opened:
+            shape, fortran, dtype = npy_header(opened, info.file_size)
+            self._start = opened.tell()
+        if fortran or dtype != np.uint8 or shape[3:] != (3,) or not math.prod(shape):
+            order = " in Fortran order" if fortran else ""
             raise UserError(
-                f"{self.name}: arr_0 is {dtype} of shape {shape}; expected pictures, uint8 of "
-                "shape (N, H, W, 3)"
+                f"{self.name}: arr_0 is {dtype} of shape {shape}{order}; expected pictures, uint8 "
+                "of shape (N, H, W, 3)"
             )
         self.count, self._shape = shape[0], shape[1:]
         self.side = (shape[1], shape[2])
@@ -118,60 +122,38 @@ class Npz:
         return zipfile.ZipFile(self.name).open("arr_0.npy")
 
 
-def _header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
-) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and first byte of an array in an npz, which is as long as it says."""
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{info.filename} has version {version}")
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read(file)
-        start = file.tell()
-    if dtype.hasobject:
-        raise UserError(
-            f"{name}: {info.filename} holds pickled objects, which are never read; save plain "
-            "numbers"
-        )
-    if fortran and len(shape) > 2:
-        raise ValueError(f"{info.filename} is in Fortran order")
-    declared = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or start + declared != info.file_size:
-        told = f"{declared:,} bytes are declared, {info.file_size - start:,} are there"
-        raise ValueError(f"{info.filename}: {told}")
-    return shape, dtype, start
-
-
-def _moments(
-    archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo], name: str
-) -> Moments | None:
+def _moments(archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo]) -> Moments:
     found = {}
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        pair = [there.get(f"{key}.npy") for key in (mean, covariance)]
-        if mean == "mu_s" and pair == [None, None]:
-            continue
-        shapes = []
-        for key, info in zip((mean, covariance), pair, strict=True):
-            if info is None:
-                raise UserError(f"{name}: has moments but no `{key}`; get the file anew")
-            shape, dtype, _ = _header(archive, info, name)
-            if dtype.kind != "f":
-                raise UserError(f"{name}: `{key}` is {dtype}; expected floats")
-            shapes.append(shape)
-        (d,) = shapes[0] if len(shapes[0]) == 1 else (0,)
-        if not 0 < d <= MOST_DIMENSIONS or shapes[1] != (d, d):
-            raise UserError(
-                f"{name}: `{mean}` and `{covariance}` have the shapes {shapes[0]} and {shapes[1]}; "
-                "expected (d,) and (d, d)"
-            )
-        for key, info in zip((mean, covariance), pair, strict=True):
-            with archive.open(str(info and info.filename)) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
-            if not np.isfinite(array).all():
-                raise UserError(f"{name}: `{key}` holds numbers that are not finite")
-            found[key] = array
+        if mean == "mu" or there.keys() & {f"{mean}.npy", f"{covariance}.npy"}:
+            found[mean] = _floats(archive, there, mean)
+            found[covariance] = _floats(archive, there, covariance, found[mean].shape * 2)
     return Moments(**found)
+
+
+def _floats(
+    archive: zipfile.ZipFile,
+    there: dict[str, zipfile.ZipInfo],
+    key: str,
+    expected: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """An array of an npz in float64, of the shape that is expected, or else (d,)."""
+    info, name = there.get(f"{key}.npy"), archive.filename
+    if info is None:
+        raise UserError(f"{name}: has moments but no `{key}`; get the file anew")
+    with archive.open(info) as file:
+        shape, fortran, dtype = npy_header(file, info.file_size)
+        shaped = shape == expected if expected else len(shape) == 1
+        if dtype.kind != "f" or not shaped or not 0 < shape[0] <= MOST_DIMENSIONS:
+            raise UserError(
+                f"{name}: `{key}` is {dtype} of shape {shape}; expected floats of shape "
+                f"{expected or '(d,)'}"
+            )
+        order: Any = "F" if fortran else "C"
+        array = np.frombuffer(file.read(), dtype).reshape(shape, order=order).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise UserError(f"{name}: `{key}` holds numbers that are not finite")
+    return array
 
 
 def write_npz(path: Path, pictures: Pictures, labels: np.ndarray | None = None) -> Path:

@@ -124,9 +124,8 @@ def _digits(made: str) -> Measure:
         from mmfusion.data_pipelines.corpora.digits import load_digits, split_digits
 
         from .digits.judge import features
-        from .distances.frechet import frechet_distance
-        from .distances.kernel import kernel_distance
-        from .distances.manifold import precision_recall
+        from .metrics import frechet_distance, kernel_distance
+        from .precision_recall import precision_recall
 
         pictures, labels = load_digits()
         train, held_out = (features(pictures[part]) for part in split_digits(labels))

@@ -13,7 +13,7 @@ LONGEST, LONGEST_ENTRY = 400, 60
 
 # Each line may import from the lines above it, and from its own; a package stands for its modules.
 LAYERS = [
-    ["errors", "files", "rng", "overrides", "classes"],
+    ["errors", "files", "rng", "overrides", "classes", "device"],
     ["config", "manifest"],
     ["split", "diffusion", "codecs", "sequence"],
     ["mask", "packing"],

@@ -21,7 +21,7 @@ from mmfusion.codecs.vocabulary import FILES
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
 from mmfusion.eval import frontier as measuring
-from mmfusion.eval.distances.frechet import frechet_distance
+from mmfusion.eval.metrics import frechet_distance
 from mmfusion.eval.frontier import (
     Grid,
     Measurement,

@@ -63,7 +63,7 @@ def test_what_needs_java_passes_where_it_is() -> None:
 def test_a_number_that_is_wrong_or_cannot_be_measured_fails_with_exit_code_1(
     broken: Any, no_java: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmfusion.eval.distances.frechet.frechet_distance", broken)
+    monkeypatch.setattr("mmfusion.eval.metrics.frechet_distance", broken)
     code, out, err = call(capsys)
     assert code == 1
     assert "Traceback" not in out + err

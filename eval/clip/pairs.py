@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mmfusion.errors import UserError
 
-from ..rows import Rows
+from ..features import Rows
 from .model import Clip, Pictures
 
 Figure = dict[str, Any]

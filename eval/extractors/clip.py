@@ -5,7 +5,7 @@ from PIL import Image as Picture
 
 from mmfusion.errors import UserError
 
-from .base import Extractor
+from . import Extractor
 
 
 class ClipExtractor(Extractor):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmfusion.errors import UserError, first_line
 from mmfusion.manifest import sha256
 
-from .base import Extractor
+from . import Extractor
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,12 +64,10 @@ class Dinov2Extractor(Extractor):
                 f"({first_line(error)[:200]})"
             ) from None
         digests = [sha256(path) for path in weights]
-        joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-        self.sha256 = digests[0] if len(digests) == 1 else joined
+        self.sha256 = digests[0] if len(digests) == 1 else _digest("\n".join(digests))
         told = {key: value for key, value in config.to_dict().items() if key not in UNIMPORTANT}
         told |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
-        text = json.dumps(told, sort_keys=True, default=str)
-        self.version = hashlib.sha256(text.encode()).hexdigest()
+        self.version = _digest(json.dumps(told, sort_keys=True, default=str))
         size = config.hidden_size, config.num_hidden_layers, config.patch_size
         if size != PUBLISHED:
             self.doubt = (
@@ -88,6 +86,10 @@ class Dinov2Extractor(Extractor):
         x = torch.stack([prepared(Picture.fromarray(picture)) for picture in pixels])
         tokens = self.network(x.to(self.device)).last_hidden_state
         return {"features": tokens[:, 0].cpu().numpy()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prepared(picture: Picture.Image) -> Tensor:
