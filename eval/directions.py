@@ -73,7 +73,7 @@ class _Drawing:
         self.reference = open_pictures(reference, self.size) if reference else None
         self.extractors = [make_extractor(spec) for spec in asked.features]
         self.inputs: dict[str, Any] = {"extractors": [list(e.identity) for e in self.extractors]}
-        if self.reference:
+        if self.reference is not None:  # one of moments alone is empty
             self.inputs["reference"] = self.reference.digest
 
     def compare(self, made: Kept) -> Figures:

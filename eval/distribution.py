@@ -63,14 +63,14 @@ class Measurement:
         if fewest < rule.sensible:
             warnings.append(f"{fewest:,} pictures: below {rule.sensible:,} {rule.few}")
         warnings.append(self.extractor.doubt)
-        compared = [(self.made, self.ours)]
+        compared = [(self.made, self.ours["sizes"])]
         if metric != "is" and self.reference is not None:
             digest = self.reference.digest
             about |= {"reference": self.reference.name, "reference_sha256": digest}
-            if "reference_moments" in values:
-                warnings.append(self._about_moments())
-            else:
-                compared.append((self.reference, self.theirs))
+            if "reference_moments" not in values:
+                compared.append((self.reference, self.theirs["sizes"]))
+            elif self.reference.side:
+                compared.append((self.reference, np.array([self.reference.side])))
         warning = "; ".join(filter(None, [*warnings, *self._about_pictures(compared)]))
         return {**about, "warning": warning} if warning else about
 
@@ -131,15 +131,15 @@ class Measurement:
         figure = {"value": mean, "std": deviation, "subsets": subsets, "subset": size}
         return {**figure, "n_reference": len(theirs)}, []
 
-    def _about_pictures(self, compared: list[tuple[PictureSet, Arrays]]) -> list[str]:
-        """What is wrong with the pictures that a figure is of."""
+    def _about_pictures(self, compared: list[tuple[PictureSet, np.ndarray]]) -> list[str]:
+        """What is wrong with the pictures that a figure is of, whose sizes are given, too."""
         found = [
             f"{pictures.passed_over:,} other files in {pictures.name} were passed over, as their "
             "names do not end as pictures' do"
             for pictures, _ in compared
             if pictures.passed_over
         ]
-        sizes = np.unique(np.concatenate([arrays["sizes"] for _, arrays in compared]), axis=0)
+        sizes = np.unique(np.concatenate([sizes for _, sizes in compared]), axis=0)
         named = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
         if len(sizes) > 1:
             found.append(
@@ -151,18 +151,6 @@ class Measurement:
                 f"pictures of {named} were squeezed or cut to the network's square; give --size"
             )
         return found
-
-    def _about_moments(self) -> str:
-        """Whether a reference's moments are of pictures of another size."""
-        side = self.reference.side if self.reference is not None else None
-        others = self.ours["sizes"][(self.ours["sizes"] != side).any(1)] if side else []
-        if side is None or not len(others):
-            return ""
-        (height, width), (high, wide) = others[0], side
-        return (
-            f"the reference's moments are of pictures of {wide} x {high}, and these are "
-            f"{width} x {height}: the distance is of the sizes, too"
-        )
 
 
 class Metric(NamedTuple):
@@ -196,7 +184,8 @@ METRICS = {
     "recall": _RECALL,
     "kid": Metric(Measurement.kid, "features", 2, SUBSET, "it is of one subset, not of many"),
 }
-DIMENSIONS = {"mu": 2048, "mu_s": 2023}
+DIMENSIONS = {"fid": 2048, "sfid": 2023}
+"""Of Inception's features; moments of another network have others."""
 
 
 def key_of(metric: str, extractor: Extractor) -> str:
@@ -217,27 +206,23 @@ def impossible(
 def _obstacle(
     metric: str, made: PictureSet, reference: PictureSet | None, extractor: Extractor
 ) -> str:
-    rule, moments = METRICS[metric], _moments(metric, reference, extractor)
-    compared = [made]
+    rule, compared = METRICS[metric], [made]
     if metric != "is" and reference is None:
         return "needs a reference to compare with; name one"
     if rule.needs not in extractor.gives:
         lacking = "classes" if metric == "is" else "spatial ones"
         return f"features {extractor.kind} have no {lacking}; take `inception`"
-    if metric != "is" and reference is not None and not moments:
-        compared.append(reference)
-        if not len(reference):
-            why = f"{reference.name} holds no pictures (`arr_0`)"
-            if rule.moments:
-                why += f", and no moments `{rule.moments[0]}` of features {extractor.kind}"
-            return f"{why}; take a reference that does"
-    if moments and rule.moments and reference:
-        mean, dimensions = rule.moments[0], len(moments[0])
-        if dimensions != DIMENSIONS[mean]:
+    if metric != "is" and reference is not None:
+        moments = _moments(metric, reference, extractor)
+        if moments and len(moments[0]) != DIMENSIONS[metric]:
             return (
-                f"{reference.name}: `{mean}` has {dimensions} dimensions and Inception's features "
-                f"{DIMENSIONS[mean]}; these moments are of another network"
+                f"{reference.name} has moments of {len(moments[0])} dimensions, and Inception's "
+                f"features have {DIMENSIONS[metric]}; they are of another network"
             )
+        if not moments and not len(reference):
+            own = rule.moments and f", and no moments `{rule.moments[0]}` of {extractor.kind}"
+            return f"{reference.name} holds no pictures (`arr_0`){own or ''}; take one that does"
+        compared += [] if moments else [reference]
     for pictures in compared:
         if len(pictures) < rule.least:
             return f"{pictures.name} has {len(pictures)} pictures; it needs {rule.least} or more"
