@@ -383,6 +383,15 @@ def test_pixels_of_two_sizes_are_refused(tmp_path: Path) -> None:
     assert len(extract(open_pictures(mixed.name, 4), make_extractor("pixels"))["features"]) == 4
 
 
+def test_features_that_are_not_finite_are_found(ten: PictureSet) -> None:
+    class Broken(Counting):
+        def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            return {"features": np.full((len(pixels), 2), np.nan)}
+
+    with pytest.raises(UserError, match="features counting: .*not finite"):
+        extract(ten, Broken())
+
+
 # Figures
 
 
@@ -694,7 +703,7 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
         command = [sys.executable, "-m", "mmfusion", "eval", "fid", *arguments]
         command += ["--work", str(tmp_path / "work2"), "-o", str(tmp_path / "2.json")]
         both.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=100)[0] for process in both]
+    said = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert "Fréchet distance (pixels)" in said[0]
     assert said[1] == ""

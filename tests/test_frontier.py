@@ -21,7 +21,6 @@ from mmfusion.codecs.vocabulary import FILES
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
 from mmfusion.eval import frontier as measuring
-from mmfusion.eval.metrics import frechet_distance
 from mmfusion.eval.frontier import (
     Grid,
     Measurement,
@@ -32,6 +31,7 @@ from mmfusion.eval.frontier import (
     page,
     passes,
 )
+from mmfusion.eval.metrics import frechet_distance
 from mmfusion.export import CONFIG, SHIPPED, WEIGHTS, model_digest, weights_digest
 from mmfusion.files import write
 from mmfusion.generation.budget import (

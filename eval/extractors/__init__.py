@@ -10,7 +10,6 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -97,17 +96,26 @@ def make_extractor(spec: str, device: str | None = None) -> Extractor:
     Raises:
         UserError: no such kind, or its weights cannot be had.
     """
-    from . import clip, dinov2, inception, module, pixels
-
-    if spec == "pixels":
-        return pixels.PixelExtractor()
-    kinds: dict[str, Callable[[str, str], Extractor]] = {
-        "inception": inception.InceptionExtractor,
-        "dinov2": dinov2.Dinov2Extractor,
-        "clip": clip.ClipExtractor,
-        "module": module.ModuleExtractor,
-    }
     kind, _, source = spec.partition(":")
-    if kind not in kinds:
-        raise UserError(f"features {spec}: no such extractor; choose from {SPECS}")
-    return kinds[kind](source, device or str(default_device()))
+    device = device or str(default_device())
+    if kind == "inception":
+        from .inception import InceptionExtractor
+
+        return InceptionExtractor(source, device)
+    if kind == "dinov2":
+        from .dinov2 import Dinov2Extractor
+
+        return Dinov2Extractor(source, device)
+    if kind == "clip":
+        from .clip import ClipExtractor
+
+        return ClipExtractor(source, device)
+    if kind == "module":
+        from .module import ModuleExtractor
+
+        return ModuleExtractor(source, device)
+    if spec == "pixels":
+        from .pixels import PixelExtractor
+
+        return PixelExtractor()
+    raise UserError(f"features {spec}: no such extractor; choose from {SPECS}")
