@@ -23,7 +23,8 @@ from .captions.scores import LACKING, score
 from .corpus import Corpus
 from .distribution import impossible, key_of, measure
 from .extractors import make_extractor
-from .pictures import open_pictures, write_npz
+from .npz import write_npz
+from .pictures import open_pictures
 from .work import rank
 
 if TYPE_CHECKING:

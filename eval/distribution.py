@@ -18,7 +18,7 @@ import numpy as np
 from mmfusion.errors import UserError
 
 from .extractors import Extractor
-from .features import Arrays, extract, make
+from .features import Arrays, extract
 from .metrics import Moments, frechet_distance, inception_score, kernel_distance
 from .pictures import PictureSet
 from .precision_recall import precision_recall
@@ -161,7 +161,6 @@ class Metric(NamedTuple):
         needs: which of an extractor's arrays it is of.
         least: pictures that it needs.
         sensible: pictures below which it carries the warning `few`.
-        moments: names of a reference file's mean and covariance that serve instead of pictures.
     """
 
     measure: Callable[[Measurement, str], tuple[Figure, list[str]]]
@@ -169,7 +168,6 @@ class Metric(NamedTuple):
     least: int
     sensible: int
     few: str
-    moments: tuple[str, str] | None = None
 
 
 LARGE = "the distance comes out too large; compare it at the same N alone"
@@ -177,15 +175,15 @@ _RECALL = Metric(
     Measurement.precision_or_recall, "features", NEIGHBOURS + 1, 1000, "it says little"
 )
 METRICS = {
-    "fid": Metric(Measurement.frechet, "features", 2, 10_000, LARGE, ("mu", "sigma")),
-    "sfid": Metric(Measurement.frechet, "spatial", 2, 10_000, LARGE, ("mu_s", "sigma_s")),
+    "fid": Metric(Measurement.frechet, "features", 2, 10_000, LARGE),
+    "sfid": Metric(Measurement.frechet, "spatial", 2, 10_000, LARGE),
     "is": Metric(Measurement.inception_score, "logits", 2, SPLIT, "the score is too low"),
     "precision": _RECALL,
     "recall": _RECALL,
     "kid": Metric(Measurement.kid, "features", 2, SUBSET, "it is of one subset, not of many"),
 }
 DIMENSIONS = {"fid": 2048, "sfid": 2023}
-"""Of Inception's features; moments of another network have others."""
+"""Of the metrics for which a reference file's moments of Inception serve as well as pictures."""
 
 
 def key_of(metric: str, extractor: Extractor) -> str:
@@ -220,8 +218,10 @@ def _obstacle(
                 f"features have {DIMENSIONS[metric]}; they are of another network"
             )
         if not moments and not len(reference):
-            own = rule.moments and f", and no moments `{rule.moments[0]}` of {extractor.kind}"
-            return f"{reference.name} holds no pictures (`arr_0`){own or ''}; take one that does"
+            own = (
+                f" and no moments of {extractor.kind}, {rule.needs}" if metric in DIMENSIONS else ""
+            )
+            return f"{reference.name} holds no pictures (`arr_0`){own}; take one that does"
         compared += [] if moments else [reference]
     for pictures in compared:
         if len(pictures) < rule.least:
@@ -231,11 +231,9 @@ def _obstacle(
 
 def _moments(metric: str, reference: PictureSet | None, extractor: Extractor) -> Moments | None:
     """The reference's own mean and covariance, which are of Inception's features."""
-    names = METRICS[metric].moments
-    if reference is None or extractor.kind != "inception" or not names:
+    if reference is None or extractor.kind != "inception" or metric not in DIMENSIONS:
         return None
-    mean, covariance = (getattr(reference.moments, name, None) for name in names)
-    return None if mean is None or covariance is None else (mean, covariance)
+    return reference.moments.get(METRICS[metric].needs)
 
 
 def measure(
@@ -276,17 +274,15 @@ def measure(
         raise UserError(f"{sets}: {next(iter(cannot.values()))}")
     if not wanted:
         return {}
-    compared = [(made, made_work or work)]
+    compared = [(made, extractor, made_work or work)]
     if reference is not None:
         if made.size != reference.size:
             raise UserError(f"{made.name}: size {made.size}, and the reference {reference.size}")
         if not all(m == "is" or _moments(m, reference, extractor) for m in wanted):
-            compared.append((reference, work))
-    if rank() > 0:  # it helps with the features, and holds none
-        for pictures, folder in compared:
-            make(pictures, extractor, folder)
+            compared.append((reference, extractor, work))
+    arrays = [extract(*each, hold=rank() == 0) for each in compared]
+    if rank() > 0:  # it has helped with the features
         return {}
-    arrays = [extract(pictures, extractor, folder) for pictures, folder in compared]
     ours, *theirs = (each["features"].shape[1] for each in arrays)
     if reference is not None and theirs not in ([], [ours]):
         raise UserError(

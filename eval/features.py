@@ -115,35 +115,17 @@ def _read(path: Path, count: int) -> Arrays | None:
     return arrays
 
 
-def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> Arrays:
+def extract(
+    pictures: PictureSet, extractor: Extractor, work: Path | None = None, hold: bool = True
+) -> Arrays:
     """What the extractor gives of all pictures, and their "sizes" (n, 2), height and width.
 
     Those that `work` (default: the user's cache) lacks are made. Under a launcher every rank calls
-    this, makes some of the parts and gets them all.
+    this and makes some of the parts; those that are not to `hold` the arrays get none.
 
     Raises:
         UserError: there are no pictures, one of them is damaged, or `work` cannot be used.
     """
-    found = _rows(pictures, extractor, work).read()
-    for parts in found.values():
-        if len({part.shape[1:] for part in parts}) > 1:
-            raise UserError(
-                f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
-                "one size with --size"
-            )
-    return {name: np.concatenate(found.pop(name)) for name in list(found)}
-
-
-def make(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> None:
-    """Make the parts that are not there, with all other ranks, and hold none.
-
-    Raises:
-        UserError: as `extract`.
-    """
-    _rows(pictures, extractor, work).fill()
-
-
-def _rows(pictures: PictureSet, extractor: Extractor, work: Path | None) -> Rows:
     if not len(pictures):
         raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
     known = (VERSION, PART, pictures.digest, pictures.size, extractor.identity)
@@ -151,7 +133,18 @@ def _rows(pictures: PictureSet, extractor: Extractor, work: Path | None) -> Rows
     folder = (work or cache_folder() / "features") / name
     what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
     compute = partial(_make, pictures, extractor)
-    return Rows(folder, "", len(pictures), PART, compute, what, "picture")
+    rows = Rows(folder, "", len(pictures), PART, compute, what, "picture")
+    if not hold:
+        rows.fill()
+        return {}
+    found = rows.read()
+    for parts in found.values():
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise UserError(
+                f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
+                "one size with --size"
+            )
+    return {name: np.concatenate(found.pop(name)) for name in list(found)}
 
 
 def _make(pictures: PictureSet, extractor: Extractor, span: range) -> Arrays:

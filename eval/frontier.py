@@ -225,16 +225,16 @@ def frechet_to(
         "reference_sha256": real.digest,
         "n_reference": len(real),
     }
-    moments = real.moments if extractor.kind == "inception" else None
-    target: Any = (moments.mu, moments.sigma) if moments else extract(real, extractor)["features"]
+    moments = real.moments.get("features") if extractor.kind == "inception" else None
+    target = moments or extract(real, extractor)["features"]
 
     def quality(pictures: list[Picture.Image]) -> float:
         pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
         parts = [pixels[i : i + extractor.batch] for i in range(0, len(pixels), extractor.batch)]
         made = np.concatenate([extractor(part)["features"] for part in parts]).astype(np.float64)
-        if moments and len(moments.mu) != made.shape[1]:
+        if moments and len(moments[0]) != made.shape[1]:
             raise UserError(
-                f"{reference}: its moments have {len(moments.mu)} dimensions, the features "
+                f"{reference}: its moments have {len(moments[0])} dimensions, the features "
                 f"{made.shape[1]}; they are of another network"
             )
         return frechet_distance(made, target)

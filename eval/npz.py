@@ -11,66 +11,47 @@ import socket
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from PIL import Image as Picture
 
 from mmfusion.data_pipelines.samples import npy_header
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.manifest import sha256
 
+from .metrics import Moments
+from .pictures import PictureSet
+
+MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+"""Names of the mean and covariance of Inception's arrays."""
 MOST_DIMENSIONS = 1 << 14  # of moments
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean (d,) and covariance (d, d) of Inception's pool features, and of its spatial ones."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-    mu_s: np.ndarray | None = None
-    sigma_s: np.ndarray | None = None
-
-
-class Pictures(Protocol):
-    """Pictures by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> np.ndarray: ...
-    def __iter__(self) -> Iterator[np.ndarray]: ...
-
-
-class Npz:
-    """The pictures of an npz: mapped, or streamed where they are compressed.
+class NpzPictures(PictureSet):
+    """`arr_0` of an npz, mapped, or streamed where it is compressed; and the moments beside it.
 
     Going on from picture to picture a stream is read once; going back starts it anew.
-
-    Attributes:
-        count: how many pictures it holds.
-        side: height and width of each, or None.
-        moments: those beside them, or None.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int | None) -> None:
         """Open a file.
 
         Raises:
             UserError: it is damaged, or holds something else.
         """
-        self.name, self.count = name, 0
-        self.moments: Moments | None = None
-        self.side: tuple[int, int] | None = None
+        super().__init__(name, size)
         self._mapped: np.ndarray | None = None
+        self._shape: tuple[int, ...] = (0,)
         self._lock = threading.Lock()
         try:
             with zipfile.ZipFile(name) as archive:
                 there = {info.filename: info for info in archive.infolist()}
-                if "mu.npy" in there:
-                    self.moments = _moments(archive, there)
+                self.moments = _moments(archive, there)
                 if "arr_0.npy" in there:
                     self._open(archive, there["arr_0.npy"])
         except UserError:
@@ -82,7 +63,7 @@ class Npz:
                 f"{name}: not a readable npz; it is cut short, damaged or something else "
                 f"({first_line(error)})"
             ) from None
-        if self.moments is None and not self.count:
+        if not self.moments and not len(self):
             raise UserError(
                 f"{name}: neither pictures (`arr_0`) nor moments (`mu`, `sigma`) in this npz, but "
                 f"{', '.join(sorted(there)) or 'nothing'}"
@@ -98,8 +79,7 @@ class Npz:
                 f"{self.name}: arr_0 is {dtype} of shape {shape}{order}; expected pictures, uint8 "
                 "of shape (N, H, W, 3)"
             )
-        self.count, self._shape = shape[0], shape[1:]
-        self.side = (shape[1], shape[2])
+        self._shape, self.side = shape, (shape[1], shape[2])
         if info.compress_type == zipfile.ZIP_STORED:
             with open(self.name, "rb") as file:
                 file.seek(info.header_offset)
@@ -107,28 +87,42 @@ class Npz:
             start = info.header_offset + 30 + name + extra + self._start
             self._mapped = np.memmap(self.name, np.uint8, "r", start, shape)
 
-    def picture(self, number: int) -> np.ndarray:
-        """Picture `number`, uint8 (H, W, 3); where the stream is damaged, any error."""
-        if self._mapped is not None:
-            return np.array(self._mapped[number])
-        length = math.prod(self._shape)
-        with self._lock:
-            self._stream.seek(self._start + number * length)
-            data = self._stream.read(length)
-        return np.frombuffer(data, np.uint8).reshape(self._shape)
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def picture(self, number: int) -> Picture.Image:
+        try:
+            if self._mapped is not None:
+                return Picture.fromarray(np.array(self._mapped[number]))
+            length = math.prod(self._shape[1:])
+            with self._lock:
+                self._stream.seek(self._start + number * length)
+                data = self._stream.read(length)
+            return Picture.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape[1:]))
+        except Exception as error:  # of a damaged stream
+            raise Damage(
+                "picture", f"{self.place(number)}: cannot be read ({first_line(error)})"
+            ) from None
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        return [self[number] for number in numbers]  # a stream has an order
 
     @cached_property
     def _stream(self) -> Any:
         return zipfile.ZipFile(self.name).open("arr_0.npy")
 
+    @cached_property
+    def digest(self) -> str:
+        return sha256(Path(self.name))
 
-def _moments(archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo]) -> Moments:
+
+def _moments(archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo]) -> dict[str, Moments]:
     found = {}
-    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if mean == "mu" or there.keys() & {f"{mean}.npy", f"{covariance}.npy"}:
-            found[mean] = _floats(archive, there, mean)
-            found[covariance] = _floats(archive, there, covariance, found[mean].shape * 2)
-    return Moments(**found)
+    for key, (mean, covariance) in MOMENTS.items():
+        if there.keys() & {f"{mean}.npy", f"{covariance}.npy"}:
+            mu = _floats(archive, there, mean)
+            found[key] = mu, _floats(archive, there, covariance, mu.shape * 2)
+    return found
 
 
 def _floats(
@@ -156,7 +150,9 @@ def _floats(
     return array
 
 
-def write_npz(path: Path, pictures: Pictures, labels: np.ndarray | None = None) -> Path:
+def write_npz(
+    path: Path, pictures: PictureSet | Sequence[np.ndarray], labels: np.ndarray | None = None
+) -> Path:
     """Write pictures one after another, as the ADM suite takes samples.
 
     The same pictures give the same bytes.

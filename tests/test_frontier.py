@@ -586,11 +586,8 @@ def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch
         def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
             return {"features": np.stack([p[0, 0] / 10 - 9 for p in pictures])}
 
-    class Moments:
-        mu, sigma = real.mean(0), np.cov(real, rowvar=False)
-
     class Reference(list):
-        moments, digest = Moments, "cd"
+        moments, digest = {"features": (real.mean(0), np.cov(real, rowvar=False))}, "cd"
 
     monkeypatch.setattr(measuring, "make_extractor", lambda *_: Fixed())
     monkeypatch.setattr(measuring, "open_pictures", lambda *_: Reference())
@@ -599,7 +596,8 @@ def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch
     pictures = [Picture.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]
     assert quality(pictures) == pytest.approx(frechet_distance(pixels / 10 - 9, real))
     assert (facts["extractor_sha256"], facts["reference_sha256"]) == ("ab", "cd")
-    Moments.mu = np.zeros(4)
+    Reference.moments = {"features": (np.zeros(4), np.eye(4))}
+    quality, _ = frechet_to("reference.npz", 8, "inception", None)
     with pytest.raises(UserError, match=r"reference\.npz: its moments have 4 dimensions"):
         quality(pictures)
 
