@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image as Picture
@@ -162,7 +162,8 @@ class Sample(dict[str, bytes]):
         try:
             # Not numpy's load: it would also take archives, and pickles if asked.
             file = io.BytesIO(self[name])
-            _check_size(file)
+            npy_header(file, len(self[name]))
+            file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # a damaged header can raise anything
             raise Damage(
@@ -263,14 +264,20 @@ class Sample(dict[str, bytes]):
         return parts
 
 
-def _check_size(file: io.BytesIO) -> None:
-    """Make sure that a `.npy` file is as long as its header says, before memory is taken for it."""
+def npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of a `.npy` of `size` bytes, before memory is taken for it.
+
+    Raises:
+        ValueError: it holds objects, or is not as long as it says; damaged headers can raise more.
+    """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version}")
     read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-    shape, _, dtype = read(file)
-    declared, there = math.prod(shape) * dtype.itemsize, len(file.getbuffer()) - file.tell()
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("holds pickled objects, which are never read")
+    declared, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or declared != there:
         raise ValueError(f"{declared:,} bytes are declared, {there:,} are there")
-    file.seek(0)
+    return shape, fortran, dtype

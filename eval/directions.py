@@ -23,7 +23,8 @@ from .captions.scores import LACKING, score
 from .corpus import Corpus
 from .distribution import impossible, key_of, measure
 from .extractors import make_extractor
-from .pictures import open_pictures, write_npz
+from .npz import write_npz
+from .pictures import open_pictures
 from .work import rank
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class _Drawing:
         self.reference = open_pictures(reference, self.size) if reference else None
         self.extractors = [make_extractor(spec) for spec in asked.features]
         self.inputs: dict[str, Any] = {"extractors": [list(e.identity) for e in self.extractors]}
-        if self.reference:
+        if self.reference is not None:  # one of moments alone is empty
             self.inputs["reference"] = self.reference.digest
 
     def compare(self, made: Kept) -> Figures:

@@ -1,11 +1,14 @@
-"""Features of a set of pictures, made in parts by any number of processes and kept.
+"""Rows of arrays, one for each of many items: made in parts by any number of processes, and kept.
 
-A part's place in the cache says all that it depends on: the pictures' contents and size, the
-extractor and its weights. So the same pictures are never run through the same network twice, and
-what was stopped goes on.
+So are the features of pictures: a part's place in the cache says all that it depends on, the
+pictures' contents and size, the extractor and its weights. The same pictures are never run through
+the same network twice, and what was stopped goes on.
 """
 
 import hashlib
+import io
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,74 +17,114 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmfusion.errors import UserError
+from mmfusion import files
+from mmfusion.device import one_thread
+from mmfusion.errors import UserError, first_line
 from mmfusion.home import cache_folder
 
 from .extractors import Extractor
 from .pictures import PictureSet
-from .rows import Arrays, Rows
+from .work import share
 
 PART = 256
 """Pictures in a file: a multiple of every extractor's batch."""
 VERSION = 3
 """Of how pictures are read and of what a part looks like."""
 MOST_WORKERS = 8  # each has a batch in memory
-NAMES = ("features", "spatial", "logits")
-SIZES = "sizes"
+REMEDY = "make room, or name another folder with --work or $MMFUSION_CACHE"
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Features:
-    """Rows of float32 numbers, one a picture: (n, d), (n, 2023) and (n, 1008).
+class Rows:
+    """Rows 0 to `count`, `size` of them a file.
 
-    `sizes` (n, 2) has the pictures' height and width. `source` and `extractor` say what they were
-    made of, with the SHA-256 of both.
+    A file is an npz, whose checksums tell of a flipped bit: one that is damaged is made again.
+
+    Attributes:
+        folder: of the files; its name says all that the rows depend on.
+        name: begins the files' names.
+        make: the rows of some items: the same arrays each time, as many rows as items.
+        what, unit: shown beside the bar, and what it counts.
     """
 
-    features: np.ndarray
-    spatial: np.ndarray | None
-    logits: np.ndarray | None
-    sizes: np.ndarray
-    n: int
-    extractor: str
-    extractor_sha256: str
-    source: str
-    source_sha256: str
+    folder: Path
+    name: str
+    count: int
+    size: int
+    make: Callable[[range], Arrays]
+    what: str
+    unit: str
+
+    @property
+    def parts(self) -> dict[Path, range]:
+        """The items of each file."""
+        spans = (range(self.count)[at : at + self.size] for at in range(0, self.count, self.size))
+        return {self.folder / f"{self.name}{span.start:08d}.npz": span for span in spans}
+
+    def fill(self) -> None:
+        """Make the files that are not there, with all other ranks.
+
+        Raises:
+            UserError: the folder cannot be used.
+        """
+        makers = {path: partial(self._write, span) for path, span in self.parts.items()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            share(makers, self.what, self.unit, self.count, self.size)
+        except OSError as error:
+            why = f"features and embeddings cannot be kept there ({first_line(error)})"
+            raise UserError(f"{self.folder}: {why}; {REMEDY}") from None
+
+    def read(self) -> dict[str, list[np.ndarray]]:
+        """Each array's parts, made where they are not there or damaged.
+
+        Raises:
+            UserError: as `fill`.
+        """
+        held: dict[Path, Arrays] = {}
+        while len(held) < len(self.parts):
+            self.fill()
+            for path, span in self.parts.items():
+                if path not in held and (arrays := _read(path, len(span))) is not None:
+                    held[path] = arrays
+        names = next(iter(held.values()))
+        return {name: [held[path].pop(name) for path in self.parts] for name in list(names)}
+
+    def _write(self, span: range, path: Path) -> None:
+        arrays, file = self.make(span), io.BytesIO()
+        with files.room(path, REMEDY):
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            files.write(path, file.getvalue(), REMEDY)
 
 
-def extract(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> Features:
-    """The features of all pictures: those that `work` (default: the user's cache) lacks are made.
+def _read(path: Path, count: int) -> Arrays | None:
+    """A part; a damaged one is removed, and made again by whoever comes first."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        if not arrays or any(len(array) != count for array in arrays.values()):
+            raise ValueError("not as many rows")
+    except FileNotFoundError:  # another rank found it damaged, too
+        return None
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        files.remove(path)
+        return None
+    return arrays
 
-    Under a launcher every rank calls this, makes some of the parts and gets them all.
+
+def extract(
+    pictures: PictureSet, extractor: Extractor, work: Path | None = None, hold: bool = True
+) -> Arrays:
+    """What the extractor gives of all pictures, and their "sizes" (n, 2), height and width.
+
+    Those that `work` (default: the user's cache) lacks are made. Under a launcher every rank calls
+    this and makes some of the parts; those that are not to `hold` the arrays get none.
 
     Raises:
         UserError: there are no pictures, one of them is damaged, or `work` cannot be used.
     """
-    found = _rows(pictures, extractor, work).read()
-    arrays: dict[str, np.ndarray | None] = dict.fromkeys((*NAMES, SIZES))
-    for name in (*extractor.gives, SIZES):
-        parts = found.pop(name)
-        if len({part.shape[1:] for part in parts}) > 1:
-            raise UserError(
-                f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
-                "one size with --size"
-            )
-        arrays[name] = np.concatenate(parts)
-    about = (extractor.name, extractor.sha256, pictures.name, pictures.digest)
-    features, spatial, logits, sizes = (arrays[name] for name in (*NAMES, SIZES))
-    return Features(features, spatial, logits, sizes, len(pictures), *about)  # type: ignore[arg-type]
-
-
-def make(pictures: PictureSet, extractor: Extractor, work: Path | None = None) -> None:
-    """Make the parts that are not there, with all other ranks, and hold none.
-
-    Raises:
-        UserError: as `extract`.
-    """
-    _rows(pictures, extractor, work).fill()
-
-
-def _rows(pictures: PictureSet, extractor: Extractor, work: Path | None) -> Rows:
     if not len(pictures):
         raise UserError(f"{pictures.name}: holds moments alone, and no pictures")
     known = (VERSION, PART, pictures.digest, pictures.size, extractor.identity)
@@ -89,7 +132,18 @@ def _rows(pictures: PictureSet, extractor: Extractor, work: Path | None) -> Rows
     folder = (work or cache_folder() / "features") / name
     what = f"{extractor.kind} of {'/'.join(Path(pictures.name).parts[-2:])}"
     compute = partial(_make, pictures, extractor)
-    return Rows(folder, "", len(pictures), PART, compute, what, "picture")
+    rows = Rows(folder, "", len(pictures), PART, compute, what, "picture")
+    if not hold:
+        rows.fill()
+        return {}
+    found = rows.read()
+    for parts in found.values():
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise UserError(
+                f"features {extractor.name}: pictures of {pictures.name} differ in size; make them "
+                "one size with --size"
+            )
+    return {name: np.concatenate(found.pop(name)) for name in list(found)}
 
 
 def _make(pictures: PictureSet, extractor: Extractor, span: range) -> Arrays:
@@ -98,18 +152,16 @@ def _make(pictures: PictureSet, extractor: Extractor, span: range) -> Arrays:
     Pictures are read here, in their order, which a compressed file needs.
     """
     batches = [span[at : at + extractor.batch] for at in range(0, len(span), extractor.batch)]
-    cores = torch.get_num_threads()  # a launcher gives each rank one
-    workers = min(cores, MOST_WORKERS) if extractor.device == "cpu" else 1
-    try:
-        with ThreadPoolExecutor(workers, "features", torch.set_num_threads, (1,)) as pool:
-            made = list(pool.map(partial(_batch, extractor), map(pictures.read, batches)))
-    finally:
-        torch.set_num_threads(cores)
-    return {
-        name: np.concatenate([part[name] for part in made]) for name in (*extractor.gives, SIZES)
-    }
+    cores = torch.get_num_threads() if extractor.device == "cpu" else 1  # a launcher gives one
+    workers = min(cores, MOST_WORKERS)
+    with (
+        one_thread(),
+        ThreadPoolExecutor(workers, "features", torch.set_num_threads, (1,)) as pool,
+    ):
+        made = list(pool.map(partial(_batch, extractor), map(pictures.read, batches)))
+    return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 
 
-def _batch(extractor: Extractor, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _batch(extractor: Extractor, pictures: list[np.ndarray]) -> Arrays:
     sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
-    return {**extractor(pictures), SIZES: sizes}
+    return {**extractor(pictures), "sizes": sizes}

@@ -9,65 +9,47 @@ import math
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from PIL import Image as Picture
 
 from mmfusion import files
-from mmfusion.errors import UserError, first_line
+from mmfusion.data_pipelines.samples import npy_header
+from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.manifest import sha256
 
+from .metrics import Moments
+from .pictures import PictureSet
+
+MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+"""Names of the mean and covariance of Inception's arrays."""
 MOST_DIMENSIONS = 1 << 14  # of moments
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean (d,) and covariance (d, d) of Inception's pool features, and of its spatial ones."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-    mu_s: np.ndarray | None = None
-    sigma_s: np.ndarray | None = None
-
-
-class Pictures(Protocol):
-    """Pictures by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> np.ndarray: ...
-    def __iter__(self) -> Iterator[np.ndarray]: ...
-
-
-class Npz:
-    """The pictures of an npz: mapped, or streamed where they are compressed.
+class NpzPictures(PictureSet):
+    """`arr_0` of an npz, mapped, or streamed where it is compressed; and the moments beside it.
 
     Going on from picture to picture a stream is read once; going back starts it anew.
-
-    Attributes:
-        count: how many pictures it holds.
-        side: height and width of each, or None.
-        moments: those beside them, or None.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int | None) -> None:
         """Open a file.
 
         Raises:
             UserError: it is damaged, or holds something else.
         """
-        self.name, self.count = name, 0
-        self.moments: Moments | None = None
-        self.side: tuple[int, int] | None = None
+        super().__init__(name, size)
         self._mapped: np.ndarray | None = None
+        self._shape: tuple[int, ...] = (0,)
         self._lock = threading.Lock()
         try:
             with zipfile.ZipFile(name) as archive:
                 there = {info.filename: info for info in archive.infolist()}
-                if "mu.npy" in there:
-                    self.moments = _moments(archive, there, name)
+                self.moments = _moments(archive, there)
                 if "arr_0.npy" in there:
                     self._open(archive, there["arr_0.npy"])
         except UserError:
@@ -79,21 +61,23 @@ class Npz:
                 f"{name}: not a readable npz; it is cut short, damaged or something else "
                 f"({first_line(error)})"
             ) from None
-        if self.moments is None and not self.count:
+        if not self.moments and not len(self):
             raise UserError(
                 f"{name}: neither pictures (`arr_0`) nor moments (`mu`, `sigma`) in this npz, but "
                 f"{', '.join(sorted(there)) or 'nothing'}"
             )
 
     def _open(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        shape, dtype, self._start = _header(archive, info, self.name)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not math.prod(shape):
+        with archive.open(info) as opened:
+            shape, fortran, dtype = npy_header(opened, info.file_size)
+            self._start = opened.tell()
+        if fortran or dtype != np.uint8 or shape[3:] != (3,) or not math.prod(shape):
+            order = " in Fortran order" if fortran else ""
             raise UserError(
-                f"{self.name}: arr_0 is {dtype} of shape {shape}; expected pictures, uint8 of "
-                "shape (N, H, W, 3)"
+                f"{self.name}: arr_0 is {dtype} of shape {shape}{order}; expected pictures, uint8 "
+                "of shape (N, H, W, 3)"
             )
-        self.count, self._shape = shape[0], shape[1:]
-        self.side = (shape[1], shape[2])
+        self._shape, self.side = shape, (shape[1], shape[2])
         if info.compress_type == zipfile.ZIP_STORED:
             with open(self.name, "rb") as file:
                 file.seek(info.header_offset)
@@ -101,78 +85,72 @@ class Npz:
             start = info.header_offset + 30 + name + extra + self._start
             self._mapped = np.memmap(self.name, np.uint8, "r", start, shape)
 
-    def picture(self, number: int) -> np.ndarray:
-        """Picture `number`, uint8 (H, W, 3); where the stream is damaged, any error."""
-        if self._mapped is not None:
-            return np.array(self._mapped[number])
-        length = math.prod(self._shape)
-        with self._lock:
-            self._stream.seek(self._start + number * length)
-            data = self._stream.read(length)
-        return np.frombuffer(data, np.uint8).reshape(self._shape)
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def picture(self, number: int) -> Picture.Image:
+        try:
+            if self._mapped is not None:
+                return Picture.fromarray(np.array(self._mapped[number]))
+            length = math.prod(self._shape[1:])
+            with self._lock:
+                self._stream.seek(self._start + number * length)
+                data = self._stream.read(length)
+            return Picture.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape[1:]))
+        except Exception as error:  # of a damaged stream
+            raise Damage(
+                "picture", f"{self.place(number)}: cannot be read ({first_line(error)})"
+            ) from None
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        return [self[number] for number in numbers]  # a stream has an order
 
     @cached_property
     def _stream(self) -> Any:
         return zipfile.ZipFile(self.name).open("arr_0.npy")
 
-
-def _header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
-) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and first byte of an array in an npz, which is as long as it says."""
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{info.filename} has version {version}")
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read(file)
-        start = file.tell()
-    if dtype.hasobject:
-        raise UserError(
-            f"{name}: {info.filename} holds pickled objects, which are never read; save plain "
-            "numbers"
-        )
-    if fortran and len(shape) > 2:
-        raise ValueError(f"{info.filename} is in Fortran order")
-    declared = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or start + declared != info.file_size:
-        told = f"{declared:,} bytes are declared, {info.file_size - start:,} are there"
-        raise ValueError(f"{info.filename}: {told}")
-    return shape, dtype, start
+    @cached_property
+    def digest(self) -> str:
+        return sha256(Path(self.name))
 
 
-def _moments(
-    archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo], name: str
-) -> Moments | None:
+def _moments(archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo]) -> dict[str, Moments]:
     found = {}
-    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        pair = [there.get(f"{key}.npy") for key in (mean, covariance)]
-        if mean == "mu_s" and pair == [None, None]:
-            continue
-        shapes = []
-        for key, info in zip((mean, covariance), pair, strict=True):
-            if info is None:
-                raise UserError(f"{name}: has moments but no `{key}`; get the file anew")
-            shape, dtype, _ = _header(archive, info, name)
-            if dtype.kind != "f":
-                raise UserError(f"{name}: `{key}` is {dtype}; expected floats")
-            shapes.append(shape)
-        (d,) = shapes[0] if len(shapes[0]) == 1 else (0,)
-        if not 0 < d <= MOST_DIMENSIONS or shapes[1] != (d, d):
+    for key, (mean, covariance) in MOMENTS.items():
+        if there.keys() & {f"{mean}.npy", f"{covariance}.npy"}:
+            mu = _floats(archive, there, mean)
+            found[key] = mu, _floats(archive, there, covariance, mu.shape * 2)
+    return found
+
+
+def _floats(
+    archive: zipfile.ZipFile,
+    there: dict[str, zipfile.ZipInfo],
+    key: str,
+    expected: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """An array of an npz in float64, of the shape that is expected, or else (d,)."""
+    info, name = there.get(f"{key}.npy"), archive.filename
+    if info is None:
+        raise UserError(f"{name}: has moments but no `{key}`; get the file anew")
+    with archive.open(info) as file:
+        shape, fortran, dtype = npy_header(file, info.file_size)
+        shaped = shape == expected if expected else len(shape) == 1
+        if dtype.kind != "f" or not shaped or not 0 < shape[0] <= MOST_DIMENSIONS:
             raise UserError(
-                f"{name}: `{mean}` and `{covariance}` have the shapes {shapes[0]} and {shapes[1]}; "
-                "expected (d,) and (d, d)"
+                f"{name}: `{key}` is {dtype} of shape {shape}; expected floats of shape "
+                f"{expected or '(d,)'}"
             )
-        for key, info in zip((mean, covariance), pair, strict=True):
-            with archive.open(str(info and info.filename)) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
-            if not np.isfinite(array).all():
-                raise UserError(f"{name}: `{key}` holds numbers that are not finite")
-            found[key] = array
-    return Moments(**found)
+        order: Any = "F" if fortran else "C"
+        array = np.frombuffer(file.read(), dtype).reshape(shape, order=order).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise UserError(f"{name}: `{key}` holds numbers that are not finite")
+    return array
 
 
-def write_npz(path: Path, pictures: Pictures, labels: np.ndarray | None = None) -> Path:
+def write_npz(
+    path: Path, pictures: PictureSet | Sequence[np.ndarray], labels: np.ndarray | None = None
+) -> Path:
     """Write pictures one after another, as the ADM suite takes samples.
 
     The same pictures give the same bytes.

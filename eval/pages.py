@@ -32,9 +32,10 @@ def render(template: str, **values: Any) -> bytes:
 
 
 def data_uri(picture: Picture.Image | bytes) -> str:
-    """A picture, or the bytes of a PNG, inside a URL."""
+    """A picture, or the bytes of a PNG or SVG, inside a URL."""
     if not isinstance(picture, bytes):
         file = io.BytesIO()
         picture.save(file, "png")
         picture = file.getvalue()
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    kind = "svg+xml" if picture.startswith(b"<?xml") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

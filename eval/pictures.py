@@ -24,7 +24,7 @@ from mmfusion.data_pipelines.storage import beside, expand, is_remote
 from mmfusion.errors import Damage, UserError, first_line
 from mmfusion.manifest import sha256
 
-from .npz import Moments, Npz, write_npz
+from .metrics import Moments
 
 THREADS = min(8, os.cpu_count() or 1)  # reading and decoding run outside Python's lock
 
@@ -35,12 +35,11 @@ class PictureSet(ABC):
     Attributes:
         name: where they are.
         size: side in pixels that they are resized and cut to, as for training; None keeps theirs.
-        moments: of a reference file.
+        moments: of a reference file, of Inception's "features" and "spatial" ones.
         side: height and width of the pictures beside the moments, of which these were made.
         passed_over: how many files in a folder are no pictures that are read here.
     """
 
-    moments: Moments | None = None
     side: tuple[int, int] | None = None
     passed_over = 0
 
@@ -48,6 +47,7 @@ class PictureSet(ABC):
         if size is not None and size < 1:
             raise UserError(f"size {size}: pictures have one pixel or more")
         self.name, self.size = name, size
+        self.moments: dict[str, Moments] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -110,6 +110,8 @@ def open_pictures(path: str, size: int | None = None) -> PictureSet:
     if Path(found[0]).is_dir():
         return FolderPictures(found[0], size)
     if found[0].endswith(".npz"):
+        from .npz import NpzPictures
+
         return NpzPictures(found[0], size)
     raise UserError(f"{path}: no set of pictures; give a folder, shards (.tar) or an .npz")
 
@@ -197,33 +199,3 @@ class ShardPictures(PictureSet):
     @property
     def digest(self) -> str:
         return self._shards.digest
-
-
-class NpzPictures(PictureSet):
-    """`arr_0` of an npz, and the moments beside it."""
-
-    def __init__(self, name: str, size: int | None) -> None:
-        super().__init__(name, size)
-        self._npz = Npz(name)
-        self.moments, self.side = self._npz.moments, self._npz.side
-
-    def __len__(self) -> int:
-        return self._npz.count
-
-    def picture(self, number: int) -> Picture.Image:
-        try:
-            return Picture.fromarray(self._npz.picture(number))
-        except Exception as error:  # of a damaged stream
-            raise Damage(
-                "picture", f"{self.place(number)}: cannot be read ({first_line(error)})"
-            ) from None
-
-    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        return [self[number] for number in numbers]  # a stream has an order
-
-    @cached_property
-    def digest(self) -> str:
-        return sha256(Path(self.name))
-
-
-__all__ = ["PictureSet", "open_pictures", "write_npz"]

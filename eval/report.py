@@ -8,7 +8,7 @@ from mmfusion.data_pipelines.corpora.digits import NAMES
 from mmfusion.errors import UserError
 from mmfusion.files import write
 
-from . import curves, shown
+from . import charts, shown
 from .digits.summary import summary
 from .pages import render
 
@@ -36,8 +36,7 @@ def write_report(
         "report.html.j2",
         report=report,
         pictures=pictures,
-        charts=curves.charts(curves.read_metrics(metrics)) if metrics.is_file() else [],
-        box=curves,
+        charts=charts.losses(metrics) if metrics.is_file() else {},
         names=NAMES,
         scores=summary(report) if "judge" in report else [],
         directions=shown.directions(report, pictures),

@@ -15,8 +15,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, first_line
-from mmfusion.generation.budget import Budget
-from mmfusion.generation.frontier import describe
+from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.items import (
     OnPicture,
     OnToken,
@@ -99,8 +98,8 @@ class Pipeline:
         frontier: str | Path | None = None,
     ) -> None:
         self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
-        machine = describe(decoder.latent_in.weight)
-        self.budget = Budget(config, digest, machine, budget_ms, frontier)
+        machine = Machine.of(decoder.latent_in.weight)
+        self.budget = Budget(digest, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
 

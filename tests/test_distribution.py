@@ -20,15 +20,13 @@ from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import distribution
 from mmfusion.eval import features as cache
-from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
-from mmfusion.eval.distances.inception_score import inception_score
-from mmfusion.eval.distances.kernel import kernel_distance
-from mmfusion.eval.distances.manifold import precision_recall
-from mmfusion.eval.distribution import impossible, measure
-from mmfusion.eval.extractors import make_extractor
-from mmfusion.eval.extractors.base import Extractor
+from mmfusion.eval.distribution import METRICS, impossible, measure
+from mmfusion.eval.extractors import Extractor, make_extractor
 from mmfusion.eval.features import extract
-from mmfusion.eval.pictures import open_pictures, write_npz
+from mmfusion.eval.metrics import frechet_distance, inception_score, kernel_distance
+from mmfusion.eval.npz import write_npz
+from mmfusion.eval.pictures import PictureSet, open_pictures
+from mmfusion.eval.precision_recall import precision_recall
 
 POOL, SPATIAL = 64, 50  # dimensions of what stands for Inception
 
@@ -37,17 +35,32 @@ def noise(count: int, seed: int = 0, side: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def save(folder: Path, pictures: np.ndarray) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def folder(path: Path, pictures: np.ndarray) -> PictureSet:
+    path.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
-        Picture.fromarray(picture).save(folder / f"{number:04d}.png")
-    return folder
+        Picture.fromarray(picture).save(path / f"{number:04d}.png")
+    return open_pictures(str(path))
+
+
+def npz(path: Path, **arrays: Any) -> PictureSet:
+    np.savez(path, **arrays)
+    return open_pictures(str(path))
+
+
+def moments(d: int = POOL, d_s: int = SPATIAL, **changes: Any) -> dict[str, Any]:
+    """A reference's moments: N(0, 1)."""
+    made = {"mu": np.zeros(d), "sigma": np.eye(d), "mu_s": np.zeros(d_s), "sigma_s": np.eye(d_s)}
+    return {name: array for name, array in {**made, **changes}.items() if array is not None}
 
 
 def png(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
     Picture.fromarray(picture).save(file, "PNG")
     return file.getvalue()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.fixture(autouse=True)
@@ -62,31 +75,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_is_read_sorted_and_with_what_lies_below(tmp_path: Path) -> None:
     pictures = noise(6)
-    save(tmp_path / "b", pictures[2:4])
-    save(tmp_path / "a/deep", pictures[:2])
+    folder(tmp_path / "b", pictures[2:4])
+    folder(tmp_path / "a/deep", pictures[:2])
     Picture.fromarray(pictures[4]).save(tmp_path / "c.BMP")
-    save(tmp_path / ".hidden", pictures)
+    folder(tmp_path / ".hidden", pictures)
     (tmp_path / "._x.png").write_bytes(b"a resource fork")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "b/loop").symlink_to(tmp_path)
-    (tmp_path / "b/linked").symlink_to(save(tmp_path.parent / f"{tmp_path.name}-z", pictures[5:]))
+    elsewhere = folder(tmp_path.parent / f"{tmp_path.name}-z", pictures[5:])
+    (tmp_path / "b/linked").symlink_to(elsewhere.name)
     found = open_pictures(str(tmp_path))
-    assert len(found) == 6
-    order = [0, 1, 2, 3, 5, 4]
-    assert all(np.array_equal(p, pictures[i]) for p, i in zip(found, order, strict=True))
-    assert all(map(np.array_equal, found.read([1, 0]), pictures[[1, 0]]))
-    assert found.name == str(tmp_path)
+    assert (len(found), found.name, found.passed_over) == (6, str(tmp_path), 1)
+    assert np.array_equal(list(found), pictures[[0, 1, 2, 3, 5, 4]])
+    assert np.array_equal(found.read([1, 0]), pictures[[1, 0]])
     with pytest.raises(IndexError):
         found[6]
 
 
 def test_a_folders_digest_is_of_its_names_and_contents(tmp_path: Path) -> None:
-    first = open_pictures(str(save(tmp_path / "one", noise(3)))).digest
-    assert open_pictures(str(save(tmp_path / "two", noise(3)))).digest == first
+    first = folder(tmp_path / "one", noise(3)).digest
+    assert folder(tmp_path / "two", noise(3)).digest == first
     (tmp_path / "two/0002.png").rename(tmp_path / "two/0003.png")
-    assert open_pictures(str(tmp_path / "two")).digest != first
     (tmp_path / "one/0001.png").write_bytes(png(noise(3)[0]))
-    assert open_pictures(str(tmp_path / "one")).digest != first
+    for changed in ("one", "two"):
+        assert open_pictures(str(tmp_path / changed)).digest != first
 
 
 def test_grey_transparent_and_turned_pictures(tmp_path: Path) -> None:
@@ -105,14 +117,12 @@ def test_grey_transparent_and_turned_pictures(tmp_path: Path) -> None:
 
 def test_size_cuts_as_training_does(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    Picture.fromarray(wide).save(tmp_path / "a.png")
-    np.savez(tmp_path / "s.npz", arr_0=wide[None])
-    expected = prepare(Picture.fromarray(wide), 8, 3)
-    for path in (tmp_path, tmp_path / "s.npz"):
-        assert np.array_equal(open_pictures(str(path), 8)[0], expected)
-        assert open_pictures(str(path))[0].shape == (20, 30, 3)
-    with pytest.raises(UserError, match="one pixel or more"):
-        open_pictures(str(tmp_path), 0)
+    for found in (folder(tmp_path / "p", wide[None]), npz(tmp_path / "s.npz", arr_0=wide[None])):
+        assert found[0].shape == (20, 30, 3)
+        cut_to = open_pictures(found.name, 8)[0]
+        assert np.array_equal(cut_to, prepare(Picture.fromarray(wide), 8, 3))
+    with pytest.raises(UserError, match="size 0"):
+        open_pictures(found.name, 0)
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -120,36 +130,35 @@ def test_shards(tmp_path: Path) -> None:
     samples = [(f"{i}", {"png": png(p), "json": {"label": 1}}) for i, p in enumerate(pictures)]
     write_shards(tmp_path, "x", samples, per_shard=3)
     found = open_pictures(str(tmp_path / "x-*.tar"))
-    assert all(map(np.array_equal, found, pictures))
+    assert np.array_equal(list(found), pictures)
     assert len(open_pictures(str(tmp_path / "x-00001.tar"))) == 2
     assert len(found.digest) == 64
     (tmp_path / "x-00001.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match=r"cannot be used.*x-00001.tar.*mmfusion data verify"):
+    with pytest.raises(UserError, match=r"x-00001.tar.*mmfusion data verify"):
         open_pictures(str(tmp_path / "x-*.tar"))
     write_shards(tmp_path, "text", [("0", {"json": {}})])
-    with pytest.raises(UserError, match="no picture in this sample"):
+    with pytest.raises(UserError, match=r"text-.*no picture"):
         open_pictures(str(tmp_path / "text-*.tar"))[0]
 
 
-@pytest.mark.parametrize("save_npz", [np.savez, np.savez_compressed])
-def test_npz_stored_and_compressed(tmp_path: Path, save_npz: Callable[..., None]) -> None:
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_stored_and_compressed(tmp_path: Path, save: Callable[..., None]) -> None:
     pictures = noise(9)
-    save_npz(tmp_path / "s.npz", arr_0=pictures, arr_1=np.arange(9))
+    save(tmp_path / "s.npz", arr_0=pictures, arr_1=np.arange(9))
     found: Any = open_pictures(str(tmp_path / "s.npz"))
-    assert (found._npz._mapped is None) == (save_npz is np.savez_compressed)
-    assert len(found) == 9
-    assert found.moments is None
+    assert (found._mapped is None) == (save is np.savez_compressed)
+    assert (len(found), found.moments) == (9, {})
     for number in (3, 4, 8, 0, 5):  # forwards, and back
         assert np.array_equal(found[number], pictures[number])
-    assert all(map(np.array_equal, found.read(range(9)), pictures))
+    assert np.array_equal(found.read(range(9)), pictures)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
 def test_a_large_compressed_npz_is_not_held_in_memory(tmp_path: Path) -> None:
     """Under a limit of the address space that the pictures alone would break."""
-    shape = (1500, 256, 256, 3)  # 295 MB
+    header = {"descr": "|u1", "fortran_order": False, "shape": (1500, 256, 256, 3)}  # 295 MB
     deflated = zipfile.ZipFile(tmp_path / "s.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     with deflated as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for _ in range(15):
             file.write(bytes(100 * 256 * 256 * 3))
@@ -162,98 +171,68 @@ def test_a_large_compressed_npz_is_not_held_in_memory(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "assert found.read([0, 700, 1499])[2].shape == (256, 256, 3)\n"
     )
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("no /proc on this system")
     command = [sys.executable, "-c", code, str(tmp_path / "s.npz")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def moments(d: int = POOL, d_s: int = SPATIAL, **changes: Any) -> dict[str, Any]:
-    """A reference's moments: N(0, 1)."""
-    made = {"mu": np.zeros(d), "sigma": np.eye(d), "mu_s": np.zeros(d_s), "sigma_s": np.eye(d_s)}
-    return {name: array for name, array in {**made, **changes}.items() if array is not None}
-
-
 def test_a_reference_file_of_the_adm_suite(tmp_path: Path) -> None:
-    small = moments(3, 2, mu=np.array([1, 2, 3], np.float32))
-    np.savez(tmp_path / "r.npz", arr_0=noise(2), **small)
-    found = open_pictures(str(tmp_path / "r.npz"))
-    assert len(found) == 2
-    assert found.moments
-    assert found.moments.mu.tolist() == [1, 2, 3]
-    assert found.moments.sigma.dtype == np.float64
-    assert found.moments.mu_s is not None
-    np.savez(tmp_path / "m.npz", **moments(3, mu_s=None, sigma_s=None))
-    alone = open_pictures(str(tmp_path / "m.npz"))
-    assert len(alone) == 0
-    assert alone.moments
-    assert alone.moments.mu_s is None
+    mean, covariance = np.array([1, 2, 3], np.float32), np.arange(9.0).reshape(3, 3)
+    given = moments(3, 2, mu=mean, sigma=np.asfortranarray(covariance))
+    found = npz(tmp_path / "r.npz", arr_0=noise(2), **given)
+    assert (len(found), found.side) == (2, (4, 4))
+    assert found.moments.keys() == {"features", "spatial"}
+    assert found.moments["features"][0].tolist() == [1, 2, 3]
+    assert found.moments["features"][0].dtype == np.float64
+    assert np.array_equal(found.moments["features"][1], covariance)
+    alone = npz(tmp_path / "m.npz", **moments(3, mu_s=None, sigma_s=None))
+    assert (len(alone), alone.moments.keys()) == (0, {"features"})
 
 
-def cut(path: Path, keep: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+def declared(*shape: int) -> bytes:
+    """An npz of 96 bytes that claims another shape."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive, archive.open("arr_0.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(96))
+    return held.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "why"),
     [
         ({"arr_0": noise(2).astype(np.float32)}, r"arr_0 is float32 of shape \(2, 4, 4, 3\)"),
-        ({"arr_0": noise(2).transpose(0, 3, 1, 2)}, r"uint8 of shape \(2, 3, 4, 4\); expected pic"),
+        ({"arr_0": noise(2).transpose(0, 3, 1, 2)}, r"uint8 of shape \(2, 3, 4, 4\); expected"),
         ({"arr_0": noise(2)[0]}, r"of shape \(4, 4, 3\)"),
         ({"arr_0": noise(2)[:0]}, r"of shape \(0, 4, 4, 3\)"),
-        ({"arr_0": np.array([{}, {}])}, "arr_0.npy holds pickled objects, which are never read"),
-        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "mu.npy holds pickled objects"),
-        ({"other": noise(2)}, "neither pictures.*nor moments.*but other.npy"),
+        ({"arr_0": np.asfortranarray(noise(2))}, "arr_0 .*Fortran order"),
+        ({"arr_0": np.array([{}, {}])}, "pickled objects, which are never read"),
+        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "pickled objects"),
+        ({"other": noise(2)}, "`arr_0`.*`mu`.*but other.npy"),
         ({}, "but nothing"),
-        (moments(3, sigma=None), "has moments but no `sigma`"),
-        (moments(3, 3, mu_s=None), "has moments but no `mu_s`"),
-        (moments(3, sigma=np.eye(4)), r"shapes \(3,\) and \(4, 4\); expected \(d,\)"),
-        (moments(3, mu=np.zeros((3, 3))), r"expected \(d,\) and \(d, d\)"),
-        (moments(3, mu=np.zeros(3, int)), "`mu` is int64; expected floats"),
-        (moments(3, mu=np.full(3, np.nan)), "`mu` holds numbers that are not finite"),
+        (moments(3, sigma=None), "no `sigma`"),
+        (moments(3, 3, mu_s=None), "no `mu_s`"),
+        (moments(3, sigma=np.eye(4)), r"`sigma` .*\(4, 4\); expected .*\(3, 3\)"),
+        (moments(3, mu=np.zeros((3, 3))), r"`mu` .*\(3, 3\); expected .*\(d,\)"),
+        (moments(0), r"`mu` .*\(0,\)"),
+        (moments(3, mu=np.zeros(3, int)), "`mu` is int64"),
+        (moments(3, mu=np.full(3, np.nan)), "`mu` .*not finite"),
+        (b"", "not a readable npz"),
+        (png(noise(1)[0]), "not a readable npz"),
+        (declared(1 << 40, 4, 4, 3), "bytes are declared, 96 are there"),
+        (declared(-1, 4, 4, 3), "not a readable npz"),
     ],
 )
-def test_npz_of_something_else(tmp_path: Path, arrays: dict[str, Any], told: str) -> None:
-    np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(UserError, match=told) as error:
-        open_pictures(str(tmp_path / "s.npz"))
-    assert str(error.value).startswith(str(tmp_path / "s.npz"))
-
-
-def declare(path: Path, shape: tuple[int, ...], data: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(data)
-
-
-def test_damaged_npz(tmp_path: Path) -> None:
+def test_npz_of_something_else(tmp_path: Path, arrays: Any, why: str) -> None:
     path = tmp_path / "s.npz"
-
-    def refuse(told: str) -> None:
-        with pytest.raises(UserError, match=f"not a readable npz.*{told}"):
-            open_pictures(str(path))
-
-    np.savez(path, arr_0=noise(20))
-    cut(path, 0.5)
-    refuse("not a zip file")
-    path.write_bytes(b"")
-    refuse("")
-    np.save(tmp_path / "plain.npy", noise(2))
-    (tmp_path / "plain.npy").rename(path)
-    refuse("not a zip file")
-    declare(path, (1 << 40, 4, 4, 3), bytes(96))
-    refuse("bytes are declared, 96 are there")
-    declare(path, (-1, 4, 4, 3), bytes(96))
-    refuse("")
-    np.savez(path, arr_0=np.asfortranarray(noise(2)))
-    refuse("Fortran order")
-    with pytest.raises(UserError, match=r"nowhere.npz: no such file"):
-        open_pictures(str(tmp_path / "nowhere.npz"))
+    path.write_bytes(arrays) if isinstance(arrays, bytes) else np.savez(path, **arrays)
+    with pytest.raises(UserError, match=why) as error:
+        open_pictures(str(path))
+    assert str(error.value).startswith(str(path))
 
 
-def test_a_damaged_stream_names_the_picture(tmp_path: Path) -> None:
+def test_a_damaged_npz(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     np.savez_compressed(path, arr_0=noise(200, side=16))
     data = bytearray(path.read_bytes())
@@ -261,6 +240,9 @@ def test_a_damaged_stream_names_the_picture(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"s.npz, picture \d+: cannot be read"):
         list(open_pictures(str(path)))
+    cut(path)
+    with pytest.raises(UserError, match=r"s.npz: not a readable npz"):
+        open_pictures(str(path))
 
 
 def test_paths_that_are_no_sets(tmp_path: Path) -> None:
@@ -268,20 +250,14 @@ def test_paths_that_are_no_sets(tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/x.tar").write_bytes(b"")
     (tmp_path / "one.png").write_bytes(png(noise(1)[0]))
-    for name, told in [
-        ("nowhere", "no such file or folder"),
-        ("empty", "no pictures in this folder"),
-        ("tars", r"no pictures.*give '.*/tars/\*.tar'"),
-        ("one.png", "no set of pictures; give a folder"),
-        ("*.tar", "no shards match"),
-        ("nowhere.tar", "no shards match"),
-    ]:
-        with pytest.raises(UserError, match=told):
+    names = ("nowhere", "empty", "one.png", "*.tar", "nowhere.tar", "nowhere.npz")
+    for name in (*names, "tars"):
+        with pytest.raises(UserError, match=name.replace("*", r"\*")) as error:
             open_pictures(str(tmp_path / name))
-    save(tmp_path / "bad", noise(3))
-    cut(tmp_path / "bad/0001.png", 0.6)
+    assert "/tars/*.tar'" in str(error.value)
+    bad = folder(tmp_path / "bad", noise(3))
+    cut(tmp_path / "bad/0001.png")
     (tmp_path / "bad/0002.png").write_text("text")
-    bad = open_pictures(str(tmp_path / "bad"))
     for number in (1, 2):
         with pytest.raises(UserError, match=f"bad/000{number}.png: not a readable picture.*mend"):
             bad[number]
@@ -296,23 +272,20 @@ def test_write_npz_is_what_numpy_reads(tmp_path: Path) -> None:
         assert np.array_equal(found["arr_1"], labels)
     again = write_npz(tmp_path / "t.npz", open_pictures(str(path)), labels)
     assert again.read_bytes() == path.read_bytes()
-    assert list(open_pictures(str(again))[3].flat) == list(pictures[3].flat)
 
 
 def test_write_npz_refuses(tmp_path: Path) -> None:
-    path = tmp_path / "s.npz"
-    mixed = [noise(1)[0], noise(1, side=5)[0]]
-    with pytest.raises(UserError, match=r"picture 1 is uint8 of shape \(5, 5, 3\)"):
-        write_npz(path, mixed)
-    with pytest.raises(UserError, match="picture 0 is float64"):
-        write_npz(path, [np.zeros((2, 2, 3))])
-    with pytest.raises(UserError, match="no pictures to write"):
-        write_npz(path, [])
-    with pytest.raises(UserError, match=r"2 pictures, and labels of \(3,\)"):
-        write_npz(path, list(noise(2)), np.arange(3))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_npz(tmp_path / "file/s.npz", list(noise(2)))
+    two, path = list(noise(2)), tmp_path / "s.npz"
+    for given, why in [
+        ((path, [two[0], noise(1, side=5)[0]]), r"picture 1 is uint8 of shape \(5, 5, 3\)"),
+        ((path, [np.zeros((2, 2, 3))]), "picture 0 is float64"),
+        ((path, []), "no pictures"),
+        ((path, two, np.arange(3)), r"2 pictures, and labels of \(3,\)"),
+        ((tmp_path / "file/s.npz", two), "cannot be written"),
+    ]:
+        with pytest.raises(UserError, match=why):
+            write_npz(*given)  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing half-made
 
 
@@ -324,8 +297,8 @@ class Counting(Extractor):
 
     name, batch = "counting", 2
 
-    def __init__(self, sha256: str = "0") -> None:
-        self.sha256, self.seen = sha256, 0
+    def __init__(self, sha256: str = "0", version: str = "", device: str = "cpu") -> None:
+        self.sha256, self.version, self.device, self.seen = sha256, version, device, 0
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         self.seen += len(pixels)
@@ -333,107 +306,88 @@ class Counting(Extractor):
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PictureSet:
+    """Ten pictures, whose features are kept in three parts."""
     monkeypatch.setattr(cache, "PART", 4)
+    return folder(tmp_path / "p", noise(10))
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_features_are_made_once(tmp_path: Path, home: Path) -> None:
-    pictures = open_pictures(str(save(tmp_path / "p", noise(10))))
+def test_features_are_made_once(tmp_path: Path, ten: PictureSet, home: Path) -> None:
     extractor = Counting()
-    found = extract(pictures, extractor)
-    np.testing.assert_allclose(found.features, noise(10).mean((1, 2)), rtol=1e-5)
-    assert (found.n, found.spatial, found.logits) == (10, None, None)
-    assert (found.extractor, found.source_sha256) == ("counting", pictures.digest)
+    found = extract(ten, extractor)
+    assert found.keys() == {"features", "sizes"}
+    np.testing.assert_allclose(found["features"], noise(10).mean((1, 2)), rtol=1e-5)
+    assert (found["sizes"] == 4).all()
     assert len(list((home / "features").glob("*/*.npz"))) == 3
-    again = extract(pictures, extractor)
-    assert np.array_equal(again.features, found.features)
+    assert np.array_equal(extract(ten, extractor)["features"], found["features"])
     assert extractor.seen == 10
-    extract(pictures, Counting("1"))  # other weights
-    assert len(list((home / "features").iterdir())) == 2
-    extract(open_pictures(str(tmp_path / "p"), 2), extractor, tmp_path / "work")
+    extract(open_pictures(ten.name, 2), extractor, tmp_path / "work")
     assert extractor.seen == 20
     assert len(list((tmp_path / "work").glob("*/*.npz"))) == 3
+    # Other features come of other weights, of another config, and on a GPU.
+    others = ("1",), ("0", "b"), ("0", "", "cuda:0"), ("0", "", "cuda:1")
+    assert [(extract(ten, e), e.seen)[1] for e in (Counting(*o) for o in others)] == [10, 10, 10, 0]
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
-def test_a_damaged_part_is_made_again(tmp_path: Path, home: Path, damage: str) -> None:
-    pictures, extractor = open_pictures(str(save(tmp_path / "p", noise(10)))), Counting()
-    found = extract(pictures, extractor)
+def test_a_damaged_part_is_made_again(ten: PictureSet, home: Path, damage: str) -> None:
+    extractor = Counting()
+    found = extract(ten, extractor)["features"]
     part = sorted((home / "features").glob("*/*.npz"))[1]
     if damage == "cut":
-        cut(part, 0.5)
+        cut(part)
     elif damage == "other":
         np.savez(part, features=np.zeros((3, 3), np.float32))
     else:
         data = bytearray(part.read_bytes())
-        data[data.index(found.features[4].tobytes())] ^= 1
+        data[data.index(found[4].tobytes())] ^= 1
         part.write_bytes(data)
-    assert np.array_equal(extract(pictures, extractor).features, found.features)
+    assert np.array_equal(extract(ten, extractor)["features"], found)
     assert extractor.seen == 14
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_a_damaged_picture_stops_it_and_the_rest_is_kept(tmp_path: Path) -> None:
-    folder = save(tmp_path / "p", noise(10))
-    good = (folder / "0009.png").read_bytes()
-    cut(folder / "0009.png", 0.6)
-    extractor = Counting()
+def test_a_damaged_picture_stops_it_and_the_rest_is_kept(ten: PictureSet) -> None:
+    last, extractor = Path(ten.name) / "0009.png", Counting()
+    good = last.read_bytes()
+    cut(last)
     with pytest.raises(UserError, match=r"0009.png: not a readable picture"):
-        extract(open_pictures(str(folder)), extractor)
+        extract(open_pictures(ten.name), extractor)
     assert extractor.seen == 8
-    (folder / "0009.png").write_bytes(good)
-    assert extract(open_pictures(str(folder)), extractor).n == 10
+    last.write_bytes(good)
+    assert len(extract(open_pictures(ten.name), extractor)["features"]) == 10
 
 
-def test_features_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_cannot_be_kept(
+    tmp_path: Path, ten: PictureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/features.*--work or \$MMFUSION_CACHE"):
+        extract(ten, Counting())
     monkeypatch.setattr(np, "savez", full)
-    pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
     with pytest.raises(UserError, match=r"00000000\.npz: .*No space left on device.*--work"):
-        extract(pictures, Counting(), tmp_path / "work")
+        extract(ten, Counting(), tmp_path / "work")
     assert not list((tmp_path / "work").glob("*/*"))
 
 
-def test_a_cache_that_cannot_be_used_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot be kept there .*--work or \$MMFUSION_CACHE"):
-        extract(pictures, Counting())
-
-
-def test_the_cache_knows_config_and_device(tmp_path: Path) -> None:
-    """Not the weights alone: other features come of another config, and on a GPU."""
-    pictures = open_pictures(str(save(tmp_path / "p", noise(3))))
-    for version, device in (("", "cpu"), ("b", "cpu"), ("", "cuda:0"), ("", "cuda:1")):
-        extractor = Counting()
-        extractor.version, extractor.device = version, device
-        extract(pictures, extractor, tmp_path / "work")
-        assert extractor.seen == (0 if device == "cuda:1" else 3)
-
-
-def test_other_ranks_make_features_and_hold_none(
-    tmp_path: Path, sets: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distribution, "extract", None)
-    assert measure(*sets, make_extractor("pixels"), work=tmp_path / "work") == {}
-    assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2
-
-
 def test_pixels_of_two_sizes_are_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path / "p", noise(3))
-    Picture.fromarray(noise(1, side=5)[0]).save(folder / "z.png")
+    mixed = folder(tmp_path / "p", noise(3))
+    Picture.fromarray(noise(1, side=5)[0]).save(tmp_path / "p/z.png")
     with pytest.raises(UserError, match=r"pictures of 4 x 4 and 5 x 5 pixels.*--size"):
-        extract(open_pictures(str(folder)), make_extractor("pixels"))
-    assert extract(open_pictures(str(folder), 4), make_extractor("pixels")).n == 4
+        extract(open_pictures(mixed.name), make_extractor("pixels"))
+    assert len(extract(open_pictures(mixed.name, 4), make_extractor("pixels"))["features"]) == 4
+
+
+def test_features_that_are_not_finite_are_found(ten: PictureSet) -> None:
+    class Broken(Counting):
+        def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            return {"features": np.full((len(pixels), 2), np.nan)}
+
+    with pytest.raises(UserError, match=r"features counting: .*not finite"):
+        extract(ten, Broken())
 
 
 # Figures
@@ -445,155 +399,181 @@ class Simple(Extractor):
     name, sha256, batch = "inception", "aa", 8
     gives = ("features", "spatial", "logits")
 
-    def __init__(self) -> None:
-        self.sizes = {"features": POOL, "spatial": SPATIAL, "logits": 20}
-
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         flat = pixels.reshape(len(pixels), -1) / 127.5 - 1.0
         rng = np.random.default_rng(0)
         return {
             name: (flat @ rng.standard_normal((flat.shape[1], size)) / 4).astype(np.float32)
-            for name, size in self.sizes.items()
+            for name, size in zip(self.gives, (POOL, SPATIAL, 20), strict=True)
         }
 
 
 @pytest.fixture(autouse=True)
 def few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (distribution.POOL, distribution.SPATIAL) == (2048, 2023)
-    monkeypatch.setattr(distribution, "POOL", POOL)
-    monkeypatch.setattr(distribution, "SPATIAL", SPATIAL)
+    assert distribution.DIMENSIONS == {"fid": 2048, "sfid": 2023}
+    monkeypatch.setattr(distribution, "DIMENSIONS", {"fid": POOL, "sfid": SPATIAL})
 
 
-@pytest.fixture
-def sets(tmp_path: Path) -> tuple[Any, Any]:
-    made, real = save(tmp_path / "made", noise(12, 1)), save(tmp_path / "real", noise(10, 2))
-    return open_pictures(str(made)), open_pictures(str(real))
+Sets = dict[str, PictureSet]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Sets:
+    root = tmp_path_factory.mktemp("sets")
+    arrays = {
+        "moments": moments(),
+        "pool": moments(mu_s=None, sigma_s=None),
+        "other": moments(65),
+        "both": {"arr_0": noise(9, 5), **moments()},
+        "both8": {"arr_0": noise(9, 5, 8), **moments()},
+        "one": {"arr_0": noise(1)},
+        "three": {"arr_0": noise(3)},
+        "large": {"arr_0": noise(9, 6, 8)},
+        "wide": {"arr_0": np.zeros((9, 4, 6, 3), np.uint8)},
+    }
+    for name in ("a.tiff", "b.txt", ".hidden"):
+        (root / "more").mkdir(exist_ok=True)
+        (root / "more" / name).touch()
+    folders = {name: folder(root / name, noise(12, n)) for n, name in enumerate(("made", "more"))}
+    real = folder(root / "real", noise(10, 2))
+    return (
+        folders
+        | {"real": real}
+        | {name: npz(root / f"{name}.npz", **a) for name, a in arrays.items()}
+    )
+
+
+def pixels() -> Extractor:
+    return make_extractor("pixels", "cpu")
 
 
 def test_precision_is_of_the_made_and_recall_of_the_real(tmp_path: Path) -> None:
     """Half of the real pictures' kinds: each is right, half is missing."""
     dark, light = noise(40, 1) // 8, 255 - noise(40, 2) // 8
-    real = open_pictures(str(save(tmp_path / "real", np.concatenate([dark, light]))))
-    made = open_pictures(str(save(tmp_path / "made", dark ^ 1)))
-    found = measure(made, real, make_extractor("pixels"), ["precision", "recall"], tmp_path / "w")
+    real = npz(tmp_path / "real.npz", arr_0=np.concatenate([dark, light]))
+    found = measure(npz(tmp_path / "made.npz", arr_0=dark ^ 1), real, pixels())
     assert found["precision_pixels"]["value"] == 1
     assert found["recall_pixels"]["value"] == 0.5
 
 
-def test_all_figures_of_the_adm_protocol(sets: tuple[Any, Any]) -> None:
-    made, real = sets
-    a, b = (Simple()(list(s)) for s in sets)
+def test_all_figures_of_the_adm_protocol(sets: Sets) -> None:
+    made, real = sets["made"], sets["real"]
+    a, b = (Simple()(list(pictures)) for pictures in (made, real))
     found = measure(made, real, Simple())
-    assert list(found) == ["fid", "sfid", "is", "precision", "recall", "kid"]
-    values = {name: figure["value"] for name, figure in found.items()}
+    both = precision_recall(b["features"], a["features"], 3)
     expected = {
         "fid": frechet_distance(a["features"], b["features"]),
         "sfid": frechet_distance(a["spatial"], b["spatial"]),
         "is": inception_score(a["logits"], 5000)[0],
+        **dict(zip(("precision", "recall"), both, strict=True)),
         "kid": kernel_distance(a["features"], b["features"], subsets=1, size=10)[0],
     }
-    both = precision_recall(b["features"], a["features"], 3)
-    expected |= dict(zip(("precision", "recall"), both, strict=True))
+    assert list(found) == list(expected) == list(METRICS)
+    values = {name: figure["value"] for name, figure in found.items()}
     assert values == pytest.approx(expected, rel=1e-9)
     json.dumps(found, allow_nan=False)
+    about = {"n": 12, "extractor": "inception", "extractor_sha256": "aa", "size": None,
+             "source": made.name, "source_sha256": made.digest}  # fmt: skip
+    compared = {"n_reference": 10, "reference": real.name, "reference_sha256": real.digest}
     for name, figure in found.items():
-        assert (figure["n"], figure["extractor"], figure["extractor_sha256"]) == (
-            12,
-            "inception",
-            "aa",
-        )
-        assert (figure["source"], figure["source_sha256"]) == (made.name, made.digest)
-        if name != "is":
-            assert figure["n_reference"] == 10
-            assert (figure["reference"], figure["reference_sha256"]) == (real.name, real.digest)
-        assert figure["warning"], name
+        assert (about | ({} if name == "is" else compared)).items() <= figure.items()
+        assert f"below {METRICS[name].sensible:,}" in figure["warning"]
+    assert [rule.sensible for rule in METRICS.values()] == [10_000, 10_000, 5000, 1000, 1000, 1000]
 
 
-def test_distances_to_a_references_moments(tmp_path: Path, sets: tuple[Any, Any]) -> None:
-    made, _ = sets
+def test_distances_to_a_references_moments(tmp_path: Path, sets: Sets) -> None:
     rng = np.random.default_rng(0)
-    spread = rng.standard_normal((POOL, 40))
-    given = moments(mu=rng.standard_normal(POOL), sigma=spread @ spread.T)
-    np.savez(tmp_path / "ref.npz", **given)
-    reference = open_pictures(str(tmp_path / "ref.npz"))
-    found = measure(made, reference, Simple(), ["fid", "sfid"])
-    arrays = Simple()(list(made))
-    for name, (key, mean, covariance) in {
-        "fid": ("features", "mu", "sigma"),
-        "sfid": ("spatial", "mu_s", "sigma_s"),
-    }.items():
-        x = arrays[key].astype(np.float64)
-        expected = frechet_from_moments(
-            x.mean(0), np.cov(x, rowvar=False), given[mean], given[covariance]
-        )
-        assert found[name]["value"] == pytest.approx(expected, rel=1e-9)
-        assert found[name]["n_reference"] is None
-        assert found[name]["reference_moments"] is True
-        assert found[name]["reference_sha256"] == reference.digest
+    spread, narrow = rng.standard_normal((POOL, 40)), rng.standard_normal((SPATIAL, 40))
+    given = moments(mu=spread[:, 0], sigma=spread @ spread.T)
+    given |= {"mu_s": narrow[:, 0], "sigma_s": narrow @ narrow.T}
+    reference = npz(tmp_path / "ref.npz", **given)
+    found, arrays = measure(sets["made"], reference, Simple()), Simple()(list(sets["made"]))
+    for key, name, end in (("fid", "features", ""), ("sfid", "spatial", "_s")):
+        expected = frechet_distance(arrays[name], (given[f"mu{end}"], given[f"sigma{end}"]))
+        assert found[key]["value"] == pytest.approx(expected, rel=1e-9)
+        facts = {"n_reference": None, "reference_moments": True}
+        assert (facts | {"reference_sha256": reference.digest}).items() <= found[key].items()
+    assert list(found) == ["fid", "sfid", "is"]
 
 
-def test_what_a_reference_without_pictures_does_not_allow(
-    tmp_path: Path, sets: tuple[Any, Any]
+@pytest.mark.parametrize(
+    ("made", "reference", "extractor", "metric", "why"),
+    [
+        ("made", "moments", Simple, "precision", r"^precision: .*no pictures \(`arr_0`\)"),
+        ("made", "moments", Simple, "recall", r"^recall: .*`arr_0`"),
+        ("made", "moments", Simple, "kid", r"^kid: .*`arr_0`"),
+        ("made", "moments", pixels, "fid", r"^fd_pixels: .*`arr_0`.*of pixels, features"),
+        ("made", "moments", pixels, "", r"made and .*moments.npz: .*`arr_0`"),  # nothing is left
+        ("made", "pool", Simple, "sfid", r"^sfid: .*pool.npz .*of inception, spatial"),
+        ("made", "other", Simple, "fid", r"^fid: .*other.npz .* 65 dimensions"),
+        ("made", "real", pixels, "sfid", r"^sfid_pixels: features pixels have no spatial"),
+        ("made", "real", pixels, "is", r"^is_pixels: features pixels have no classes"),
+        ("made", "real", pixels, "fld", r"^metric fld: choose from fid, sfid"),
+        ("made", "one", pixels, "fid", r"^fd_pixels: .*one.npz has 1 pictures; it needs 2"),
+        ("three", "real", pixels, "recall", r"^recall_pixels: .*three.npz has 3 .*needs 4"),
+        ("moments", "made", Simple, "fid", r"^fid: .*moments.npz has 0 pictures"),
+        ("made", "", Simple, "fid", r"^fid: needs a reference"),
+        ("made", "", pixels, "", r"made: needs a reference"),
+        ("made", "large", pixels, "fid", r"48 numbers for .*made, 192 for .*large.*--size"),
+        ("made", "size 4", pixels, "fid", r"made: size None, and the reference 4"),
+    ],
+)
+def test_what_the_inputs_do_not_allow(
+    sets: Sets, made: str, reference: str, extractor: Any, metric: str, why: str
 ) -> None:
-    made, _ = sets
-    np.savez(tmp_path / "ref.npz", **moments())
-    reference = open_pictures(str(tmp_path / "ref.npz"))
-    for metric in ("precision", "recall", "kid"):
-        with pytest.raises(UserError, match=rf"{metric}: .*no pictures \(`arr_0`\)"):
-            measure(made, reference, Simple(), [metric])
-    assert set(impossible(made, reference, Simple())) == {"precision", "recall", "kid"}
-    with pytest.raises(UserError, match=r"fd_pixels: .*holds moments of Inception and no pictures"):
-        measure(made, reference, make_extractor("pixels"), ["fid"])
-    with pytest.raises(UserError, match="holds moments"):  # nothing is left to measure
-        measure(made, reference, make_extractor("pixels"))
-    with pytest.raises(UserError, match=r"made.*holds moments|has 0 pictures"):
-        measure(reference, made, Simple(), ["fid"])
-    np.savez(tmp_path / "pool.npz", **moments(mu_s=None, sigma_s=None))
-    pool = open_pictures(str(tmp_path / "pool.npz"))
-    with pytest.raises(UserError, match=r"sfid: .*no spatial moments"):
-        measure(made, pool, Simple(), ["sfid"])
-    found = measure(made, pool, Simple(), ["fid"])
-    assert "not from the ADM suite" in found["fid"]["warning"]
-    np.savez(tmp_path / "other.npz", **moments(65))
-    other = open_pictures(str(tmp_path / "other.npz"))
-    with pytest.raises(UserError, match=r"fid: .*`mu` has 65 dimensions.*another network"):
-        measure(made, other, Simple(), ["fid"])
+    if reference == "large":  # both in the cache: no batch is looked at
+        extract(sets[made], extractor())
+        extract(sets[reference], extractor())
+    given = {**sets, "size 4": open_pictures(sets["real"].name, 4)}.get(reference)
+    with pytest.raises(UserError, match=why):
+        measure(sets[made], given, extractor(), [metric] if metric else None)
 
 
-def test_another_extractor_takes_a_references_pictures_and_not_its_moments(
-    tmp_path: Path, sets: tuple[Any, Any]
-) -> None:
-    made, _ = sets
-    np.savez(tmp_path / "ref.npz", arr_0=noise(9, 5), **moments())
-    reference = open_pictures(str(tmp_path / "ref.npz"))
-    figure = measure(made, reference, make_extractor("pixels"), ["fid"])["fd_pixels"]
-    flat = [np.stack(list(s)).reshape(len(s), -1) / 127.5 - 1 for s in (made, reference)]
+def test_what_is_left_to_measure(sets: Sets) -> None:
+    made, real = sets["made"], sets["real"]
+    assert measure(made, real, Counting(), []) == {}
+    assert set(impossible(made, sets["moments"], Simple())) == {"precision", "recall", "kid"}
+    assert set(impossible(made, None, Simple())) == set(METRICS) - {"is"}
+    assert measure(made, None, Simple()) == measure(made, real, Simple(), ["is"])
+
+
+def test_another_extractor_takes_a_references_pictures_and_not_its_moments(sets: Sets) -> None:
+    figure = measure(sets["made"], sets["both"], pixels(), ["fid"])["fd_pixels"]
+    flat = [np.stack(list(sets[s])).reshape(len(sets[s]), -1) / 127.5 - 1 for s in ("made", "both")]
     assert figure["value"] == pytest.approx(frechet_distance(*flat), rel=1e-5)
     assert figure["n_reference"] == 9
     assert "reference_moments" not in figure
-    for metric in ("sfid", "is"):
-        with pytest.raises(UserError, match=f"{metric}_pixels: features pixels have no"):
-            measure(made, reference, make_extractor("pixels"), [metric])
 
 
-def test_refusals_of_measure(tmp_path: Path, sets: tuple[Any, Any]) -> None:
-    made, real = sets
-    pixels = make_extractor("pixels")
-    with pytest.raises(UserError, match="metric fld: choose from fid, sfid"):
-        measure(made, real, pixels, ["fld"])
-    one = open_pictures(str(save(tmp_path / "one", noise(1))))
-    with pytest.raises(UserError, match=r"fd_pixels: .*one has 1 pictures; it needs 2 or more"):
-        measure(made, one, pixels, ["fid"])
-    three = open_pictures(str(save(tmp_path / "three", noise(3))))
-    with pytest.raises(UserError, match=r"recall_pixels: .*three has 3 pictures; it needs 4"):
-        measure(three, real, pixels, ["recall"])
-    large = open_pictures(str(save(tmp_path / "large", noise(5, side=6))))
-    extract(large, make_extractor("pixels"))
-    extract(made, make_extractor("pixels"))  # both in the cache: no batch is looked at
-    with pytest.raises(UserError, match=r"48 numbers for .*108 for .*--size"):
-        measure(made, large, make_extractor("pixels"), ["fid"])
-    with pytest.raises(UserError, match="size None, and the reference 4"):
-        measure(made, open_pictures(str(tmp_path / "real"), 4), pixels, ["fid"])
+def test_an_inception_score_of_sorted_pictures_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    """Four classes in four splits: each split has one, so the score is 1 where it should be 4."""
+    monkeypatch.setattr(distribution, "SPLIT", 300)
+
+    class Sorted(Simple):
+        def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            logits = np.eye(1008, dtype=np.float32)[pixels[:, 0, 0, 0]] * 50
+            return super().extract(pixels) | {"logits": logits}
+
+    four = np.arange(4, dtype=np.uint8)
+    for order in (np.repeat(four, 300), np.tile(four, 300)):
+        pictures = npz(tmp_path / "s.npz", arr_0=np.tile(order[:, None, None, None], (4, 4, 3)))
+        figure = measure(pictures, None, Sorted(), ["is"])["is"]
+        assert ("one to compare" in figure["warning"]) == (order[1] == 0)
+        assert figure["shuffled"] > 3.9
+    assert figure["value"] > 3.9
+
+
+def test_other_ranks_make_features_and_hold_none(
+    tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cache.Rows, "read", None)
+    assert measure(sets["made"], sets["real"], pixels(), work=tmp_path / "work") == {}
+    assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2
+
+
+# Warnings
 
 
 class Fast(Extractor):
@@ -605,83 +585,57 @@ class Fast(Extractor):
         return {"features": pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)}
 
 
+def warning(made: PictureSet, real: PictureSet | None, extractor: Extractor, metric: str) -> str:
+    (figure,) = measure(made, real, extractor, [metric]).values()
+    return figure.get("warning", "")
+
+
 @pytest.mark.parametrize(
-    ("n", "told"), [(2, "covariance is singular"), (99, "below 100 the distance"), (100, None)]
+    ("n", "singular", "few"), [(2, True, True), (99, False, True), (100, False, False)]
 )
 def test_a_fid_of_few_pictures_says_so(
-    tmp_path: Path, n: int, told: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, n: int, singular: bool, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert distribution.SENSIBLE["fid"] == 10_000
-    monkeypatch.setitem(distribution.SENSIBLE, "fid", 100)
-    np.savez(tmp_path / "a.npz", arr_0=noise(n, 1))
-    np.savez(tmp_path / "b.npz", arr_0=noise(100, 2))
-    a, b = (open_pictures(str(tmp_path / f"{name}.npz")) for name in "ab")
+    monkeypatch.setitem(METRICS, "fid", METRICS["fid"]._replace(sensible=100))
+    a, b = (npz(tmp_path / f"{i}.npz", arr_0=noise(i, i)) for i in (n, 100))
     for pair in ((a, b), (b, a)):  # the smaller set counts
-        warning = measure(*pair, Fast(), ["fid"])["fd_fast"].get("warning")
-        assert (told in warning) if told else (warning is None)
+        said = warning(*pair, Fast(), "fid")
+        assert ("covariance" in said, "below 100 the distance" in said) == (singular, few)
 
 
-def test_an_inception_score_needs_no_reference(sets: tuple[Any, Any]) -> None:
-    made, real = sets
-    assert measure(made, None, Simple(), ["is"]) == measure(made, real, Simple(), ["is"])
-    assert list(measure(made, None, Simple())) == ["is"]
-    assert set(impossible(made, None, Simple())) == {"fid", "sfid", "precision", "recall", "kid"}
-    with pytest.raises(UserError, match=r"^fid: needs a reference to compare with"):
-        measure(made, None, Simple(), ["fid"])
-    with pytest.raises(UserError, match="made: needs a reference to compare with; name one"):
-        measure(made, None, make_extractor("pixels"))
+OF_TWO, SQUEEZED = "pictures of 2 sizes, such as 4 x 4 and 8 x 8", "of 6 x 4 were squeezed"
+OF_SMALL = "pictures of 2 sizes, such as 2 x 2 and 4 x 4"
+PASSED, NOT_ADM = "2 other files in", "not from the ADM suite"
 
 
-def test_no_metrics_give_no_figures(sets: tuple[Any, Any]) -> None:
-    assert measure(*sets, Counting(), []) == {}
-
-
-def test_pictures_of_other_sizes_are_told(tmp_path: Path, sets: tuple[Any, Any]) -> None:
-    made, _ = sets
-
-    def warnings(left: Any, right: Any, *metrics: str) -> list[str]:
-        return [f.get("warning", "") for f in measure(left, right, Counting(), [*metrics]).values()]
-
-    large = open_pictures(str(save(tmp_path / "large", noise(9, side=8))))
-    found = warnings(made, large, "fid", "kid")
-    assert len(found) == 2
-    for warning in found:
-        assert "pictures of 2 sizes, such as 4 x 4 and 8 x 8, were each brought" in warning
-    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((9, 4, 6, 3), np.uint8))
-    wide = open_pictures(str(tmp_path / "wide.npz"))
-    assert "pictures of 6 x 4 were squeezed or cut" in warnings(wide, wide, "fid")[0]
-    assert "2 sizes" not in measure(made, large, Simple(), ["is"])["is"]["warning"]
-    square = [open_pictures(str(tmp_path / name), 4) for name in ("made", "wide.npz")]
-    for warning in warnings(*square, "fid"):
-        assert "sizes" not in warning
-        assert "squeezed" not in warning
-
-
-def test_moments_of_pictures_of_another_size_are_told(
-    tmp_path: Path, sets: tuple[Any, Any]
-) -> None:
-    made, _ = sets
-    for side, told in ((4, False), (8, True)):
-        np.savez(tmp_path / f"{side}.npz", arr_0=noise(9, side=side), **moments())
-        reference = open_pictures(str(tmp_path / f"{side}.npz"))
-        for figure in measure(made, reference, Simple(), ["fid", "sfid"]).values():
-            said = "moments are of pictures of 8 x 8, and these are 4 x 4" in figure["warning"]
-            assert said is told
-    resized = [open_pictures(str(tmp_path / name), 2) for name in ("made", "4.npz")]
-    warning = measure(*resized, Simple(), ["fid"])["fid"]["warning"]
-    assert "moments are of pictures of 4 x 4, and these are 2 x 2" in warning
-
-
-def test_files_that_are_passed_over_are_told(tmp_path: Path, sets: tuple[Any, Any]) -> None:
-    made, real = sets
-    assert "passed over" not in measure(made, real, Counting(), ["fid"])["fd_counting"]["warning"]
-    (tmp_path / "real" / "a.tiff").touch()
-    (tmp_path / "real" / "b.txt").touch()
-    (tmp_path / "real" / ".hidden").touch()
-    found = measure(made, open_pictures(real.name), Simple(), ["fid", "is"])
-    assert "2 other files in" in found["fid"]["warning"]
-    assert "passed over" not in found["is"]["warning"]
-    assert "2 other files" in measure(open_pictures(real.name), None, Simple())["is"]["warning"]
+@pytest.mark.parametrize(
+    ("made", "reference", "extractor", "metric", "size", "present", "absent"),
+    [
+        ("made", "large", Counting, "fid", None, OF_TWO, "squeezed"),
+        ("made", "large", Counting, "kid", None, OF_TWO, "squeezed"),
+        ("made", "large", Simple, "is", None, "", "sizes"),
+        ("wide", "wide", Counting, "fid", None, SQUEEZED, "sizes"),
+        ("made", "wide", Counting, "fid", 4, "", "sizes"),
+        ("wide", "wide", Counting, "fid", 4, "", "squeezed"),
+        ("made", "both8", Simple, "fid", None, OF_TWO, NOT_ADM),
+        ("made", "both8", Simple, "sfid", None, OF_TWO, NOT_ADM),
+        ("made", "both", Simple, "fid", None, "", "sizes"),
+        ("made", "both", Simple, "fid", 2, OF_SMALL, ""),
+        ("made", "pool", Simple, "fid", None, NOT_ADM, "sizes"),
+        ("made", "real", Simple, "fid", None, "", "passed over"),
+        ("made", "more", Simple, "fid", None, PASSED, NOT_ADM),
+        ("made", "more", Simple, "is", None, "", "passed over"),
+        ("more", "", Simple, "is", None, PASSED, ""),
+    ],
+)
+def test_what_a_figure_has_to_be_read_with_care_for(
+    sets: Sets, made: str, reference: str, extractor: Any, metric: str, size: int | None,
+    present: str, absent: str,
+) -> None:  # fmt: skip
+    opened = [open_pictures(sets[name].name, size) if name else None for name in (made, reference)]
+    said = warning(*opened, extractor(), metric)  # type: ignore[arg-type]
+    assert present in said
+    assert not absent or absent not in said
 
 
 # The command
@@ -694,60 +648,51 @@ Run = Callable[..., tuple[int, str, str]]
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = 0
-        try:
+        with pytest.raises(SystemExit) as stop:
             main(["eval", "fid", *map(str, arguments)])
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        return int(stop.value.code or 0), *capsys.readouterr()
 
     return call
 
 
-def test_the_command(tmp_path: Path, sets: tuple[Any, Any], run: Run) -> None:
-    made, real = sets
-    arguments = (made.name, real.name, "--features", "pixels", "--metrics", "fid")
-    code, out, err = run(*arguments, "-o", tmp_path / "deep/f.json", "--work", tmp_path / "work")
+def test_the_command(tmp_path: Path, sets: Sets, run: Run) -> None:
+    made, real = sets["made"], sets["real"]
+    work, output = tmp_path / "work", tmp_path / "deep/f.json"
+    arguments = (made.name, real.name, "--features", "pixels", "--work", work)
+    code, out, err = run(*arguments, "--metrics", "fid", "-o", output)
     assert code == 0, err
-    figures = json.loads((tmp_path / "deep/f.json").read_text())
+    figures = json.loads(output.read_text())
     assert list(figures) == ["fd_pixels", "left_out"]
     assert f"{figures['fd_pixels']['value']:.4g}" in out
     assert real.digest[:12] in out
-    assert "warning: Fréchet distance (pixels): 10 pictures in 48 dimensions" in out
+    assert "warning: Fréchet distance (pixels): " in out
     assert "left out" not in out
-    out = run(*arguments[:-2], "--work", tmp_path / "work")[1]
+    out = run(*arguments)[1]
     assert "left out: sFID (pixels): features pixels have no spatial ones" in out
-    assert len(list((tmp_path / "work").iterdir())) == 2
+    assert len(list(work.iterdir())) == 2
 
 
-def test_the_command_refuses_in_one_line(tmp_path: Path, sets: tuple[Any, Any], run: Run) -> None:
-    made, real = (s.name for s in sets)
-    np.savez(tmp_path / "floats.npz", arr_0=noise(2) / 255)
-    (tmp_path / "empty").mkdir()
-    for arguments, told in [
-        ((made, tmp_path / "nowhere"), "nowhere: no such file or folder"),
-        ((tmp_path / "empty", real), "no pictures in this folder"),
-        ((tmp_path / "floats.npz", real), "arr_0 is float64"),
-        ((made, real, "--metrics", "fld"), "--metrics fld: choose from"),
-        ((made, real, "--features", "vgg"), "no such extractor; choose from"),
-        ((made, real, "--features", "inception:nowhere.pth"), "nowhere.pth: no such file"),
-        ((made, real, "-o", tmp_path), "is a folder; name a JSON file"),
-        ((made, real, "--metrics", "sfid"), "sfid_pixels: features pixels have no spatial"),
+def test_the_command_refuses_in_one_line(tmp_path: Path, sets: Sets, run: Run) -> None:
+    both = sets["made"].name, sets["real"].name
+    for arguments, named in [
+        ((both[0], tmp_path / "nowhere"), "nowhere"),
+        ((*both, "--metrics", "fld"), "--metrics fld"),
+        ((*both, "--features", "vgg"), "vgg"),
+        ((*both, "--features", "inception:nowhere.pth"), "nowhere.pth"),
+        ((*both, "-o", tmp_path), str(tmp_path)),
+        ((*both, "--metrics", "sfid"), "sfid_pixels"),
     ]:
-        given = ["--features", "pixels", *arguments]  # the last one counts
-        code, out, err = run(*given)
+        code, out, err = run("--features", "pixels", *arguments)  # the last one counts
         assert code == 2, err
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, err
-        assert told in errors[0]
+        (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+        assert named in error
         assert "Traceback" not in out + err
 
 
 def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
     """Bit for bit, and only rank 0 speaks."""
-    made, real = save(tmp_path / "made", noise(300, 1)), save(tmp_path / "real", noise(300, 2))
-    arguments = [str(made), str(real), "--features", "pixels", "--metrics", "fid"]
+    sets = [npz(tmp_path / f"{i}.npz", arr_0=noise(300, i)).name for i in (1, 2)]
+    arguments = [*sets, "--features", "pixels", "--metrics", "fid"]
     code, _, err = run(*arguments, "--work", tmp_path / "work1", "-o", tmp_path / "1.json")
     assert code == 0, err
     both = []
@@ -756,7 +701,7 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
         command = [sys.executable, "-m", "mmfusion", "eval", "fid", *arguments]
         command += ["--work", str(tmp_path / "work2"), "-o", str(tmp_path / "2.json")]
         both.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=100)[0] for process in both]
+    said = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert "Fréchet distance (pixels)" in said[0]
     assert said[1] == ""
@@ -764,25 +709,3 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
     first, second = (sorted((tmp_path / f"work{world}").glob("*/*.npz")) for world in (1, 2))
     assert len(first) == 4
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-
-
-def test_an_inception_score_of_sorted_pictures_says_so(tmp_path: Path, monkeypatch: Any) -> None:
-    """Four classes in four splits: each split has one, so the score is 1 where it should be 4."""
-    monkeypatch.setattr(distribution, "SPLIT", 300)
-
-    class Sorted(Simple):
-        def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
-            return super().__call__(pictures) | {
-                "logits": np.eye(1008, dtype=np.float32)[[p[0, 0, 0] for p in pictures]] * 50
-            }
-
-    four = np.arange(4, dtype=np.uint8)
-    for name, order in (("sorted", np.repeat(four, 300)), ("turns", np.tile(four, 300))):
-        pixels = np.tile(order[:, None, None, None], (4, 4, 3))
-        np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
-        made = open_pictures(str(tmp_path / f"{name}.npz"))
-        figure = measure(made, None, Sorted(), ["is"], tmp_path / "work" / name)["is"]
-        told = "which is the one to compare" in figure.get("warning", "")
-        assert told == (name == "sorted")
-        assert figure["shuffled"] > 3.9
-    assert figure["value"] > 3.9

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mmfusion.eval.curves import charts, read_metrics
 from PIL import Image as Picture
 
 from mmfusion import ImageSlot, TextSlot
@@ -18,14 +19,12 @@ from mmfusion.config.evaluation import Digits as Settings
 from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
-from mmfusion.eval.curves import charts, read_metrics
 from mmfusion.eval.digits.edits import MASKS
 from mmfusion.eval.digits.judge import Judge, features
 from mmfusion.eval.digits.naming import named_digit
 from mmfusion.eval.digits.real import Digits, read_digits
 from mmfusion.eval.digits.suite import Suite
 from mmfusion.eval.digits.summary import summary
-from mmfusion.eval.distances.frechet import frechet_distance, frechet_from_moments
 from mmfusion.eval.report import write_report
 from mmfusion.eval.shown import columns
 from mmfusion.generation.masks import region
@@ -168,56 +167,6 @@ def perfect(data: Path, held_out: Digits) -> tuple[dict, dict]:
     report, sheets = Suite(model, settings(data)).measure()  # type: ignore[arg-type]
     facts = {"model": "perfect", "seed": 0, "seconds": {"edit": 1.5}, "versions": {"python": "3"}}
     return {**report, **facts, "sampling": model.config.generation.model_dump()}, sheets
-
-
-# Fréchet distance
-
-
-@pytest.mark.parametrize(("n", "k", "d"), [(300, 200, 7), (20, 30, 64), (100, 20, 40), (9, 9, 9)])
-def test_frechet_distance_equals_scipys_square_root(n: int, k: int, d: int) -> None:
-    from scipy.linalg import sqrtm
-
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(n, d)) @ rng.normal(size=(d, d))
-    b = rng.normal(size=(k, d)) + 0.3
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    gap = a.mean(0) - b.mean(0)
-    # A singular product has no exact square root: scipy's is good to about 1e-6 there.
-    expected = gap @ gap + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
-    moments = frechet_from_moments(a.mean(0), cov_a, b.mean(0), cov_b)
-    assert frechet_distance(a, b) == pytest.approx(moments, rel=1e-6)
-
-
-def test_frechet_distance_of_commuting_gaussians_is_the_closed_form() -> None:
-    rng = np.random.default_rng(1)
-    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
-    s, t = rng.uniform(0.1, 3, (2, 6))
-    mean_a, mean_b = rng.normal(size=(2, 6))
-    expected = np.sum((mean_a - mean_b) ** 2) + np.sum((np.sqrt(s) - np.sqrt(t)) ** 2)
-    cov_a, cov_b = (basis * s) @ basis.T, (basis * t) @ basis.T
-    value = frechet_from_moments(mean_a, cov_a, mean_b, cov_b)
-    assert value == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("n", [500, 5])
-def test_frechet_distance_of_a_shift_is_its_square_and_of_itself_is_zero(n: int) -> None:
-    a = np.random.default_rng(2).normal(size=(n, 8))
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(a, a + 2) == pytest.approx(8 * 4, rel=1e-9)
-    assert frechet_distance(a, a * 3 + 2) == pytest.approx(frechet_distance(a * 3 + 2, a), rel=1e-9)
-
-
-def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
-    good = np.zeros((3, 2))
-    for bad in (np.zeros((1, 2)), np.zeros(3), np.zeros((3, 4)), np.full((3, 2), np.nan)):
-        with pytest.raises(UserError, match="Fréchet distance"):
-            frechet_distance(good, bad)
-
-
-def test_frechet_distance_of_real_digits(train: Digits, held_out: Digits) -> None:
-    value = frechet_distance(features(held_out.pictures), features(train.pictures))
-    assert value == pytest.approx(0.464, abs=0.001)
 
 
 # The judge

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmfusion.eval.distances.frechet import frechet_distance
+from mmfusion.eval.metrics import frechet_distance
 
 from .data import Data
 

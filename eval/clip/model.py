@@ -54,15 +54,12 @@ class Clip:
         version: digest of the model's config, activation and preprocessing.
         identity: all that embeddings depend on; a GPU's differ in their last bits.
         quick_gelu: whether the activation is QuickGELU.
-        known: whether that is certain; else `other` lets pairs decide.
+        known: whether that is certain.
     """
 
-    def __init__(
-        self, source: Source, device: torch.device, quick_gelu: bool | None = None
-    ) -> None:
+    def __init__(self, source: Source, device: torch.device) -> None:
         self.name, self.sha256, self.known = source.name, source.sha256, source.known
-        self.quick_gelu = source.quick_gelu if quick_gelu is None else quick_gelu
-        self._source, self._device = source, device
+        self.quick_gelu, self._device = source.quick_gelu, device
         archive = is_archive(source.file)
         if archive:
             tensors = read_archive(source.file)
@@ -94,9 +91,13 @@ class Clip:
         self.version = hashlib.sha256(told.encode()).hexdigest()
         self.identity = self.name, self.sha256, self.version, device.type
 
-    def other(self) -> "Clip":
-        """The same weights under the other activation."""
-        return Clip(self._source, self._device, quick_gelu=not self.quick_gelu)
+    @property
+    def unsure(self) -> str:
+        """A warning where nothing tells which activation the weights were trained with."""
+        if self.known:
+            return ""
+        act = "QuickGELU" if self.quick_gelu else "plain GELU"
+        return f"{self.name}: weights of unknown origin, taken to be trained with {act}"
 
     def embed_pictures(self, pictures: Pictures, normalised: bool = True) -> np.ndarray:
         """Embeddings (n, d), float32, of PIL pictures or of uint8 (H, W, 3) or (H, W) arrays.

@@ -1,8 +1,4 @@
-"""Pictures and their texts, embedded by a CLIP model: in parts, by any number of processes.
-
-The pairs also tell whether a model has the activation that its weights were trained with, where
-nothing else does.
-"""
+"""Pictures and their texts, embedded by a CLIP model: in parts, by any number of processes."""
 
 import functools
 import hashlib
@@ -13,21 +9,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Picture
-from scipy.stats import ttest_1samp, wilcoxon
 from tqdm import tqdm
 
 from mmfusion.errors import UserError
 
-from ..rows import Rows
+from ..features import Rows
 from .model import Clip, Pictures
 
 Figure = dict[str, Any]
 
 PART = 1024  # rows in a file of a shared work folder
 FEW = 1000  # samples under which a mean cosine is not to be compared
-FEWEST, PROBE = 16, 512  # pairs by which two activations are compared
-MARGIN = 0.05
-CLEAR = 1e-4  # how improbable a better match under the other activation must be by chance
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,7 @@ class Pairs:
         words: the n texts, without the prefix.
         about: what every figure depends on.
         cut: how many of the texts the model's context cut off.
+        unsure: why the embeddings may be wrong.
     """
 
     pictures: np.ndarray
@@ -46,6 +39,7 @@ class Pairs:
     words: list[str]
     about: Figure
     cut: int = 0
+    unsure: str = ""
 
     @property
     def cosines(self) -> np.ndarray:
@@ -59,8 +53,7 @@ class Pairs:
             doubts.append(f"{n} pairs are few: compare means of {FEW:,} or more")
         if self.cut:
             doubts.append(f"{self.cut} texts are longer than the model's context and were cut")
-        if doubt:
-            doubts.append(doubt)
+        doubts += filter(None, [self.unsure, doubt])
         warning = {"warning": "; ".join(doubts)} if doubts else {}
         return {"value": float(value), "n": n, **self.about, **more, **warning}
 
@@ -72,7 +65,6 @@ def embed_pairs(
     prefix: str = "",
     work: Path | None = None,
     digest: str = "",
-    insist: bool = False,
 ) -> Pairs:
     """Embed pictures and the text of each.
 
@@ -83,11 +75,9 @@ def embed_pairs(
         prefix: put before each text; CLIP scores use none, CLIPScore's own code `PREFIX`.
         work: a folder that processes share and that goes on where it was stopped; needs `digest`.
         digest: of the pictures' contents.
-        insist: take a model under which the other activation matches these pairs clearly better.
 
     Raises:
-        UserError: their numbers differ, a text is empty, a picture cannot be read, or the model
-            was trained with the other activation, as these pairs tell.
+        UserError: their numbers differ, a text is empty, or a picture cannot be read.
     """
     words = _checked(pictures, texts)
     if work is not None and not digest:
@@ -103,10 +93,7 @@ def embed_pairs(
     )
     cut = clip.cut([prefix + text for text in distinct])
     about = {"model": clip.name, "model_sha256": clip.sha256, "prefix": prefix}
-    pairs = Pairs(shown, told[[place[text] for text in words]], words, about, cut)
-    if not clip.known and not insist:
-        _check_activation(clip, pairs, pictures, rows)
-    return pairs
+    return Pairs(shown, told[[place[text] for text in words]], words, about, cut, clip.unsure)
 
 
 class _Slice:
@@ -155,64 +142,3 @@ def _rows(
         what.rstrip("s"),
     )  # fmt: skip
     return np.concatenate(kept.read()["rows"])
-
-
-def _check_activation(clip: Clip, pairs: Pairs, pictures: Pictures, rows: Callable) -> None:
-    """Refuse a model under whose other activation these pairs match clearly better.
-
-    A sign, no proof: weights serve best under the activation that they were trained with.
-    """
-    first = {text: number for number, text in reversed(list(enumerate(pairs.words)))}
-    chosen = sorted(first.values())
-    chosen = (
-        [chosen[i * len(chosen) // PROBE] for i in range(PROBE)] if len(chosen) > PROBE else chosen
-    )
-    if len(chosen) < FEWEST:
-        return  # too few to tell
-    other = functools.cache(clip.other)
-    prefix = pairs.about["prefix"]
-
-    def picture_rows(a: int, b: int) -> np.ndarray:
-        return other().embed_pictures([pictures[i] for i in chosen[a:b]])
-
-    def text_rows(a: int, b: int) -> np.ndarray:
-        return other().embed_texts([prefix + pairs.words[i] for i in chosen[a:b]])
-
-    with_other = _matches(
-        rows("other pictures", len(chosen), picture_rows),
-        rows("other texts", len(chosen), text_rows),
-    )
-    with_this = _matches(pairs.pictures[chosen], pairs.texts[chosen])
-    if clearly_better(with_other, with_this):
-        this, that = ("QuickGELU", "plain GELU")[:: 1 if clip.quick_gelu else -1]
-        raise UserError(
-            f"CLIP model {clip.name}: has {this}, but under {that} {len(chosen)} of these pairs "
-            f"match clearly better ({with_other.mean():.2f} standard deviations above chance, not "
-            f"{with_this.mean():.2f}): the weights were trained with it; give the model name with "
-            f"{that}, or insist (--insist)"
-        )
-
-
-def clearly_better(those: np.ndarray, these: np.ndarray) -> bool:
-    """Whether pairs match by one model and by another less, as `_matches` (n,) has it.
-
-    They match at all (a t-test), most of them better (Wilcoxon's test of the differences), and by
-    more than `MARGIN`: a small network gives nearly the same under both activations, and with many
-    pairs the least difference would be significant.
-    """
-    return bool(
-        those.mean() > (1 + MARGIN) * these.mean()
-        and ttest_1samp(those, 0, alternative="greater").pvalue < CLEAR
-        and wilcoxon(those, these, alternative="greater").pvalue < CLEAR
-    )
-
-
-def _matches(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """How far each pair's cosine is above what its picture and its text have with all others.
-
-    In standard deviations of all these cosines. That a picture or a text is near to everything, or
-    that all cosines are high, does not count; 0 is chance.
-    """
-    cosines = pictures.astype(np.float64) @ texts.astype(np.float64).T
-    cosines -= cosines.mean(0) + cosines.mean(1, keepdims=True) - cosines.mean()
-    return np.diag(cosines) / max(cosines.std(), 1e-12)

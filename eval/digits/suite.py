@@ -20,7 +20,7 @@ from mmfusion.generation.masks import region
 
 from ..answers import Answers
 from ..captions.scores import score
-from ..distances.frechet import frechet_distance
+from ..metrics import frechet_distance
 from .edits import edit_sheet, kept_identical
 from .judge import Judge, features
 from .naming import named_digit

@@ -5,7 +5,7 @@ from PIL import Image as Picture
 
 from mmfusion.errors import UserError
 
-from .base import Extractor
+from . import Extractor
 
 
 class ClipExtractor(Extractor):
@@ -24,9 +24,7 @@ class ClipExtractor(Extractor):
         self.clip, self.device = load_clip(spec, device), device
         self.name, self.sha256 = f"clip:{self.clip.name}", self.clip.sha256
         self.version = self.clip.version
-        if not self.clip.known:
-            act = "QuickGELU" if self.clip.quick_gelu else "GELU"
-            self.doubt = f"weights of unknown origin under {act}, which nothing confirms"
+        self.doubt = self.clip.unsure
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         pictures = [Picture.fromarray(picture) for picture in pixels]

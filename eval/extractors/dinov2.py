@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 from torch import Tensor, nn
+from torchvision import transforms as T
 
 from mmfusion.errors import UserError, first_line
 from mmfusion.manifest import sha256
 
-from .base import Extractor
+from . import Extractor
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,6 +27,13 @@ UNIMPORTANT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype") 
 
 PUBLISHED = 1024, 24, 14
 """Width, layers and patch of the network of Stein et al. 2023."""
+
+prepared = T.Compose([
+    T.Resize((SIZE, SIZE), T.InterpolationMode.BICUBIC),
+    T.ToTensor(),
+    T.Normalize(MEAN, STD),
+])  # fmt: skip
+"""A picture as the network takes it, (3, 224, 224)."""
 
 
 class Dinov2Extractor(Extractor):
@@ -64,12 +72,10 @@ class Dinov2Extractor(Extractor):
                 f"({first_line(error)[:200]})"
             ) from None
         digests = [sha256(path) for path in weights]
-        joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-        self.sha256 = digests[0] if len(digests) == 1 else joined
+        self.sha256 = digests[0] if len(digests) == 1 else _digest(*digests)
         told = {key: value for key, value in config.to_dict().items() if key not in UNIMPORTANT}
         told |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
-        text = json.dumps(told, sort_keys=True, default=str)
-        self.version = hashlib.sha256(text.encode()).hexdigest()
+        self.version = _digest(json.dumps(told, sort_keys=True, default=str))
         size = config.hidden_size, config.num_hidden_layers, config.patch_size
         if size != PUBLISHED:
             self.doubt = (
@@ -90,12 +96,8 @@ class Dinov2Extractor(Extractor):
         return {"features": tokens[:, 0].cpu().numpy()}
 
 
-def prepared(picture: Picture.Image) -> Tensor:
-    """A picture as the network takes it, (3, 224, 224)."""
-    small = np.asarray(picture.resize((SIZE, SIZE), Picture.Resampling.BICUBIC))
-    x = torch.from_numpy(small.copy()).permute(2, 0, 1).contiguous().float() / 255
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
-    return (x - mean) / std
+def _digest(*lines: str) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _positions(places: Tensor, cells: int) -> Tensor:

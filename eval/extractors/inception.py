@@ -12,7 +12,6 @@ evaluations/evaluator.py) is here:
 
 import io
 import threading
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from mmfusion.importers import checkpoint
 from mmfusion.locks import locked
 from mmfusion.manifest import sha256
 
-from .base import Extractor
+from . import Extractor
 
 URL = URL_INCEPTION_V3
 CHANNELS = 7  # 7 x 17 x 17 = 2,023 numbers, about as many as pool_3 has
@@ -48,14 +47,13 @@ class InceptionExtractor(Extractor):
             UserError: they cannot be had, or are others.
         """
         path = Path(file) if file else _published()
-        state = dict(checkpoint.read(path))
-        self.sha256 = sha256(path)
+        state, self.sha256 = dict(checkpoint.read(path)), sha256(path)
         if not self.sha256.startswith(_prefix()):
             self.doubt = "not the published file of weights: compare with no published FID"
-        bad = [name for name, value in state.items() if not isinstance(value, Tensor)]
         try:
-            if bad:
-                raise TypeError(f"{bad[0]} is no tensor")
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{name} is no tensor")
             # torch-fidelity takes weights from a file alone and would unpickle it: it gets one that
             # was written here, with nothing but tensors.
             held = io.BytesIO()
@@ -67,9 +65,9 @@ class InceptionExtractor(Extractor):
                 feature_extractor_weights_path=held,
             )
         except (RuntimeError, TypeError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
+            why = " ".join(str(error).split())[:200]
             raise UserError(
-                f"features inception: {path}: not torch-fidelity's Inception weights ({said}); "
+                f"features inception: {path}: not torch-fidelity's Inception weights ({why}); "
                 f"they are at {URL}"
             ) from None
         self.network = network.to(device)
@@ -100,7 +98,7 @@ def _published() -> Path:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(URL, str(path), hash_prefix=_prefix())
-            except (OSError, RuntimeError, ValueError, urllib.error.URLError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
                     f"features inception: the weights cannot be had from {URL} "
                     f"({first_line(error)}); get them otherwise and give `inception:FILE`"

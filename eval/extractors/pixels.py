@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .base import Extractor
+from . import Extractor
 
 
 class PixelExtractor(Extractor):

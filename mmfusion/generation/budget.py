@@ -1,46 +1,169 @@
-"""A time budget: the best measured way to draw within so many milliseconds, on this machine."""
+"""A time budget: the best measured way to draw within so many milliseconds, on this machine.
 
+`mmfusion eval frontier` measures points, quality against time, and writes them to a file: beside
+its page, and once more where it is found by the model's SHA-256, the machine and the task.
+"""
+
+import json
 import logging
-from contextlib import suppress
+import platform
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
-from mmfusion.config import ModelConfig
+from mmfusion.config import build
+from mmfusion.config.section import Section
 from mmfusion.errors import UserError
-from mmfusion.generation.frontier import (
-    TASKS,
-    Dials,
-    Frontier,
-    Machine,
-    Point,
-    choose,
-    known,
-    measurable,
-    read,
-)
+from mmfusion.home import cache_folder
 
 log = logging.getLogger("mmfusion")
+FILE = "frontier.json"
+TASKS = ("class_to_image", "text_to_image")
+"""What is measured. Edits and interleaved prompts take other times, so no budget is kept there."""
+
+
+class Machine(Section):
+    """What times depend on besides model and options; times of another machine say nothing here."""
+
+    device: str
+    """Name of the GPU, or of the CPU."""
+    threads: int | None
+    """Of torch on a CPU; None on a GPU."""
+    dtype: str
+    """Of the weights."""
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> "Machine":
+        """The machine on which a model with this parameter runs."""
+        dtype = str(weight.dtype).removeprefix("torch.")
+        if weight.device.type == "cuda":
+            name = torch.cuda.get_device_name(weight.device)
+            return cls(device=name, threads=None, dtype=dtype)
+        return cls(device=_processor(), threads=torch.get_num_threads(), dtype=dtype)
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.device}{threads}, {self.dtype}"
+
+
+class Dials(Section):
+    """The options that are measured: the rest are the model's own for the task."""
+
+    ar_steps: int = Field(gt=0)
+    scheduler: str
+    num_inference_steps: int = Field(gt=0)
+    guidance: float = Field(ge=0)
+    ar_sizes: list[int] | None = None
+    """Only where the model's own default has sizes, which `ar_steps` could not change."""
+
+
+class Point(Section):
+    """What one setting of the dials gives."""
+
+    options: Dials
+    distance: float = Field(ge=0)
+    """Fréchet distance from the reference."""
+    milliseconds: float = Field(gt=0)
+    """Of one picture alone, the median of several."""
+    pictures_per_second: float = Field(gt=0)
+    """Side by side in batches."""
+    on_frontier: bool = False
+    """No other point is both as fast and as near."""
+
+
+class Frontier(Section):
+    """All points of a run of `mmfusion eval frontier`."""
+
+    model: str
+    model_sha256: str
+    """Of config, weights, tokenizer and autoencoder: `export.model_digest`."""
+    task: str
+    """One of `TASKS`."""
+    machine: Machine
+    versions: dict[str, str]
+    seed: int
+    batch_size: int
+    quality: dict[str, Any]
+    """What the distances depend on: n, extractor, reference and its digest."""
+    points: list[Point] = Field(min_length=1)
+    left_out: list[str] = Field([])
+    """Why points that were asked for were not measured."""
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in both time and distance, the fastest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.milliseconds, p.distance)):
+        if not best or point.distance < best[-1].distance:
+            best.append(point)
+    return best
+
+
+def choose(frontier: Frontier, milliseconds: float, best_of: int = 1) -> Point:
+    """The point of the lowest distance whose time is within the budget, the faster of equals.
+
+    Args:
+        frontier: what was measured.
+        milliseconds: of all pictures.
+        best_of: how many pictures have to be drawn one by one within it.
+
+    Raises:
+        UserError: even the fastest point takes longer.
+    """
+    within = [p for p in pareto(frontier.points) if p.milliseconds * best_of <= milliseconds]
+    if not within:
+        fastest = best_of * min(point.milliseconds for point in frontier.points)
+        of = f" with best_of {best_of}" if best_of > 1 else ""
+        raise UserError(
+            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task}{of} takes "
+            f"{fastest:.1f} ms on {frontier.machine}; give at least {int(fastest) + 1}, or measure "
+            "fewer steps with `mmfusion eval frontier --steps`"
+        )
+    return within[-1]
+
+
+def read(path: Path) -> Frontier:
+    """Read a frontier file, or the one in a folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = path / FILE if path.is_dir() else path
+    bad = f"{path}: not a frontier; delete it and measure anew with `mmfusion eval frontier`"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `mmfusion eval frontier` writes one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{bad} ({error})") from None
+    return build(Frontier, raw, bad)
+
+
+def kept_at(digest: str, machine: Machine, task: str) -> Path:
+    """Where the frontier of this model on this machine is kept for the user."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(machine).lower()).strip("-")
+    return cache_folder() / "frontiers" / f"{digest[:16]}-{name}-{task}.json"
 
 
 class Budget:
     """Milliseconds for a picture, turned into options of a call.
 
     Args:
-        config: of the model.
         digest: of the whole model (`export.model_digest`); None for one from no exported folder.
         machine: where it runs.
         milliseconds: for every call that does not say otherwise; None is no budget.
         path: a frontier file to go by; default: the one that was measured on this machine.
 
     Raises:
-        UserError: the budget cannot be kept for any task of the model.
+        UserError: the budget cannot be kept for any task.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
         digest: str | None,
         machine: Machine,
         milliseconds: float | None = None,
@@ -52,14 +175,14 @@ class Budget:
         if milliseconds is None:
             return
         mistakes = []
-        for task in measurable(config):
+        for task in TASKS:
             try:
                 self.point(task, milliseconds)
             except UserError as error:
                 mistakes.append(str(error))
             else:
                 return
-        raise UserError("\n".join(mistakes) or "budget_ms: this model draws no single pictures")
+        raise UserError("\n".join(mistakes))
 
     def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.
@@ -98,62 +221,43 @@ class Budget:
         if not milliseconds > 0:
             raise UserError(f"budget_ms {milliseconds}: give more than 0 milliseconds")
         if task not in self._read:
-            self._read[task] = self._given(self.path, task) if self.path else self._found(task)
+            self._read[task] = self._frontier(task)
         return choose(self._read[task], milliseconds, best_of)
 
-    def _given(self, path: Path, task: str) -> Frontier:
-        frontier = read(path)
-        if frontier.task != task:
-            raise UserError(f"{path}: a frontier of {frontier.task}, not of {task}")
-        if self.digest not in (None, frontier.model_sha256):
-            raise UserError(
-                f"{path}: measured with another model ({frontier.model}, SHA-256 "
-                f"{frontier.model_sha256[:16]}; this one's is {str(self.digest)[:16]})"
-            )
-        if frontier.machine != self.machine:
-            log.warning(
-                "%s: times of another machine (%s; this is %s)",
-                path,
-                frontier.machine,
-                self.machine,
-            )
-        return self._current(frontier, path)
-
-    def _found(self, task: str) -> Frontier:
-        if self.digest is None:
+    def _frontier(self, task: str) -> Frontier:
+        if self.path is None and self.digest is None:
             raise UserError(
                 "budget_ms: this model came from no exported folder, so that its measurements "
                 "cannot be found; give frontier=PATH, a file of `mmfusion eval frontier`"
             )
-        path = known(self.digest, self.machine, task)
-        if not path.is_file():
+        path = self.path or kept_at(str(self.digest), self.machine, task)
+        if self.path is None and not path.is_file():
             raise UserError(
-                f"budget_ms: {task} of this model was not measured on {self.machine}"
-                f"{self._elsewhere(path.parent, task)}; run\n"
+                f"budget_ms: {task} of this model was not measured on {self.machine}; run\n"
                 f"  mmfusion eval frontier --model MODEL --task {task} --reference DATA -o FOLDER\n"
                 "with this model once, or give frontier=PATH"
             )
-        frontier = read(path)
-        if (frontier.model_sha256, frontier.task) != (self.digest, task):
-            raise UserError(f"{path}: not of this model and task; delete it and measure anew")
-        return self._current(frontier, path)
-
-    def _elsewhere(self, folder: Path, task: str) -> str:
-        """On which other machines a task was measured; a damaged file tells nothing."""
-        seen = []
-        for other in folder.glob(f"{str(self.digest)[:16]}-*-{task}.json"):
-            with suppress(UserError):
-                seen.append(str(read(other).machine))
-        return f" (but on {'; '.join(sorted(seen))})" if seen else ""
-
-    def _current(self, frontier: Frontier, path: Path) -> Frontier:
-        then = frontier.versions.get("torch")
-        if then != torch.__version__:
-            log.warning(
-                "%s: measured with torch %s, this is %s; times may differ, "
-                "`mmfusion eval frontier` measures anew",
-                path,
-                then,
-                torch.__version__,
+        found = read(path)
+        if found.task != task or self.digest not in (None, found.model_sha256):
+            raise UserError(
+                f"{path}: measured for {found.task} with {found.model} (SHA-256 "
+                f"{found.model_sha256[:16]}), not for {task} with this model "
+                f"({str(self.digest)[:16]}); measure anew"
             )
-        return frontier
+        then = found.machine, found.versions.get("torch")
+        if then != (self.machine, torch.__version__):
+            log.warning(
+                "%s: measured on %s with torch %s, this is %s with %s; times may differ",
+                path, *then, self.machine, torch.__version__,
+            )  # fmt: skip
+        return found
+
+
+def _processor() -> str:
+    """The CPU's name, as Linux tells it where it does."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        told = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", told, re.M)
+    return named[1].strip() if named else platform.processor() or platform.machine()

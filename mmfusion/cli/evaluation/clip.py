@@ -27,9 +27,6 @@ def clip(
             "none, and with several processes the user's cache"
         ),
     ] = None,
-    insist: Annotated[
-        bool, typer.Option(help="take weights that look as if trained with the other activation")
-    ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
 ) -> None:
     """Measure how well pictures match their texts: CLIP score and retrieval."""
@@ -51,7 +48,6 @@ def clip(
         prefix,
         work,
         captioned.digest,
-        insist,
     )
     pairs = named(pairs, pictures, captioned.digest, str(texts or pictures))
     if rank() == 0:

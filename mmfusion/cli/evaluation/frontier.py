@@ -32,10 +32,8 @@ def frontier(
     device: Annotated[str | None, typer.Option(help="such as cpu; default: a GPU if any")] = None,
 ) -> None:
     """Measure quality against time, for the page and for `Pipeline(budget_ms=...)`."""
-    from mmfusion.eval.frontier.page import write_page
-    from mmfusion.eval.frontier.points import Grid, name_of
-    from mmfusion.eval.frontier.run import measure_frontier
-    from mmfusion.generation.frontier import FILE, pareto
+    from mmfusion.eval.frontier import PAGE, Grid, measure_frontier, name_of
+    from mmfusion.generation.budget import FILE, pareto
 
     grid = Grid(
         _list("--ar-steps", ar_steps, int),
@@ -43,21 +41,21 @@ def frontier(
         _list("--steps", steps, int),
         _list("--guidance", guidance, float),
     )
-    found, sheets = measure_frontier(
-        model, task, reference, output, grid, pictures, features, batch_size, seed, device,
-        typer.echo,
-    )  # fmt: skip
-    page = write_page(output, found, sheets)
+    found = measure_frontier(
+        model, task, reference, output, grid, pictures, features, batch_size, seed, device
+    )
     figure = found.quality
-    typer.echo(f"\n{found.task} on {found.machine}; {figure['name']}, n = {figure['n']},")
-    digest = figure["extractor_sha256"][:16]
-    typer.echo(f"features {figure['extractor']}{f' ({digest})' if digest else ''}, reference")
-    typer.echo(f"{figure['reference']} ({figure['reference_sha256'][:16]}). The frontier:\n")
+    for line in found.left_out:
+        typer.echo(f"left out: {line}")
+    typer.echo(
+        f"{found.task} on {found.machine}; {figure['name']}, n = {figure['n']}, features "
+        f"{figure['extractor']}, reference {figure['reference']}. The frontier:\n"
+    )
     for point in pareto(found.points):
         typer.echo(f"{point.milliseconds:9.1f} ms {point.distance:9.3f}  {name_of(point.options)}")
     if "warning" in figure:
         typer.echo(f"\nwarning: {figure['warning']}")
-    typer.echo(f"\nwrote {page} and {output / FILE}")
+    typer.echo(f"\nwrote {output / PAGE} and {output / FILE}")
 
 
 def _list(option: str, text: str, kind: type) -> list:

@@ -26,12 +26,11 @@ def selftest(
 
     check_output(output)
     done: list[dict] = []
-    title = ""
-    for check in run(checks(coco, adm, inception, work, device)):
-        done.append(check)
-        if title != (title := ": ".join(filter(None, [check["source"], check.get("skipped")]))):
-            typer.echo(f"\n{title}")
-        typer.echo(f"  {_line(check)}")
+    for check in checks(coco, adm, inception, work, device):
+        if not done or done[-1]["source"] != check.source:
+            typer.echo(f"\n{check.source}" + (f": {check.needs}" if check.needs else ""))
+        done.append(run(check))
+        typer.echo(f"  {_line(done[-1])}")
     count = {
         "passed": sum(check.get("passed") is True for check in done),
         "failed": sum(check.get("passed") is False for check in done),
@@ -46,8 +45,8 @@ def selftest(
 
 
 def _line(check: dict) -> str:
-    name = f"{check['name']:<44} {check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
+    known = f"{check['name']:<10} {check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
     if "skipped" in check:
-        return f"skipped  {name}".rstrip()
-    found = check["error"] if check["found"] is None else f"{check['found']:.5g}"
-    return f"{'passed' if check['passed'] else 'FAILED'}   {name} {found}"
+        return f"skipped  {known}".rstrip()
+    found = check["error"] if check["found"] is None else f"{check['found']:.6g}"
+    return f"{'passed' if check['passed'] else 'FAILED'}   {known} {found}"

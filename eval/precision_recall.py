@@ -13,7 +13,6 @@ nothing, equal points are at distance 0, and ties are ties. Equal features are k
 count: a collapsed model makes thousands of them, and all their distances would be open.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from mmfusion.errors import UserError
 
-from .checked import BLOCK, blocks, checked_pair
+from .metrics import BLOCK, blocks, checked_pair
 
 
 class _Points(NamedTuple):
@@ -53,13 +52,9 @@ def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[fl
 
 def _points(features: np.ndarray, centre: np.ndarray) -> _Points:
     features = np.ascontiguousarray(features)
-    first: dict[bytes, int] = {}
-    keys = [hashlib.blake2b(row, digest_size=16).digest() for row in features]
-    for number, key in enumerate(keys):
-        first.setdefault(key, number)
-    places = {key: place for place, key in enumerate(first)}
-    counts = np.bincount([places[key] for key in keys])
-    given = features[list(first.values())] if len(first) < len(features) else features
+    whole = np.dtype((np.void, features.itemsize * features.shape[1]))  # a row is compared as bytes
+    _, first, counts = np.unique(features.view(whole), return_index=True, return_counts=True)
+    given = features[first]
     centred = given - centre
     return _Points(given, centred, np.square(centred).sum(1), counts)
 

@@ -1,0 +1,364 @@
+"""Quality against time: each setting that a model can draw with, measured once and kept.
+
+Quality is a Fréchet distance from real pictures; times are measured in this process, with nothing
+else of ours running. A point is a file named by all that it depends on, so a run that was stopped
+goes on where it was, and one with other weights, data, options or versions starts anew.
+"""
+
+import hashlib
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from tqdm import tqdm
+
+from mmfusion import __version__, launcher
+from mmfusion.config import ModelConfig, Sampling, build
+from mmfusion.data_pipelines.samples import FACTS
+from mmfusion.data_pipelines.shards import Shards
+from mmfusion.errors import UserError
+from mmfusion.export import locate, model_digest
+from mmfusion.files import write
+from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto
+from mmfusion.pipeline import Pipeline
+from mmfusion.split import even_sizes
+from mmfusion.training.sheet import grid as sheet_of
+
+from . import charts
+from .extractors import default_features, make_extractor
+from .features import extract
+from .metrics import frechet_distance
+from .pages import render
+from .pictures import open_pictures
+
+Quality = Callable[[list[Picture.Image]], float]
+"""Pictures to their Fréchet distance from a reference."""
+PAGE = "frontier.html"
+REPEATS = 7
+"""Pictures drawn one by one for a point's time, after one that warms up; their median counts."""
+SHOWN, SMALLEST, LARGEST = 10, 48, 96
+"""Pictures on a point's sheet, and the pixels of their sides."""
+FEW = 2000
+"""Pictures below which the distance is far above that of many, so that only its order counts."""
+DIALS = {
+    "ar_steps": "S = {}", "scheduler": "{}", "num_inference_steps": "{} steps",
+    "guidance": "guidance {:g}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of each dial; all their combinations are measured. None: the model's own."""
+
+    ar_steps: Sequence[int] = (1, 2, 4)
+    schedulers: Sequence[str] = ()
+    """None: the model's default one and dpmsolver++."""
+    steps: Sequence[int] = (5, 10, 20)
+    guidance: Sequence[float] = ()
+
+
+def combinations(config: ModelConfig, task: str, grid: Grid) -> tuple[list[Sampling], list[str]]:
+    """The grid's settings that this model can draw with, and why the others are left out.
+
+    Raises:
+        UserError: a value that no model knows, or nothing is left.
+    """
+    base: Sampling = getattr(config.generation, task)
+    tokens, fitting = config.image.tokens, config.diffusion.schedulers
+    schedulers = grid.schedulers or dict.fromkeys((fitting[0], "dpmsolver++"))
+    made: list[Sampling] = []
+    left_out: dict[str, None] = {}  # in order, each reason once
+    dials = (grid.ar_steps, schedulers, grid.steps, grid.guidance or [base.guidance])
+    for values in product(*(dict.fromkeys(d) for d in dials)):
+        changed = dict(zip(DIALS, values, strict=True))
+        sampling = build(Sampling, base.model_dump() | changed, f"options of {task}")
+        if why := config.refusal(sampling):
+            left_out[why] = None
+        elif sampling.ar_steps > tokens:
+            left_out[f"ar_steps {sampling.ar_steps}: an image has {tokens} tokens"] = None
+        else:
+            sizes = even_sizes(tokens, sampling.ar_steps) if base.ar_sizes else None
+            made.append(sampling.model_copy(update={"ar_sizes": sizes}))
+    if not made:
+        raise UserError("eval frontier: no point is left to measure\n  " + "\n  ".join(left_out))
+    return made, list(left_out)
+
+
+def passes(sampling: Sampling) -> int:
+    """Passes of the decoder for a picture, twins counted: what a point costs, roughly."""
+    guided = 1 + (sampling.guidance != 1)
+    return sampling.ar_steps * (sampling.num_inference_steps + 1) * guided
+
+
+def name_of(options: Sampling | Dials) -> str:
+    """A point in a few words."""
+    return ", ".join(shown.format(getattr(options, name)) for name, shown in DIALS.items())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How points are measured, and all that they have in common."""
+
+    pipeline: Pipeline
+    task: str
+    items: list[Any]
+    """The class or prompt of each picture."""
+    quality: Quality
+    facts: dict[str, Any]
+    """What every point depends on besides its sampling."""
+    folder: Path
+    """For the points' files."""
+    seed: int = 0
+    batch_size: int = 64
+
+    def points(self, samplings: list[Sampling]) -> list[Point]:
+        """All points, measured where they are not there yet; those of the frontier are marked.
+
+        Raises:
+            UserError: the file of a measured point is damaged.
+        """
+        found = [self.found(sampling) for sampling in samplings]
+        total = sum(passes(s) for s, point in zip(samplings, found, strict=True) if not point)
+        with tqdm(total=total, unit="pass", delay=2) as bar:
+            for number, sampling in enumerate(samplings):
+                if found[number] is None:
+                    bar.set_description(name_of(sampling))
+                    found[number] = self._measure(sampling)
+                    bar.update(passes(sampling))
+        points = [point for point in found if point]
+        best = pareto(points)
+        return [p.model_copy(update={"on_frontier": p in best}) for p in points]
+
+    def found(self, sampling: Sampling) -> Point | None:
+        """A point that was measured before.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        path = self._path(sampling)
+        if not (path.is_file() and self.sheet(sampling).is_file()):
+            return None
+        name = f"{path}: not a measured point; delete it, and it is measured anew"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name} ({error})") from None
+        return build(Point, raw, name)
+
+    def sheet(self, sampling: Sampling) -> Path:
+        """A PNG of a measured point's first pictures."""
+        return self._path(sampling).with_suffix(".png")
+
+    def _measure(self, sampling: Sampling) -> Point:
+        self._draw(sampling, 0, 1)
+        alone = statistics.median(self._draw(sampling, 0, 1)[1] for _ in range(REPEATS))
+        pictures: list[Picture.Image] = []
+        rates: list[float] = []
+        for first in range(0, len(self.items), self.batch_size):
+            made, seconds = self._draw(sampling, first, self.batch_size)
+            pictures += made
+            if len(made) == self.batch_size or not rates:
+                rates.append(len(made) / seconds)
+        point = Point(
+            options=Dials(**sampling.model_dump(include=set(Dials.model_fields))),
+            distance=self.quality(pictures),
+            milliseconds=1000 * alone,
+            pictures_per_second=statistics.median(rates),
+        )
+        side, file = min(LARGEST, pictures[0].width), io.BytesIO()
+        small = [p if p.width <= side else p.resize((side, side)) for p in pictures[:SHOWN]]
+        sheet_of(small, columns=SHOWN, side=SMALLEST).save(file, "png")
+        write(self.sheet(sampling), file.getvalue())
+        write(self._path(sampling), point.model_dump_json(indent=1).encode())
+        return point
+
+    def _draw(
+        self, sampling: Sampling, first: int, count: int
+    ) -> tuple[list[Picture.Image], float]:
+        """Pictures, and the seconds from prompt to pixels; they lie on the CPU when it ends."""
+        start = time.perf_counter()
+        made = getattr(self.pipeline, self.task)(
+            self.items[first : first + count],
+            seed=self.seed + first,
+            batch_size=self.batch_size,
+            **sampling.model_dump(exclude_none=True),
+        )
+        return made, time.perf_counter() - start
+
+    def _path(self, sampling: Sampling) -> Path:
+        """A point's file: named by all that it depends on."""
+        own = {"task": self.task, "sampling": sampling.model_dump(), "pictures": len(self.items)}
+        depends = self.facts | own | {"seed": self.seed, "batch_size": self.batch_size}
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{key[:16]}.json"
+
+
+def frechet_to(
+    reference: str, size: int, spec: str, device: str | None
+) -> tuple[Quality, dict[str, Any]]:
+    """What measures pictures against a reference's, and what its distances depend on.
+
+    Args:
+        reference: a folder of pictures, shards, or an npz of the ADM suite.
+        size: side in pixels that the reference's pictures are brought to.
+        spec: of the extractor, such as "pixels" or "inception".
+        device: of the extractor.
+
+    Raises:
+        UserError: a reference or extractor that cannot be had.
+    """
+    extractor, real = make_extractor(spec, device), open_pictures(reference, size)
+    facts = {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "reference": reference,
+        "reference_sha256": real.digest,
+        "n_reference": len(real),
+    }
+    moments = real.moments.get("features") if extractor.kind == "inception" else None
+    target = moments or extract(real, extractor)["features"]
+
+    def quality(pictures: list[Picture.Image]) -> float:
+        pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
+        parts = [pixels[i : i + extractor.batch] for i in range(0, len(pixels), extractor.batch)]
+        made = np.concatenate([extractor(part)["features"] for part in parts]).astype(np.float64)
+        if moments and len(moments[0]) != made.shape[1]:
+            raise UserError(
+                f"{reference}: its moments have {len(moments[0])} dimensions, the features "
+                f"{made.shape[1]}; they are of another network"
+            )
+        return frechet_distance(made, target)
+
+    return quality, facts
+
+
+def items_of(config: ModelConfig, task: str, count: int, reference: str) -> list[Any]:
+    """What `count` pictures show: the classes in turn, or the reference's captions in turn.
+
+    Raises:
+        UserError: the reference is no shards, or a sample has no caption.
+    """
+    if task == "class_to_image":
+        return [number % len(config.classes) for number in range(count)]
+    need = "text_to_image takes its prompts from shards with captions"
+    if reference.endswith(".npz"):
+        raise UserError(f"{reference}: {need}")
+    shards = Shards(reference, need)
+    prompts = []
+    for number in range(count):
+        turn, place = divmod(number, len(shards))
+        sample = shards.sample(place, FACTS)
+        captions = sample.captions(sample.json())
+        prompts.append(captions[(turn + place) % len(captions)])
+    return prompts
+
+
+def measure_frontier(
+    model: str,
+    task: str | None,
+    reference: str,
+    output: Path,
+    grid: Grid,
+    count: int = 500,
+    extractor: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str | None = None,
+) -> Frontier:
+    """Measure a model's points, going on with those that lie in `output`, and keep them.
+
+    Page and points are written to `output`, the points also to where `Pipeline(budget_ms=...)`
+    finds them.
+
+    Args:
+        model: as `Pipeline.from_pretrained` takes it.
+        task: default: classes where the model has them.
+        reference: a folder of pictures, shards or an npz; shards with captions for text_to_image.
+        extractor: default: that of `default_features`.
+        device: default: the GPU where there is one.
+
+    Raises:
+        UserError: a launcher's rank, a model, reference or grid that cannot be measured.
+    """
+    if launcher.place().world > 1:
+        raise UserError(
+            "eval frontier: times are only right with nothing else running; start it without a "
+            "launcher, as one process"
+        )
+    folder = locate(model)
+    pipeline = Pipeline.from_pretrained(folder, device)
+    config, weight = pipeline.config, pipeline.decoder.latent_in.weight
+    can = {"class_to_image": bool(config.classes), "text_to_image": config.text is not None}
+    able = [name for name in can if can[name]]
+    if not able or (task and task not in able):
+        raise UserError(f"--task {task}: this model can {' and '.join(able) or 'not be measured'}")
+    task = task or able[0]
+    samplings, left_out = combinations(config, task, grid)
+    spec = extractor or default_features(config.image.size)
+    quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
+    digest, machine = model_digest(folder), Machine.of(weight)
+    versions = {"torch": torch.__version__, "mmfusion": __version__}
+    depends = facts | {
+        "model_sha256": digest, "machine": machine.model_dump(), "versions": versions,
+    }  # fmt: skip
+    depends.pop("reference")  # another way to write the same path
+    items = items_of(config, task, count, reference)
+    batch_size = min(batch_size, count)
+    run = Measurement(pipeline, task, items, quality, depends, output / "points", seed, batch_size)
+    points = run.points(samplings)
+    figure = {"name": "Fréchet distance", "n": count} | facts
+    if count < FEW:
+        figure["warning"] = (
+            f"{count} pictures: the distance itself is too high; only compare points of this file"
+        )
+    frontier = Frontier(
+        model=model, model_sha256=digest, task=task, machine=machine, versions=versions,
+        seed=seed, batch_size=batch_size, quality=figure, points=points, left_out=left_out,
+    )  # fmt: skip
+    data = frontier.model_dump_json(indent=1).encode()
+    write(output / PAGE, page(frontier, [run.sheet(s).read_bytes() for s in samplings]))
+    write(output / FILE, data)
+    write(kept_at(digest, machine, task), data)
+    return frontier
+
+
+def page(frontier: Frontier, sheets: list[bytes]) -> bytes:
+    """The page: the curves, the frontier's points with pictures, all points.
+
+    Args:
+        frontier: what was measured.
+        sheets: a PNG of each point's first pictures.
+    """
+    points, best = frontier.points, pareto(frontier.points)
+    labels = "milliseconds for one picture", "Fréchet distance"
+
+    def places(some: Sequence[Point]) -> list[tuple[float, float]]:
+        return [(point.milliseconds, point.distance) for point in some]
+
+    drawn = []
+    for dial, shown in DIALS.items():
+        values = sorted({getattr(point.options, dial) for point in points})
+        if len(values) > 1:
+            groups = {
+                shown.format(v): places(
+                    pareto([p for p in points if getattr(p.options, dial) == v])
+                )
+                for v in values
+            }
+            drawn.append(charts.scatter(groups, places(best), *labels))
+    return render(
+        "frontier.html.j2",
+        f=frontier,
+        rows=[(point, sheets[points.index(point)]) for point in best],
+        whole=charts.scatter({"": places(points)}, places(best), *labels, width=8),
+        charts=drawn,
+    )

@@ -1,1 +1,0 @@
-"""The dial: quality against time, measured, chosen from and shown."""
