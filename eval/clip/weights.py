@@ -222,7 +222,7 @@ def _is_torchscript(file: Path) -> bool:
 def _config(path: Path) -> dict[str, Any]:
     """What a config says of the weights beside it, in the words of open_clip's registry."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(path.read_bytes())
         quick, preprocess = held["model_cfg"].get("quick_gelu"), held.get("preprocess_cfg", {})
         entry = {**preprocess, "quick_gelu": bool(quick)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -51,13 +51,7 @@ def captions(
         "results_sha256": sha256(results),
         "references": references.name,
         "references_sha256": sha256(references),
+        **{what.replace(" ", "_"): count for what, count in paired.left_out.items()},
     }
-    left_out = dict(scores.left_out)
-    for what, count in (
-        ("pictures without a caption", paired.without_result),
-        ("captions without references", paired.without_reference),
-    ):
-        if count:
-            left_out[what] = about[what.replace(" ", "_")] = str(count)
     figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
-    show({**figures, "left_out": left_out}, output)
+    show({**figures, "left_out": {**scores.left_out, **paired.left_out}}, output)
