@@ -16,7 +16,7 @@ from mmfusion.data_pipelines.corpora.digits import captions
 from mmfusion.errors import UserError
 from mmfusion.eval.captions import java
 from mmfusion.eval.captions.coco import pair, read_references, read_results
-from mmfusion.eval.captions.scores import METRICS, Scores, score
+from mmfusion.eval.captions.scores import METRICS, score
 from mmfusion.eval.captions.tokenizers import clean, tokenise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
@@ -153,9 +153,7 @@ def test_bleu_and_rouge_of_closed_forms() -> None:
     short = score([["a b c d e f g h"]], ["a b c d"], ["bleu", "rouge_l"], "spaces").figures
     assert short["bleu_1"]["value"] == pytest.approx(2.718281828**-1, rel=1e-6)
     assert short["rouge_l"]["value"] == pytest.approx(2.44 * 0.5 / (0.5 + 1.44))
-
-
-def test_an_empty_caption_scores_nothing_even_beside_an_empty_reference() -> None:
+    # An empty caption scores nothing, even beside an empty reference.
     found = score([["a dog", "!"], ["a cat"]], ["...", "a cat"], PYTHON, "plain")
     assert all(each[0] == pytest.approx(0, abs=1e-9) for each in found.per_picture.values())
     assert found.per_picture["rouge_l"] == [0, 1]
@@ -173,64 +171,44 @@ def test_figures_say_what_they_depend_on() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def untouched(a: Scores, b: Scores) -> None:
-    """The scores of the ordinary captions are the same, bit for bit, and are not all zero."""
-    assert a.per_picture.keys() == b.per_picture.keys()
-    for name, each in a.per_picture.items():
-        other = b.per_picture[name]
-        assert [each[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES], name
-        assert len(set(each)) > 3, name
-
-
 def asked(metric: str, references: list[list[str]], candidates: list[str]) -> Any:
     names = [f"number {i}" for i in range(len(candidates))]
     return METRICS[metric](references, candidates, names)[metric]
 
 
-def of_tokenizer(tokenizer: Any) -> list[tuple[list[list[str]], list[str]]]:
-    """Words of ordinary and adversarial pictures; METEOR gets them all in one go."""
+def untouched(each: list[float], *others: list[float]) -> None:
+    """The scores of the ordinary captions are the same, bit for bit, and are not all zero."""
+    assert len(set(each)) > 3
+    for other in others:
+        assert [each[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES]
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "spaces", pytest.param("ptb", marks=needs_java)])
+def test_adversarial_captions_touch_no_other_picture(tokenizer: Any) -> None:
     assert len(CANDIDATES) - len(CLEAN_PLACES) == len(ADVERSARIAL) == 25
-    ordinary = score(REFERENCES, CANDIDATES, PYTHON, tokenizer)
-    untouched(ordinary, score(REFERENCES, ODD_CANDIDATES, PYTHON, tokenizer))
+    ordinary = score(REFERENCES, CANDIDATES, PYTHON, tokenizer).per_picture
+    odd = score(REFERENCES, ODD_CANDIDATES, PYTHON, tokenizer).per_picture
     # CIDEr's weights are the references': other references, other weights.
-    untouched(
-        score(REFERENCES, CANDIDATES, PYTHON[:2], tokenizer),
-        score(ODD_REFERENCES, CANDIDATES, PYTHON[:2], tokenizer),
-    )
-    words = []
-    for references, candidates in (
-        (REFERENCES, CANDIDATES), (REFERENCES, ODD_CANDIDATES), (ODD_REFERENCES, CANDIDATES)
-    ):  # fmt: skip
-        flat = tokenise([*candidates, *(text for texts in references for text in texts)], tokenizer)
-        rest = flat[len(candidates) :]
-        words.append(([rest[i : i + 2] for i in range(0, len(rest), 2)], flat[: len(candidates)]))
-    return words
-
-
-@pytest.mark.parametrize("tokenizer", ["plain", "spaces"])
-def test_adversarial_captions_touch_no_other_picture(tokenizer: str) -> None:
-    of_tokenizer(tokenizer)
+    beside = score(ODD_REFERENCES, CANDIDATES, PYTHON[:2], tokenizer).per_picture
+    for name, each in ordinary.items():
+        untouched(each, odd[name], beside.get(name, each))
 
 
 @needs_java
-def test_adversarial_captions_touch_no_other_picture_with_ptb_and_meteor() -> None:
+def test_adversarial_captions_touch_no_other_picture_of_meteor() -> None:
     folder = java.package("meteor").parent
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    words = [*of_tokenizer("ptb"), *of_tokenizer("plain"), *of_tokenizer("spaces")]
-    references = [texts for known, _ in words for texts in known]
-    candidates = [text for _, written in words for text in written]
+    references = [*REFERENCES, *REFERENCES, *ODD_REFERENCES]
     references += [["a cat on a mat"], ["a cat on a mat"], ["a cat"], ["one two ||| a cat"]]
+    candidates = [*CANDIDATES, *ODD_CANDIDATES, *CANDIDATES]
     candidates += ["a cat on a mat", "a cat on ||||a mat|||", "one two", "a cat"]
-    total, each = asked("meteor", references, candidates)
+    lines = [[clean(text) for text in texts] for texts in references]
+    total, each = asked("meteor", lines, [clean(text) for text in candidates])
+    n = len(CANDIDATES)
+    untouched(each[:n], each[n : 2 * n], each[2 * n : 3 * n])
     assert each[-4:-1] == [1, 1, 0]  # the same words, twice, and none of them
     assert 0 < each[-1] < 0.9  # not one of two references
     assert 0 < total < 1
-    n = len(CANDIDATES)
-    runs = [each[start : start + n] for start in range(0, 9 * n, n)]
-    for ordinary, *others in (runs[:3], runs[3:6], runs[6:]):
-        for other in others:
-            assert [ordinary[i] for i in CLEAN_PLACES] == [other[i] for i in CLEAN_PLACES]
-    assert len(set(runs[0])) > 3
     # Nothing is written into the package, which may be read-only.
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
@@ -331,25 +309,21 @@ def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without_java(monkeypatch)
-    found = score([["a dog"], ["a cat"]], ["a dog", "a bird"])
+    given = [["a dog"], ["a cat"]], ["a dog", "a bird"]
+    found = score(*given)
     assert list(found.left_out) == ["meteor", "spice"]
-    assert all("needs Java 8 or later" in reason for reason in found.left_out.values())
-    assert {entry["tokenizer"] for entry in found.figures.values()} == {"plain"}
-    assert all("do not compare" in entry["warning"] for entry in found.figures.values())
-    assert found.figures == score([["a dog"], ["a cat"]], ["a dog", "a bird"], PYTHON).figures
-    with pytest.raises(UserError, match=r"tokenizer ptb needs Java 8 .* or take `plain`"):
-        score([["a"]], ["a"], PYTHON, "ptb")
+    assert all("Java 8" in reason for reason in found.left_out.values())
+    assert found.figures == score(*given, PYTHON, "plain").figures
+    with pytest.raises(UserError, match=r"ptb needs Java 8 .* `plain`"):
+        score(*given, PYTHON, "ptb")
     with pytest.raises(UserError, match="meteor needs Java"):
-        score([["a"]], ["a"], ["meteor"], "plain")
+        score(*given, ["meteor"], "plain")
 
 
 def test_java_has_to_run_and_be_new_enough(fake_java: Callable[..., Path]) -> None:
-    fake_java("", version="1.8.0_392")
-    assert java.lacking() is None
-    fake_java("", version="1.7.0_80")
-    assert "is Java 7" in str(java.lacking())
-    fake_java("", version="unknown")
-    assert "does not run" in str(java.lacking())
+    for version, key in (("1.8.0_392", "None"), ("1.7.0_80", "Java 7"), ("unknown", "not run")):
+        fake_java("", version=version)
+        assert key in str(java.lacking())
 
 
 def test_missing_jars_are_found_before_java_starts(
@@ -357,12 +331,13 @@ def test_missing_jars_are_found_before_java_starts(
 ) -> None:
     pid = fake_java("")
     monkeypatch.setattr(java, "package", lambda part: tmp_path / part)
-    with pytest.raises(UserError, match=r"meteor-1\.5\.jar and paraphrase-en\.gz in .*meteor"):
-        score([["a"]], ["a"], ["meteor"], "plain")
-    with pytest.raises(UserError, match=r"spice needs .*3\.6\.0-models\.jar.*get_stanford_models"):
-        score([["a"]], ["a"], ["spice"], "plain")
-    with pytest.raises(UserError, match=r"ptb needs stanford-corenlp-3\.4\.1\.jar"):
-        score([["a"]], ["a"], PYTHON, "ptb")
+    for metrics, tokenizer, key in (
+        (["meteor"], "plain", r"meteor-1\.5\.jar and paraphrase-en\.gz in .*meteor"),
+        (["spice"], "plain", r"3\.6\.0-models\.jar.*get_stanford_models"),
+        (PYTHON, "ptb", r"stanford-corenlp-3\.4\.1\.jar"),
+    ):
+        with pytest.raises(UserError, match=key):
+            score([["a"]], ["a"], metrics, tokenizer)  # type: ignore[arg-type]
     assert not pid.exists()
 
 
