@@ -112,9 +112,8 @@ def _saved(spec: str) -> Source:
             raise UserError(
                 f"CLIP model {folder}: has no {CONFIG}; give MODEL:FILE for bare weights"
             )
-        found = open_clip.factory._find_checkpoint_in_dir(
-            folder
-        )  # the one that open_clip will read
+        # The one that open_clip will read.
+        found = open_clip.factory._find_checkpoint_in_dir(folder)
         if found is None:
             raise UserError(
                 f"CLIP model {folder}: has no weights; put open_clip_model.safetensors there"
