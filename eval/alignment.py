@@ -8,36 +8,133 @@ All of it are cosines c between a picture's embedding and a text's:
 A cosine depends on the model as much as on the pictures: compare only figures of one model.
 """
 
-import dataclasses
 import functools
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image as Picture
+from tqdm import tqdm
 
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
 from .clip.model import Clip
-from .clip.pairs import Figure, Pairs
+from .pictures import PictureSet
+from .rows import Rows
+
+Figure = dict[str, Any]
+
+PART = 1024  # rows in a file of a shared work folder
+FEW = 1000  # samples under which a mean cosine is not to be compared
 
 WEIGHT = 2.5  # Hessel et al. 2021, equation 1
 PREFIX = "A photo depicts "
 """What the code of Hessel et al. puts before each caption and reference."""
 
 
-def named(pairs: Pairs, source: str, digest: str, texts: str) -> Pairs:
-    """The same pairs, whose figures say of which pictures and texts they are.
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and their texts, embedded: row i of each belongs together.
+
+    Attributes:
+        pictures, texts: (n, d) float32, of length 1.
+        words: the n texts, without the prefix.
+        about: what every figure depends on.
+        cut: how many of the texts the model's context cut off.
+        unsure: why the embeddings may be wrong.
+    """
+
+    pictures: np.ndarray
+    texts: np.ndarray
+    words: list[str]
+    about: Figure
+    cut: int = 0
+    unsure: str = ""
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """(n,) float64, one a pair."""
+        return np.einsum("nd,nd->n", self.pictures.astype(np.float64), self.texts)
+
+    def figure(self, value: float | np.floating, doubt: str = "", **more: Any) -> Figure:
+        """A number with what it depends on, and why to be careful with it."""
+        n, doubts = len(self.words), []
+        if n < FEW:
+            doubts.append(f"{n} pairs are few: compare means of {FEW:,} or more")
+        if self.cut:
+            doubts.append(f"{self.cut} texts are longer than the model's context and were cut")
+        doubts += filter(None, [self.unsure, doubt])
+        warning = {"warning": "; ".join(doubts)} if doubts else {}
+        return {"value": float(value), "n": n, **self.about, **more, **warning}
+
+
+def embed_pairs(
+    clip: Clip,
+    pictures: Sequence[Picture.Image] | PictureSet,
+    texts: Sequence[str],
+    prefix: str = "",
+    work: Path | None = None,
+    digest: str = "",
+) -> Pairs:
+    """Embed pictures and the text of each.
 
     Args:
-        source: where the pictures are from.
+        clip: the model.
+        pictures: n of them; read one at a time.
+        texts: n of them.
+        prefix: put before each text.
+        work: a folder that processes share and that goes on where it was stopped; needs `digest`.
         digest: of the pictures' contents.
-        texts: where the texts are from; their digest is of the texts themselves, in order.
+
+    Raises:
+        UserError: their numbers differ, a text is empty, or a picture cannot be read.
     """
-    words = hashlib.sha256(json.dumps(pairs.words).encode()).hexdigest()
-    about = {"source": source, "source_sha256": digest, "texts": texts, "texts_sha256": words}
-    return dataclasses.replace(pairs, about={**pairs.about, **about})
+    _check(len(pictures), texts)
+    if work is not None and not digest:
+        raise ValueError("a work folder needs the pictures' digest")
+    words = list(texts)
+    key = [clip.identity, prefix, digest, words]
+    folder = work and work / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    distinct = list(dict.fromkeys(words))
+    place = {text: number for number, text in enumerate(distinct)}
+    said = [prefix + text for text in distinct]
+    shown = _rows(
+        folder, "pictures", len(words), lambda span: clip.embed_pictures(pictures[i] for i in span)
+    )
+    told = _rows(folder, "texts", len(said), lambda span: clip.embed_texts([said[i] for i in span]))
+    about = {"model": clip.name, "model_sha256": clip.sha256, "prefix": prefix}
+    return Pairs(
+        shown, told[[place[text] for text in words]], words, about, clip.cut(said), clip.unsure
+    )
+
+
+def _check(count: int, texts: Sequence[str]) -> None:
+    if count != len(texts):
+        raise UserError(f"{count} pictures and {len(texts)} texts; each needs the other")
+    if not count:
+        raise UserError("no pictures to score")
+    if empty := [number for number, text in enumerate(texts) if not text.strip()]:
+        raise UserError(
+            f"text {empty[0]} is empty ({len(empty)} of {count} are); "
+            "give each picture a text, or leave the picture out"
+        )
+
+
+def _rows(
+    folder: Path | None, what: str, n: int, make: Callable[[range], np.ndarray]
+) -> np.ndarray:
+    """Rows 0 to n, made in parts that are the same for any number of processes."""
+    unit = what.rstrip("s")
+    if folder is not None:
+        kept = Rows(folder, f"{what}-", n, PART, lambda span: {"rows": make(span)}, what, unit)
+        return np.concatenate(kept.read()["rows"])
+    spans = [range(n)[a : a + PART] for a in range(0, n, PART)]
+    with tqdm(spans, what, unit=f"{PART} {what}", delay=2, leave=False) as bar:
+        return np.concatenate([make(span) for span in bar])
 
 
 def clip_score(pairs: Pairs) -> dict[str, Figure]:
@@ -51,9 +148,7 @@ def clip_score(pairs: Pairs) -> dict[str, Figure]:
 
 
 def ref_clip_score(
-    clip: Clip,
-    pairs: Pairs,
-    references: Sequence[Sequence[str]],
+    clip: Clip, pairs: Pairs, references: Sequence[Sequence[str]]
 ) -> dict[str, Figure]:
     """CLIP-S and RefCLIP-S of captions, with each picture's references.
 

@@ -153,8 +153,7 @@ class Drawings(_Drawing):
         figures = self.compare(made)
         lines: list[list[str]] = [[] for _ in prompts]
         if self.clip:
-            from .alignment import clip_score, retrieval
-            from .clip.pairs import embed_pairs
+            from .alignment import clip_score, embed_pairs, retrieval
 
             pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
             found = {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
@@ -205,8 +204,7 @@ class Captions:
             figures["perplexity"] = _perplexity(self.answers, pictures, self.corpus.usable)
         pairs = None
         if self.clip:
-            from .alignment import PREFIX, ref_clip_score
-            from .clip.pairs import embed_pairs
+            from .alignment import PREFIX, embed_pairs, ref_clip_score
 
             texts = [text or "." for text in written]  # nothing said matches as nothing does
             pairs = embed_pairs(

@@ -4,7 +4,6 @@ The models are tiny and random, saved to disk as open_clip saves them.
 """
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -19,96 +18,85 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from material import encoded, save
+from material import encoded
+from material import save as save_file
 from open_clip import factory
 from PIL import Image as Picture
+from safetensors.torch import load_file
 from tiny_clip import CONFIG as TINY
-from tiny_clip import CONTEXT, SIDE
+from tiny_clip import CONTEXT, SIDE, save_clip
 from torch.nn import functional as F
 
 from mmfusion.cli import main
 from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
+from mmfusion.eval import alignment
 from mmfusion.eval.alignment import (
     PREFIX,
+    Pairs,
     clip_score,
-    named,
+    embed_pairs,
     ranks,
     ref_clip_score,
     retrieval,
 )
-from mmfusion.eval.clip import pairs as clip_pairs
 from mmfusion.eval.clip import weights
-from mmfusion.eval.clip.captioned import open_captioned, read_texts
+from mmfusion.eval.clip.captioned import open_captioned
 from mmfusion.eval.clip.model import Clip, load_clip
-from mmfusion.eval.clip.pairs import Pairs, embed_pairs
 from mmfusion.eval.shown import table
 
-pytestmark = pytest.mark.filterwarnings(  # archives as OpenAI's are made in no other way
-    "ignore::torch.jit.TracerWarning",
-    "ignore:`torch.jit:FutureWarning",
-    "ignore:`torch.jit:DeprecationWarning",
-)
-WIDTH = TINY["vision_cfg"]["width"]
+pytestmark = pytest.mark.usefixtures("files")
 NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
+SAVED = "open_clip_model.safetensors"
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "grey", "orange"]
 TEXTS = [f"{a} over {b}" for a in COLOURS for b in COLOURS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """open_clip knows the tiny model under both activations."""
-    folder = tmp_path_factory.mktemp("configs")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same weights in every form, not to be changed; open_clip knows both their names."""
+    folder, configs = (tmp_path_factory.mktemp(name) for name in ("weights", "configs"))
     for quick, name in NAMES.items():
-        config = {**TINY, "quick_gelu": True} if quick else TINY
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    paths, configs = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
-    open_clip.add_model_config(folder)
-    yield
-    factory._MODEL_CONFIG_PATHS[:] = paths
-    factory._MODEL_CONFIGS.clear()
-    factory._MODEL_CONFIGS.update(configs)
-
-
-def random_model(quick: bool, seed: int = 0) -> torch.nn.Module:
-    """Larger weights than open_clip's first ones: the activations differ in what follows."""
-    torch.manual_seed(seed)
-    model = open_clip.create_model(NAMES[quick]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def tensors(registered: None) -> dict[str, torch.Tensor]:
-    return random_model(False).state_dict()
-
-
-@pytest.fixture(scope="module")
-def files(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights in every form; to be read, not changed."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("weights")
+        save_clip(folder / name)
+        config = {**TINY, "quick_gelu": quick}
+        (configs / f"{name}.json").write_text(json.dumps(config))
+        saved = {"model_cfg": config, "preprocess_cfg": {}}
+        (folder / name / weights.CONFIG).write_text(json.dumps(saved))
+    shutil.copy(folder / NAMES[False] / SAVED, folder / "bare.safetensors")
+    tensors = load_file(folder / "bare.safetensors")
     torch.save(tensors, folder / "bare.pt")
     torch.save({"epoch": 3, "name": "x", "state_dict": tensors}, folder / "training.pt")
-    save_file(tensors, folder / "bare.safetensors")
-    for quick, name in NAMES.items():
-        (folder / name).mkdir()
-        save_file(tensors, folder / name / "open_clip_model.safetensors")
-        config = {"model_cfg": {**TINY, "quick_gelu": quick}, "preprocess_cfg": {}}
-        (folder / name / weights.CONFIG).write_text(json.dumps(config))
-        model = open_clip.create_model(name).eval()
-        model.load_state_dict(tensors)
-        tokens = torch.zeros(2, CONTEXT, dtype=torch.int)
-        picture = torch.ones(2, 3, SIDE, SIDE)
-        inputs = {"forward": (picture, tokens), "encode_text": (tokens,)}
-        torch.jit.save(
-            torch.jit.trace_module(model, inputs, check_trace=False), folder / f"{name}-archive.pt"
-        )
-    return folder
+    known = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
+    open_clip.add_model_config(configs)
+    yield folder
+    factory._MODEL_CONFIG_PATHS[:] = known[0]
+    factory._MODEL_CONFIGS.clear()
+    factory._MODEL_CONFIGS.update(known[1])
+
+
+@pytest.fixture(scope="module")
+def tensors(files: Path) -> dict[str, torch.Tensor]:
+    return load_file(files / "bare.safetensors")
+
+
+@pytest.fixture(scope="module")
+def clip(files: Path) -> Clip:
+    return load_clip(str(files / "tiny-clip"), "cpu")
+
+
+@pytest.fixture
+def saved(files: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Saves the plain model with other settings in its config; with the same name each time."""
+
+    def save(**changes: Any) -> Path:
+        folder = tmp_path / "saved"
+        shutil.copytree(files / "tiny-clip", folder, dirs_exist_ok=True)
+        config = {"model_cfg": TINY, "preprocess_cfg": {}, **changes}
+        (folder / weights.CONFIG).write_text(json.dumps(config))
+        return folder
+
+    return save
 
 
 def noise(count: int, seed: int = 0, side: int = SIDE) -> list[Picture.Image]:
@@ -171,66 +159,69 @@ def by_hand(
     return shown.numpy(), told.numpy()
 
 
-@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "file"),
+    [
+        ("tiny-clip:{}/bare.pt", "bare.pt"),
+        ("tiny-clip:{}/training.pt", "training.pt"),
+        ("tiny-clip-quickgelu:{}/bare.safetensors", "bare.safetensors"),
+        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu", f"tiny-clip-quickgelu/{SAVED}"),
+        ("local-dir:{}/tiny-clip-quickgelu", f"tiny-clip-quickgelu/{SAVED}"),
+        ("{}/tiny-clip", f"tiny-clip/{SAVED}"),
+    ],
+)
 def test_embeddings_and_scores_are_those_computed_by_hand(
-    files: Path, tensors: dict[str, torch.Tensor], quick: bool
+    files: Path, tensors: dict[str, torch.Tensor], spec: str, file: str
 ) -> None:
-    clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}", "cpu")
+    clip, quick = load_clip(spec.format(files), "cpu"), "quick" in spec
+    assert (clip.quick_gelu, clip.known, str(files) in clip.name) == (quick, False, False)
     pictures, texts = noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
     shown, told = by_hand(tensors, quick, pictures, texts)
     np.testing.assert_allclose(clip.embed_pictures(pictures, False), shown, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(clip.embed_texts(texts, False), told, rtol=1e-3, atol=1e-4)
+    # Or all that follows would guard against nothing.
+    assert np.abs(by_hand(tensors, not quick, pictures, texts)[0] - shown).max() > 1e-2
 
     shown /= np.linalg.norm(shown, axis=1, keepdims=True)
     told /= np.linalg.norm(told, axis=1, keepdims=True)
     cosines = (shown * told).sum(1)
     assert cosines.min() < 0 < cosines.max()  # or max(0, .) is not tested
     pairs = embed_pairs(clip, pictures, texts)
-    figures = clip_score(pairs)
     np.testing.assert_allclose(pairs.cosines, cosines, atol=1e-5)
-    assert figures["cosine"]["value"] == pytest.approx(cosines.mean(), abs=1e-5)
-    assert figures["clip_score"]["value"] == pytest.approx(100 * cosines.mean(), abs=1e-3)
-    assert figures["clip_s"]["value"] == pytest.approx(2.5 * cosines.clip(0).mean(), abs=1e-5)
-    for figure in figures.values():
-        assert figure["n"] == 70
-        assert figure["model"] == f"{NAMES[quick]}:bare.pt"
-        assert (
-            figure["model_sha256"] == hashlib.sha256((files / "bare.pt").read_bytes()).hexdigest()
-        )
-        assert "70 pairs are few" in figure["warning"]
+    mean = cosines.mean()
+    expected = {"cosine": mean, "clip_score": 100 * mean, "clip_s": 2.5 * cosines.clip(0).mean()}
+    for name, figure in clip_score(pairs).items():
+        warning = figure.pop("warning")
+        assert "70 pairs are few" in warning
+        assert "unknown origin" in warning
+        assert ("QuickGELU" if quick else "plain GELU") in warning
+        assert figure == {
+            "value": pytest.approx(expected.pop(name), abs=1e-3 if name == "clip_score" else 1e-5),
+            "n": 70,
+            "model": clip.name,
+            "model_sha256": hashlib.sha256((files / file).read_bytes()).hexdigest(),
+            "prefix": "",
+        }
+    assert not expected
 
 
-def test_the_activations_give_different_scores(files: Path) -> None:
-    """Or all that follows would guard against nothing."""
-    pictures = noise(8)
-    plain, quick = (
-        load_clip(f"{name}:{files / 'bare.pt'}").embed_pictures(pictures) for name in NAMES.values()
-    )
-    assert np.abs(plain - quick).max() > 1e-3
-
-
-def test_pictures_of_every_kind_are_read_alike(files: Path) -> None:
-    clip = load_clip(str(files / "tiny-clip"))
+def test_pictures_of_every_kind_are_read_alike(clip: Clip) -> None:
     picture = noise(1, side=40)[0]
     grey = picture.convert("L")
     clear = picture.convert("RGBA")
     clear.putalpha(0)
     given = [picture, np.asarray(picture), grey, np.asarray(grey), np.asarray(grey)[..., None]]
-    a, b, c, d, e, f, g = clip.embed_pictures(
-        [*given, clear, Picture.new("RGB", (40, 40), "white")]
-    )
-    np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(c, d)
-    np.testing.assert_array_equal(c, e)
-    np.testing.assert_array_equal(f, g)
+    white = Picture.new("RGB", (40, 40), "white")
+    a, b, c, d, e, f, g = clip.embed_pictures([*given, clear, white])
+    for one, other in ((a, b), (c, d), (c, e), (f, g)):
+        np.testing.assert_array_equal(one, other)
     assert np.linalg.norm(a) == pytest.approx(1, abs=1e-6)
     assert np.abs(a - c).max() > 1e-3
-    with pytest.raises(UserError, match="uint8, got float64"):
+    with pytest.raises(UserError, match="float64"):
         clip.embed_pictures([np.zeros((4, 4, 3))])
 
 
-def test_texts_that_are_cut_are_counted(files: Path) -> None:
-    clip = load_clip(str(files / "tiny-clip"))
+def test_texts_that_are_cut_are_counted(clip: Clip) -> None:
     fits, longer = "red " * (CONTEXT - 2), "red " * (CONTEXT - 1)
     assert clip.cut([fits, longer, "red", longer + "red"]) == 2
     np.testing.assert_array_equal(clip.embed_texts([longer]), clip.embed_texts([longer + "red"]))
@@ -239,50 +230,10 @@ def test_texts_that_are_cut_are_counted(files: Path) -> None:
     assert clip.cut([fits]) == 0
 
 
-# Every form of the weights
-
-
-@pytest.mark.parametrize(
-    ("spec", "quick", "known"),
-    [
-        ("tiny-clip:{}/bare.pt", False, False),
-        ("tiny-clip-quickgelu:{}/bare.safetensors", True, False),
-        ("tiny-clip:{}/training.pt", False, False),
-        ("{}/tiny-clip", False, False),
-        ("local-dir:{}/tiny-clip-quickgelu", True, False),
-        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu", True, False),
-        ("tiny-clip:{}/tiny-clip-archive.pt", False, True),
-        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu-archive.pt", True, True),
-    ],
-)
-def test_all_forms_give_the_same_embeddings(
-    files: Path, tensors: dict[str, torch.Tensor], spec: str, quick: bool, known: bool
-) -> None:
-    clip = load_clip(spec.format(files))
-    assert (clip.quick_gelu, clip.known) == (quick, known)
-    assert str(files) not in clip.name
-    shown, told = by_hand(tensors, quick, noise(3), TEXTS[:3])
-    np.testing.assert_allclose(clip.embed_pictures(noise(3), False), shown, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(clip.embed_texts(TEXTS[:3], False), told, rtol=1e-3, atol=1e-4)
-
-
-def test_a_folder_keeps_its_own_preprocessing(files: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "saved"
-    shutil.copytree(files / "tiny-clip", folder)
-    config = json.loads((folder / weights.CONFIG).read_text())
-    config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    (folder / weights.CONFIG).write_text(json.dumps(config))
-    plain = load_clip(str(files / "tiny-clip")).embed_pictures(noise(2))
-    own = load_clip(str(folder)).embed_pictures(noise(2))
-    beside = load_clip(f"tiny-clip:{folder / 'open_clip_model.safetensors'}")
-    np.testing.assert_array_equal(beside.embed_pictures(noise(2)), own)
-    assert np.abs(plain - own).max() > 1e-3
-
-
 # A wrong activation
 
 
-WRONG = "wrong embeddings without a word; the right model name is {}$"
+WRONG = "the right model name is {}$"
 
 
 def in_registry(monkeypatch: pytest.MonkeyPatch, quick: bool, **said: Any) -> None:
@@ -295,61 +246,45 @@ def in_registry(monkeypatch: pytest.MonkeyPatch, quick: bool, **said: Any) -> No
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_tag_under_the_wrong_name_is_refused(
+def test_tags_configs_and_folders_under_the_wrong_name_are_refused(
     monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool
 ) -> None:
     in_registry(monkeypatch, quick, file=str(files / "bare.pt"))
-    clip = load_clip(f"{NAMES[quick]}:mine")
-    assert (clip.quick_gelu, clip.known, clip.name) == (quick, True, f"{NAMES[quick]}:mine")
-    with pytest.raises(UserError, match=WRONG.format(NAMES[quick])):
-        load_clip(f"{NAMES[not quick]}:mine")
+    right, wrong = NAMES[quick], NAMES[not quick]
+    clip = load_clip(f"{right}:mine")
+    assert (clip.quick_gelu, clip.known, clip.name) == (quick, True, f"{right}:mine")
+    assert not clip.unsure
+    for what in ("mine", files / right, files / right / SAVED):
+        with pytest.raises(UserError, match=WRONG.format(right)):
+            load_clip(f"{wrong}:{what}")
+    monkeypatch.delitem(factory._MODEL_CONFIGS, right)
+    with pytest.raises(UserError, match=f"no model {right}"):
+        load_clip(f"{wrong}:{files / right / SAVED}")
 
 
-@pytest.mark.parametrize(
-    ("spec", "right"),
-    [
-        ("ViT-L-14:openai", "ViT-L-14-quickgelu"),
-        ("ViT-B/32:openai", "ViT-B-32-quickgelu"),
-        ("ViT-L-14-336:OpenAI", "ViT-L-14-336-quickgelu"),
-        ("RN50:openai", "RN50-quickgelu"),
-        ("ViT-B-32:laion400m-e32", "ViT-B-32-quickgelu"),
-        ("ViT-B-32:metaclip_400m", "ViT-B-32-quickgelu"),
-        ("ViT-H-14:dfn5b", "ViT-H-14-quickgelu"),
-        ("ViT-B-32-quickgelu:laion2b_s34b_b79k", "ViT-B-32"),
-        ("ViT-B-16-quickgelu:laion400m_e32", "ViT-B-16"),
-    ],
-)
-def test_known_weights_are_refused_before_they_are_downloaded(
-    monkeypatch: pytest.MonkeyPatch, spec: str, right: str
-) -> None:
-    monkeypatch.setattr(open_clip, "download_pretrained", None)
-    with pytest.raises(UserError, match=WRONG.format(right)):
-        load_clip(spec)
-
-
-def test_every_tag_of_the_registry_is_refused_or_let_through_as_the_registry_says(
+def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Reached(Exception):
-        pass
-
-    def download(cfg: dict) -> str:
-        raise Reached
-
-    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    for spec, right in (
+        ("ViT-B/32:openai", "ViT-B-32-quickgelu"),
+        ("ViT-L-14-336:OpenAI", "ViT-L-14-336-quickgelu"),
+        ("ViT-B-32:laion400m-e32", "ViT-B-32-quickgelu"),
+        ("ViT-B-16-quickgelu:laion400m_e32", "ViT-B-16"),
+    ):
+        with pytest.raises(UserError, match=WRONG.format(right)):
+            load_clip(spec)
     refused = []
     for name, tag in open_clip.list_pretrained():
-        model = open_clip.get_model_config(name) or {}
-        agree = bool(model.get("quick_gelu")) == bool(
-            open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-        )
+        said = open_clip.get_model_config(name) or {}, open_clip.get_pretrained_cfg(name, tag)
+        agree = len({bool(settings.get("quick_gelu")) for settings in said}) == 1
         with pytest.raises(UserError) as caught:
             load_clip(f"{name}:{tag}")
         if "cannot be downloaded" in str(caught.value):
             assert agree or name == "roberta-ViT-B-32"  # has one name only
         else:
             assert not agree
-            assert f"right model name is {name}-quickgelu" in str(caught.value)
+            assert WRONG.format(f"{name}-quickgelu")[:-1] in str(caught.value)
             refused.append(name)
     assert len(refused) > 20
 
@@ -360,17 +295,18 @@ def test_a_bare_file_is_known_by_its_hash(
     monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool, digits: int
 ) -> None:
     digest = hashlib.sha256((files / "bare.pt").read_bytes()).hexdigest()
-    host = "https://example.org"
-    url = f"{host}/{digest}/x.pt" if digits == 64 else f"{host}/v0.2/x-{digest[:8]}.pt"
+    url = f"https://example.org/{digest}/x.pt"
+    if digits == 8:
+        url = f"https://example.org/v0.2/x-{digest[:8]}.pt"
     in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
     clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}")
     assert clip.known
     assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
-    with pytest.raises(UserError, match=f"published.*{WRONG.format(NAMES[quick])}"):
+    with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*{WRONG.format(NAMES[quick])}"):
         load_clip(f"{NAMES[not quick]}:{files / 'bare.pt'}")
-    wrong = files / NAMES[not quick]
     monkeypatch.setattr(weights, "sha256", lambda path: digest)
-    with pytest.raises(UserError, match=f"its config says .*published {NAMES[quick]}:mine; mend"):
+    wrong = files / NAMES[not quick]
+    with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*mend.*{wrong / weights.CONFIG}"):
         load_clip(str(wrong))
     monkeypatch.setattr(weights, "sha256", lambda path: "f" * 64)
     assert not load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}").known
@@ -378,42 +314,17 @@ def test_a_bare_file_is_known_by_its_hash(
 
 def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
     """OpenAI's and open_clip's own addresses; a new open_clip must not make this blind."""
-    cfg = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")
-    full = weights.ADDRESS.search(cfg["url"])
+    url = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")["url"]
+    full = weights.ADDRESS.search(url)
     assert full is not None
-    found = weights.identify(Path("x.pt"), full["full"])
-    assert found == [("ViT-B-32-quickgelu:openai", cfg)]
-    [(tag, _)] = weights.identify(Path("x.pt"), f"46683a32{'0' * 56}")
-    assert tag == "ViT-B-32-quickgelu:laion400m_e32"
-    [(tag, _)] = weights.identify(Path("b32_400m.pt"), "0" * 64)
-    assert tag == "ViT-B-32-quickgelu:metaclip_400m"
-    assert not weights.identify(Path("x.pt"), "0" * 64)
-
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_a_config_and_an_archive_are_held_against_the_name(files: Path, quick: bool) -> None:
-    right, wrong = NAMES[quick], NAMES[not quick]
-    for path in (
-        files / right,
-        files / right / "open_clip_model.safetensors",
-        files / f"{right}-archive.pt",
+    for name, digest, tags in (
+        ("x.pt", full["full"], ["openai"]),
+        ("x.pt", f"46683a32{'0' * 56}", ["laion400m_e32"]),
+        ("b32_400m.pt", "0" * 64, ["metaclip_400m"]),
+        ("x.pt", "0" * 64, []),
     ):
-        with pytest.raises(UserError, match=WRONG.format(right)):
-            load_clip(f"{wrong}:{path}")
-
-
-def test_weights_without_a_counterpart_say_so(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
-    monkeypatch.delitem(factory._MODEL_CONFIGS, NAMES[True])
-    with pytest.raises(UserError, match="open_clip has no such model of the name tiny-clip-quickg"):
-        load_clip(f"tiny-clip:{files / 'tiny-clip-quickgelu-archive.pt'}")
-
-
-def test_weights_of_unknown_origin_carry_a_warning(files: Path, tmp_path: Path) -> None:
-    torch.save(random_model(True).state_dict(), tmp_path / "random.pt")
-    for quick, name in NAMES.items():
-        clip = load_clip(f"{name}:{tmp_path / 'random.pt'}")
-        warning = clip_score(embed_pairs(clip, noise(4), TEXTS[:4]))["clip_score"]["warning"]
-        assert ("QuickGELU" if quick else "plain GELU") in warning
+        found = weights.identify(Path(name), digest)
+        assert list(found) == [f"ViT-B-32-quickgelu:{tag}" for tag in tags]
 
 
 # What must not run, and what cannot be read
@@ -437,14 +348,23 @@ class Stumble:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
-def test_pickles_are_refused(files: Path, tmp_path: Path, suffix: str) -> None:
+def test_pickles_and_programs_are_refused(tmp_path: Path, suffix: str) -> None:
     marker, file = tmp_path / "ran", tmp_path / f"evil{suffix}"
-    torch.save({"state_dict": Evil(marker)}, file)
-    with pytest.raises(UserError, match=f"evil{suffix}"):
-        load_clip(f"tiny-clip:{file}")
-    file.write_bytes(pickle.dumps(Evil(marker)))
-    with pytest.raises(UserError, match=f"evil{suffix}"):
-        load_clip(f"tiny-clip:{file}")
+
+    def torchscript() -> None:
+        with zipfile.ZipFile(file, "w") as held:
+            held.writestr("x/data.pkl", pickle.dumps(Evil(marker), 2))
+            held.writestr("x/constants.pkl", b"")
+
+    for save in (
+        lambda: torch.save({"state_dict": Evil(marker)}, file),
+        lambda: file.write_bytes(pickle.dumps(Evil(marker), 2)),
+        torchscript,
+    ):
+        save()
+        with pytest.raises(UserError, match=f"evil{suffix}") as refused:
+            load_clip(f"tiny-clip:{file}")
+    assert suffix == ".safetensors" or "MODEL:openai" in str(refused.value)
     assert not marker.exists()
 
 
@@ -453,86 +373,58 @@ def test_open_clips_second_try_is_not_reached(
 ) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker, file = tmp_path / "ran", tmp_path / "evil.pt"
-    torch.save([Evil(marker)], file)
-    first = {"state_dict": {}, "x": Evil(marker), "y": Stumble()}
-    torch.save(first, file)
+    torch.save({"state_dict": {}, "x": Evil(marker), "y": Stumble()}, file)
     folder = tmp_path / "folder"
     shutil.copytree(files / "tiny-clip", folder)
-    (folder / "open_clip_model.safetensors").unlink()
+    (folder / SAVED).unlink()
     shutil.copy(file, folder / "open_clip_pytorch_model.bin")
     for spec in (f"tiny-clip:{file}", str(folder)):
-        with pytest.raises(UserError, match="holds code, which is never run"):
-            load_clip(spec)
-    assert not marker.exists()
-
-
-def test_an_archives_code_is_not_run(files: Path, tmp_path: Path) -> None:
-    marker, file = tmp_path / "ran", tmp_path / "evil.pt"
-    given = zipfile.ZipFile(files / "tiny-clip-archive.pt")
-    with zipfile.ZipFile(file, "w") as changed:
-        for name in given.namelist():
-            evil = name.endswith("/data.pkl")
-            changed.writestr(name, pickle.dumps(Evil(marker), 2) if evil else given.read(name))
-    with pytest.raises(UserError, match=r"evil.pt: cannot be read.*never run"):
-        load_clip(f"tiny-clip:{file}")
-    assert not marker.exists()
-
-
-def test_configs_that_ask_for_code_are_refused(files: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "saved"
-    shutil.copytree(files / "tiny-clip", folder)
-    text = {**TINY["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}
-    config = {"model_cfg": {**TINY, "text_cfg": text}}
-    (folder / weights.CONFIG).write_text(json.dumps(config))
-    for spec in (str(folder), f"tiny-clip:{folder}"):
         with pytest.raises(UserError, match="never run"):
             load_clip(spec)
+    assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("ViT-B-32", "expected MODEL:WEIGHTS or a folder"),
-        ("", "expected MODEL:WEIGHTS"),
-        (":openai", "expected MODEL:WEIGHTS"),
-        ("ViT-B32:openai", r"knows no model ViT-B32 \(there is .*ViT-B-32"),
-        ("tiny-clip:no/such.pt", "no/such.pt is no file and no tag"),
-        ("ViT-B-32:laion2b_s34b", r"no file and no tag \(there is .*laion2b_s34b_b79k"),
-        ("ViT-L-14:laion2b_s34b_b79k", "no such weights of this model.*laion2b_s32b_b82k"),
-        ("local-dir:no/folder", "no/folder: has no open_clip_config.json"),
-        ("{}", "has no open_clip_config.json"),
-        ("tiny-clip:{}", "has no open_clip_config.json"),
-        ("ViT-B-32:{}/bare.pt", "cannot load .*bare.pt as ViT-B-32 .*width changed"),
-        ("ViT-B-32:{}/tiny-clip-archive.pt", "cannot load .*archive.pt as ViT-B-32"),
-        ("tiny-clip:{}/broken.safetensors", "cannot load .*broken.safetensors"),
-        ("tiny-clip:{}/broken.pt", "broken.pt: cannot be read as tensors"),
-        ("tiny-clip:{}/empty.pt", "empty.pt: cannot be read as tensors"),
-        ("tiny-clip:{}/list.pt", "list.pt: holds a list"),
-        ("tiny-clip:{}/weights.npz", "NumPy weights are not read"),
-        ("tiny-clip:{}/nan.pt", "numbers that are not finite"),
-        ("{}/weightless", "weightless: has no weights"),
-        ("{}/odd", "odd/open_clip_config.json: not a config"),
-    ],
-)  # fmt: skip
+UNREADABLE = [
+    ("ViT-B-32", "MODEL:WEIGHTS"),
+    (":openai", "MODEL:WEIGHTS"),
+    ("ViT-B32:openai", "ViT-B32 .*ViT-B-32"),
+    ("ViT-B-32:laion2b_s34b", "laion2b_s34b .*laion2b_s34b_b79k"),
+    ("ViT-L-14:laion2b_s34b_b79k", "laion2b_s32b_b82k"),
+    ("tiny-clip:no/such.pt", "no/such.pt"),
+    ("local-dir:no/folder", "no/folder.*open_clip_config.json"),
+    ("tiny-clip:{}", "open_clip_config.json"),
+    ("{}/weightless", "weightless.*open_clip_model.safetensors"),
+    ("{}/odd", "odd/open_clip_config.json"),
+    ("{}/saved", "saved/open_clip_config.json.*trust_remote_code"),
+    ("tiny-clip:{}/saved", "saved/open_clip_config.json.*trust_remote_code"),
+    ("ViT-B-32:{}/bare.pt", "bare.pt as ViT-B-32 "),
+    ("tiny-clip:{}/broken.safetensors", "broken.safetensors"),
+    ("tiny-clip:{}/broken.pt", "broken.pt"),
+    ("tiny-clip:{}/list.pt", "list.pt: holds a list"),
+    ("tiny-clip:{}/weights.npz", "weights.npz: NumPy"),
+    ("tiny-clip:{}/nan.pt", "nan.pt.*not finite"),
+]
+
+
 def test_what_cannot_be_loaded_is_one_line(
-    files: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, spec: str, message: str
+    files: Path, saved: Callable[..., Path], tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    for name in ("bare.pt", "tiny-clip-archive.pt"):
-        shutil.copy(files / name, tmp_path)
+    text = {**TINY["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}
+    saved(model_cfg={**TINY, "text_cfg": text})
+    shutil.copy(files / "bare.pt", tmp_path)
     for name in ("broken.safetensors", "broken.pt"):
         (tmp_path / name).write_bytes(b"nothing" * 100)
-    (tmp_path / "empty.pt").touch()
     torch.save([1], tmp_path / "list.pt")
     np.savez(tmp_path / "weights.npz", x=1)
-    nan = {**tensors, "visual.proj": torch.full((WIDTH, 16), torch.nan)}
-    torch.save(nan, tmp_path / "nan.pt")
-    (tmp_path / "weightless").mkdir()
-    shutil.copy(files / "tiny-clip" / weights.CONFIG, tmp_path / "weightless")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / weights.CONFIG).write_text('{"model_cfg": 3}')
-    with pytest.raises(UserError, match=message) as caught:
-        load_clip(spec.format(tmp_path)).embed_pictures(noise(1))
-    assert "\n" not in str(caught.value)
+    torch.save({**tensors, "visual.proj": tensors["visual.proj"] * torch.nan}, tmp_path / "nan.pt")
+    for name, config in (("weightless", {"model_cfg": TINY}), ("odd", {"model_cfg": 3})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / weights.CONFIG).write_text(json.dumps(config))
+    shutil.copy(files / "bare.safetensors", tmp_path / "odd" / SAVED)
+    for spec, key in UNREADABLE:
+        with pytest.raises(UserError, match=key) as caught:
+            load_clip(spec.format(tmp_path)).embed_pictures(noise(1))
+        assert "\n" not in str(caught.value)
 
 
 def test_the_hub_is_asked_for_config_and_weights(
@@ -543,13 +435,13 @@ def test_the_hub_is_asked_for_config_and_weights(
     def download(repository: str, filename: str | None = None, **_: Any) -> str:
         if repository != "me/tiny":
             raise FileNotFoundError(f"no {repository}")
-        return str(files / "tiny-clip-quickgelu" / (filename or "open_clip_model.safetensors"))
+        return str(files / "tiny-clip-quickgelu" / (filename or SAVED))
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
     monkeypatch.setattr(factory, "download_pretrained_from_hf", download)
     clip = load_clip("hf-hub:me/tiny")
     assert (clip.name, clip.quick_gelu) == ("hf-hub:me/tiny", True)
-    with pytest.raises(UserError, match="hf-hub:me/none: the hub gave: no me/none"):
+    with pytest.raises(UserError, match=r"hf-hub:me/none.*no me/none"):
         load_clip("hf-hub:me/none")
 
 
@@ -578,8 +470,7 @@ def test_retrieval_of_perfect_reversed_and_constant_embeddings() -> None:
 
 
 def test_ranks_are_those_counted_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    pictures, texts = rng.normal(size=(2, 30, 8))
+    pictures, texts = np.random.default_rng(0).normal(size=(2, 30, 8))
     found, among = ranks(made_pairs(pictures, texts, one_hot(30)[1]))
     assert among == 30  # all others, however they are drawn
     cosines = pictures.astype(np.float32).astype(float) @ texts.astype(np.float32).T
@@ -588,8 +479,7 @@ def test_ranks_are_those_counted_by_hand() -> None:
 
 
 def test_the_others_depend_on_seed_and_number_alone_and_are_never_equal() -> None:
-    rng = np.random.default_rng(1)
-    pictures, texts = rng.normal(size=(2, 300, 8))
+    pictures, texts = np.random.default_rng(1).normal(size=(2, 300, 8))
     words = [f"text {i}" for i in range(300)]
     whole, _ = ranks(made_pairs(pictures, texts, words))
     again, _ = ranks(made_pairs(pictures, texts, words))
@@ -610,12 +500,11 @@ def test_the_others_depend_on_seed_and_number_alone_and_are_never_equal() -> Non
         ranks(made_pairs(rows, rows, ["same"] * 20))
 
 
-def test_ref_clip_score_is_the_published_formula(files: Path) -> None:
-    clip = load_clip(str(files / "tiny-clip"))
+def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
     captions, pictures = TEXTS[:6], noise(6)
     references = [[TEXTS[6 + i], TEXTS[12 + i]][: 1 + i % 2] for i in range(6)]
     pairs = embed_pairs(clip, pictures, captions, prefix=PREFIX)
-    values = {name: f["value"] for name, f in ref_clip_score(clip, pairs, references).items()}
+    figures = ref_clip_score(clip, pairs, references)
     shown = clip.embed_pictures(pictures).astype(float)
     scores, refs = [], []
     for picture, caption, given in zip(shown, captions, references, strict=True):
@@ -623,15 +512,14 @@ def test_ref_clip_score_is_the_published_formula(files: Path) -> None:
         score, nearest = 2.5 * max(0, picture @ text), max(0, *(o @ text for o in others), 0)
         scores.append(score)
         refs.append(2 / (1 / score + 1 / nearest) if score and nearest else 0)
-    assert values["clip_s"] == pytest.approx(np.mean(scores), abs=1e-5)
-    assert values["ref_clip_s"] == pytest.approx(np.mean(refs), abs=1e-5)
+    expected = pytest.approx([np.mean(scores), np.mean(refs)], abs=1e-5)
+    assert [figures[name]["value"] for name in ("clip_s", "ref_clip_s")] == expected
     for wrong in ([["a"]] * 5, [["a"]] * 5 + [[]], [["a"]] * 5 + [[" "]]):
         with pytest.raises(UserError, match="references"):
             ref_clip_score(clip, pairs, wrong)
 
 
-def test_pairs_are_checked(files: Path) -> None:
-    clip = load_clip(str(files / "tiny-clip"))
+def test_pairs_are_checked(clip: Clip) -> None:
     for pictures, texts, message in (
         (noise(2), ["a"], "2 pictures and 1 texts"),
         ([], [], "no pictures"),
@@ -647,8 +535,8 @@ def test_pairs_are_checked(files: Path) -> None:
 def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_pairs, "PART", 8)
-    clip = load_clip(f"tiny-clip-quickgelu:{files / 'tiny-clip-quickgelu-archive.pt'}")
+    monkeypatch.setattr(alignment, "PART", 8)
+    clip = load_clip(f"tiny-clip-quickgelu:{files / 'bare.pt'}")
     pictures, texts = noise(30), [TEXTS[i % 20] for i in range(30)]
     alone = embed_pairs(clip, pictures, texts)
 
@@ -657,9 +545,8 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
 
     first = shared()
     made = sorted(tmp_path.rglob("*.npz"))
-    assert [p.name for p in made if "pictures" in p.name] == [
-        f"pictures-{a:08d}.npz" for a in (0, 8, 16, 24)
-    ]
+    parts = [f"pictures-{a:08d}.npz" for a in (0, 8, 16, 24)]
+    assert [path.name for path in made if "pictures" in path.name] == parts
     kept = {path: path.read_bytes() for path in made}
     made[1].unlink()
     monkeypatch.setenv("RANK", "1")
@@ -672,44 +559,39 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
     with monkeypatch.context() as patch:
         patch.setattr(Clip, "embed_pictures", None)  # all is there
         shared()
-    flipped = bytearray(kept[made[0]])
-    flipped[len(flipped) // 2] ^= 1
-    pickled = io.BytesIO()
-    np.savez(pickled, rows=np.array([{}] * 8, object))
-    for damage in (b"", bytes(flipped), pickled.getvalue(), kept[made[0]][:-9]):
-        made[0].write_bytes(damage)  # and it is made again
-        np.testing.assert_array_equal(shared().pictures, alone.pictures)
-        assert made[0].read_bytes() == kept[made[0]]
+    made[0].write_bytes(kept[made[0]][:-9])  # and it is made again
+    np.testing.assert_array_equal(shared().pictures, alone.pictures)
+    assert made[0].read_bytes() == kept[made[0]]
     with pytest.raises(ValueError, match="digest"):
         embed_pairs(clip, pictures, texts, work=tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"embeddings cannot be kept there .*--work"):
+    with pytest.raises(UserError, match="--work"):
         embed_pairs(clip, pictures, texts, work=tmp_path / "file", digest="d")
 
 
 def test_kept_embeddings_are_not_taken_for_those_of_another_config(
-    files: Path, tmp_path: Path
+    saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The same weights under another config: mean, or heads, which no tensor has."""
-    folder = tmp_path / "saved"
-    shutil.copytree(files / "tiny-clip", folder)
-    config = json.loads((folder / weights.CONFIG).read_text())
     vision = {**TINY["vision_cfg"], "head_width": TINY["vision_cfg"]["head_width"] // 2}
     changes: list[dict[str, Any]] = [
         {},
         {"preprocess_cfg": {"mean": [0.5] * 3}},
-        {"model_cfg": {**config["model_cfg"], "vision_cfg": vision}},
+        {"model_cfg": {**TINY, "vision_cfg": vision}},
     ]
     found = []
     for change in changes:
-        (folder / weights.CONFIG).write_text(json.dumps({**config, **change}))
-        clip = load_clip(str(folder), "cpu")
+        folder = str(saved(**change))
+        clip = load_clip(folder, "cpu")
         pairs = embed_pairs(clip, noise(3), TEXTS[:3], work=tmp_path / "work", digest="d")
         np.testing.assert_array_equal(pairs.pictures, clip.embed_pictures(noise(3)))
         found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
+        if "model_cfg" not in change:  # the config beside a file counts, too
+            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_pictures(noise(3))
+            np.testing.assert_array_equal(beside, pairs.pictures)
     digests, identities, embedded = zip(*found, strict=True)
     assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]
-    assert load_clip(str(folder), "cpu").identity == identities[-1]
+    assert load_clip(folder, "cpu").identity == identities[-1]
 
 
 # Pictures with their texts
@@ -768,38 +650,28 @@ def test_captions_of_shards_are_their_first(tmp_path: Path) -> None:
         assert given.texts == ["first 0", "first 1", "first 2"]
         for i, picture in enumerate(pictures):
             np.testing.assert_array_equal(np.asarray(given.pictures[i]), np.asarray(picture))
-    with pytest.raises(UserError, match="captions of their own"):
+    with pytest.raises(UserError, match="--texts"):
         open_captioned(str(tmp_path / "shards"), tmp_path / "x.json")
     write_shards(tmp_path / "bare", "x", [("0", {"png": png(np.asarray(pictures[0]))})])
     with pytest.raises(UserError, match="`captions` must be a list"):
         open_captioned(str(tmp_path / "bare"), None)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (None, "cannot be read"),
-        ("[", "expected .*JSONDecodeError"),
-        ("3", "expected"),
-        ('{"0.png": 3}', "text of '0.png' is no string"),
-        ('[{"image_id": 1, "caption": "a"}]', "expected .*KeyError"),
-        ('[{"file_name": "0.png"}]', "is no string"),
-        ('{"annotations": [{"image_id": 1, "caption": "a"}]}', "KeyError"),
-        ('{"0.png": "a"}', r"has no text for 1.png \(3 of 4 pictures\)"),
-    ],
-)
-def test_texts_that_cannot_be_used(
-    folder: Path, tmp_path: Path, data: str | None, message: str
-) -> None:
-    if data is not None:
-        (tmp_path / "texts.json").write_text(data)
-    with pytest.raises(UserError, match=message):
-        open_captioned(str(folder), tmp_path / "texts.json")
-
-
-def test_read_texts_keeps_the_first_of_several(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps(COCO))
-    assert read_texts(tmp_path / "x.json")["0.png"] == "zero"
+def test_texts_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.json"
+    for data, key in (
+        (None, ""),
+        ("[", "JSONDecodeError"),
+        ("3", ""),
+        ('{"0.png": 3}', "0.png"),
+        ('[{"image_id": 1, "caption": "a"}]', "file_name"),
+        ('{"annotations": [{"image_id": 1, "caption": "a"}]}', "images"),
+        ('{"0.png": "a"}', r"1.png \(3 of 4"),
+    ):
+        if data is not None:
+            file.write_text(data)
+        with pytest.raises(UserError, match=f"texts.json.*{key}"):
+            open_captioned(str(folder), file)
 
 
 # The command
@@ -819,79 +691,61 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
-def test_the_command_prints_and_writes_the_figures(
-    run: Callable, files: Path, folder: Path, tmp_path: Path
-) -> None:
-    texts, written = tmp_path / "texts.json", tmp_path / "out" / "clip.json"
-    texts.write_text(json.dumps({**TOLD, "none.png": "no picture"}))
-    spec = f"tiny-clip:{files / 'bare.pt'}"
-    options = ("--texts", texts, "--model", spec, "-o", written)
-    code, out, err = run(folder, *options)
-    assert code == 0, err
-    figures = json.loads(written.read_text())
-    assert list(figures) == [
-        "cosine", "clip_score", "clip_s", "recall_at_1", "recall_at_5", "mean_rank", "median_rank",
-    ]  # fmt: skip
-    clip = load_clip(spec)
-    digest = open_captioned(str(folder), texts).digest
-    pairs = embed_pairs(clip, noise(4), list(TOLD.values()))
-    pairs = named(pairs, str(folder), digest, str(texts))
-    assert figures == {**clip_score(pairs), **retrieval(pairs)}
-    figure = figures["recall_at_1"]
-    words = hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest()
-    assert (figure["source_sha256"], figure["texts_sha256"]) == (digest, words)
-    assert (figure["source"], figure["texts"]) == (str(folder), str(texts))
-    assert table(figures) in out
-    assert clip.sha256[:12] in out
-    assert "n = 4" in out
-    assert "warning: 1 texts have no picture" in out
-    code, out, err = run(folder, *options, "--work", tmp_path / "work", "--prefix", PREFIX)
-    assert code == 0, err
-    assert json.loads(written.read_text())["cosine"]["prefix"] == PREFIX
-
-
-def test_processes_share_their_work_unasked(
+def test_the_command_prints_figures_and_processes_share_their_work_unasked(
     run: Callable, files: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, cache = tmp_path / "texts.json", tmp_path / "cache"
-    texts.write_text(json.dumps(TOLD))
+    texts, written, cache = tmp_path / "texts.json", tmp_path / "out" / "a.json", tmp_path / "cache"
+    texts.write_text(json.dumps({**TOLD, "none.png": "no picture"}))
     monkeypatch.setenv("MMFUSION_CACHE", str(cache))
-    asked = (folder, "--texts", texts, "--model", f"tiny-clip:{files / 'bare.pt'}", "-o")
-    assert run(*asked, tmp_path / "alone.json")[0] == 0
+    spec = f"tiny-clip:{files / 'bare.pt'}"
+    code, out, err = run(folder, "--texts", texts, "--model", spec, "-o", written)
+    assert code == 0, err
+    figures = json.loads(written.read_text())
+    pairs = embed_pairs(load_clip(spec), noise(4), list(TOLD.values()))
+    about = {
+        "source": str(folder),
+        "source_sha256": open_captioned(str(folder), texts).digest,
+        "texts": str(texts),
+        "texts_sha256": hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest(),
+    }
+    expected = {**clip_score(pairs), **retrieval(pairs)}
+    assert figures == {name: {**figure, **about} for name, figure in expected.items()}
+    for told in (table(figures), "n = 4", "warning: 1 texts have no picture"):
+        assert told in out
     assert not cache.exists()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert run(*asked, tmp_path / "shared.json")[0] == 0
-    kept = [path.name for path in cache.glob("embeddings/*/*.npz")]
-    assert sorted(kept) == ["pictures-00000000.npz", "texts-00000000.npz"]
-    assert (tmp_path / "shared.json").read_text() == (tmp_path / "alone.json").read_text()
+    assert run(folder, "--texts", texts, "--model", spec, "-o", tmp_path / "b.json")[0] == 0
+    kept = sorted(path.name for path in cache.glob("embeddings/*/*.npz"))
+    assert kept == ["pictures-00000000.npz", "texts-00000000.npz"]
+    assert (tmp_path / "b.json").read_text() == written.read_text()
 
 
 def test_the_commands_mistakes_are_one_line(
     run: Callable, files: Path, folder: Path, tmp_path: Path
 ) -> None:
-    texts = tmp_path / "texts.json"
+    texts, spaces, none = (tmp_path / name for name in ("texts.json", "spaces.json", "none"))
     texts.write_text(json.dumps(TOLD))
+    spaces.write_text(json.dumps({**TOLD, "1": " "}))
+    none.mkdir()
     spec = f"tiny-clip:{files / 'bare.pt'}"
-    (tmp_path / "none").mkdir()
-    for arguments, told in (
-        ((tmp_path / "nowhere", "--model", spec), "no such folder"),
-        ((tmp_path / "none", "--model", spec, "--texts", texts), "no pictures in this folder"),
-        ((folder, "--model", spec), "needs --texts"),
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "2.png").write_bytes((damaged / "2.png").read_bytes()[:200])
+    for arguments, key in (
+        ((tmp_path / "nowhere", "--model", spec), "nowhere"),
+        ((none, "--model", spec, "--texts", texts), "none"),
+        ((folder, "--model", spec), "--texts"),
         ((folder, "--model", "ViT-B-32:openai", "--texts", texts), "ViT-B-32-quickgelu"),
         ((tmp_path / "x.tar", "--model", spec), "x.tar"),
+        ((damaged, "--model", spec, "--texts", texts), "2.png"),
+        ((folder, "--model", spec, "--texts", spaces), "text 1"),
     ):
         code, out, err = run(*arguments)
         assert code == 2
         assert err.count("error: ") == 1
-        assert told in err
+        assert key in err
         assert "Traceback" not in out + err
-    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
-    code, _, err = run(folder, "--model", spec, "--texts", texts)
-    assert (code, "2.png: not a readable picture" in err) == (2, True)
-    texts.write_text(json.dumps({**TOLD, "1": " "}))
-    code, _, err = run(folder, "--model", spec, "--texts", texts)
-    assert (code, "text 1 is empty" in err) == (2, True)
 
 
 ODD = {
@@ -908,8 +762,8 @@ def test_texts_hold_any_character_and_names_are_spelled_in_any_way(
     tmp_path: Path, name: str
 ) -> None:
     for picture in "ab":
-        save(tmp_path / f"p [1]/{picture}.png", encoded(0))
-    texts = save(tmp_path / name, ODD[name].encode())
+        save_file(tmp_path / f"p [1]/{picture}.png", encoded(0))
+    texts = save_file(tmp_path / name, ODD[name].encode())
     found = open_captioned(str(tmp_path / "p [1]"), texts)
     assert (found.texts, found.unused) == (["x\u2028y", "z\x85"], 0)
     texts.write_bytes(ODD[name].encode("utf-16"))

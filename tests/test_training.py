@@ -24,7 +24,7 @@ from mmfusion import Pipeline
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.config.section import keys
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
+from mmfusion.errors import Elsewhere, UserError
 from mmfusion.training import checkpoint, loop, resume
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
 from mmfusion.training.engine import make_engine
@@ -618,9 +618,11 @@ def test_what_another_rank_cannot_write_stops_this_one(
         calls.append(value)
         out[:] = [value, "rank-00001.safetensors: no room" if len(calls) == 2 else None]
 
-    monkeypatch.setattr(checkpoint.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(checkpoint.distributed, "all_gather_object", gather)
-    with pytest.raises(UserError, match="rank-00001"):
+    two = {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0}
+    monkeypatch.setattr(
+        "mmfusion.training.together.distributed", SimpleNamespace(**two, all_gather_object=gather)
+    )
+    with pytest.raises(Elsewhere, match="rank-00001"):
         write(tmp_path, 2)
     assert [*tmp_path.iterdir()] == [old]
 

@@ -5,9 +5,8 @@ Pictures are matched by their ids as text, so 42 and "42" are the same picture.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmfusion.errors import UserError, printable
 from mmfusion.texts import read_text
@@ -72,15 +71,13 @@ def read_references(path: Path) -> dict[str, list[str]]:
     return found
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Pictures that have both, in the references' order, and how many have only one of them."""
+class Paired(NamedTuple):
+    """Pictures that have both, in the references' order; `left_out` counts what has only one."""
 
     names: list[str]
     references: list[list[str]]
     candidates: list[str]
-    without_result: int
-    without_reference: int
+    left_out: dict[str, str]
 
 
 def pair(
@@ -92,29 +89,22 @@ def pair(
         UserError: without `partial`, a picture that is only in one of them; none that is in both.
     """
     names = [name for name in references if name in results]
-    missing = [name for name in references if name not in results]
-    strange = [name for name in results if name not in references]
+    alone = {
+        "pictures without a caption": [name for name in references if name not in results],
+        "captions without references": [name for name in results if name not in references],
+    }
+    told = " and ".join(f"{len(ids)} {what} ({_some(ids)})" for what, ids in alone.items() if ids)
     if not names:
-        raise UserError(
-            f"none of the {len(results)} captions' ids is among the {len(references)} pictures "
-            f"with references; captions: {_some(strange)}; references: {_some(missing)}"
-        )
-    told = []
-    if missing:
-        told.append(f"{len(missing)} of {len(references)} have no caption ({_some(missing)})")
-    if strange:
-        told.append(f"{len(strange)} captions have no references ({_some(strange)})")
+        raise UserError(f"no picture has both: {told}")
     if told and not partial:
         raise UserError(
-            f"pictures: {' and '.join(told)}; a score needs them all, "
-            f"--partial scores the {len(names)} that have both"
+            f"{told}; a score needs them all, --partial scores the {len(names)} that have both"
         )
     return Paired(
         names,
         [references[name] for name in names],
         [results[name] for name in names],
-        len(missing),
-        len(strange),
+        {what: str(len(ids)) for what, ids in alone.items() if ids},
     )
 
 

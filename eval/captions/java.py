@@ -8,12 +8,9 @@ has died.
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from threading import Event, Timer
 
 from mmfusion.errors import UserError, printable
 
@@ -21,9 +18,9 @@ LEAST = 8
 SETTINGS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 """The same answers in every locale."""
 LIMIT = 600.0
-"""Seconds without an answer after which a program is stopped."""
-
-Ask = Callable[..., list[str]]
+"""Seconds after which a program is stopped."""
+A_PICTURE = 2.0
+"""Seconds more for each picture to score."""
 
 
 def package(part: str) -> Path:
@@ -52,14 +49,23 @@ def run(
     arguments: list[str],
     given: bytes = b"",
     folder: Path | None = None,
-    limit: float | None = None,
+    names: Sequence[str] = (),
 ) -> bytes:
     """What the program writes when it is given some input.
 
+    Args:
+        what: the program, for messages.
+        arguments: after `java`.
+        given: its input.
+        folder: where it runs.
+        names: of pictures to score. Input is answered by a line for each, and a message names the
+            picture that has none.
+
     Raises:
-        UserError: it failed, or took longer than `limit` seconds (default: `LIMIT`).
+        UserError: it failed, did not answer for each picture, or took longer than `LIMIT` seconds
+            and `A_PICTURE` for each.
     """
-    limit = limit or LIMIT
+    limit, code, written = LIMIT + A_PICTURE * len(names), None, b""
     try:
         done = subprocess.run(
             ["java", *SETTINGS, *arguments],
@@ -68,68 +74,18 @@ def run(
             capture_output=True,
             timeout=limit,
         )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{what} gave no answer in {limit:g} s and was stopped") from None
+        code, written, why = done.returncode, done.stdout, f"failed{_last(done.stderr)}"
+    except subprocess.TimeoutExpired as error:
+        written, why = error.stdout or b"", f"gave no answer in {limit:g} s and was stopped"
     except OSError as error:
-        raise UserError(f"{what}: Java does not start ({error.strerror})") from None
-    if done.returncode:
-        raise UserError(f"{what} failed{_last(done.stderr)}")
-    return done.stdout
-
-
-@contextmanager
-def conversation(what: str, arguments: list[str], folder: Path) -> Iterator[Ask]:
-    """A program that answers lines with lines: `ask(line, answers=1, about="")`.
-
-    The program is gone when the context is left, however that happens. Asking raises a UserError
-    when the program has ended, or does not answer within `LIMIT`.
-    """
-    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would block it
-        process = subprocess.Popen(
-            ["java", *SETTINGS, *arguments],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        assert process.stdin
-        assert process.stdout
-        given, answered = process.stdin, process.stdout
-
-        def ask(line: str, answers: int = 1, about: str = "") -> list[str]:
-            late = Event()
-            timer = Timer(LIMIT, _stop, (process, late))
-            timer.daemon = True
-            timer.start()
-            lines = []
-            try:
-                with suppress(BrokenPipeError):
-                    given.write(line.encode() + b"\n")
-                    given.flush()
-                    lines = [answered.readline() for _ in range(answers)]
-            finally:
-                timer.cancel()
-            if late.is_set():
-                raise UserError(f"{what} gave no answer in {LIMIT:g} s and was stopped{about}")
-            if not lines or not all(text.endswith(b"\n") for text in lines):
-                process.wait()
-                errors.seek(0)
-                raise UserError(f"{what} ended without an answer{about}{_last(errors.read())}")
-            return [text.decode("utf-8", "replace").strip() for text in lines]
-
-        try:
-            yield ask
-        finally:
-            process.kill()
-            process.wait()
-            answered.close()
-            with suppress(BrokenPipeError):
-                given.close()
-
-
-def _stop(process: subprocess.Popen, late: Event) -> None:
-    late.set()
-    process.kill()
+        why = f"Java does not start ({error.strerror})"
+    lines = written.count(b"\n")
+    short = bool(given) and lines < len(names)
+    if code == 0 and not short:
+        return written
+    raise UserError(
+        f"{what} {why}" + (f", at picture {names[lines]}; leave it out" if short else "")
+    )
 
 
 @lru_cache

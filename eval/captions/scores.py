@@ -9,22 +9,42 @@
 | spice | SPICE | Java, Stanford CoreNLP |
 """
 
+import json
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmfusion.errors import UserError
 
-from .meteor import Scored, meteor
-from .meteor import lacking as meteor_lacking
-from .spice import lacking as spice_lacking
-from .spice import spice
+from . import java
 from .tokenizers import Tokenizer, choose, tokenise
 
 FEW = 1000
 """Under so many pictures CIDEr's document frequencies say little; for a single one it is 0."""
+JARS = {
+    "meteor": ("meteor-1.5.jar", "data/paraphrase-en.gz"),
+    "spice": (
+        "spice-1.0.jar",
+        "lib/stanford-corenlp-3.6.0.jar",
+        "lib/stanford-corenlp-3.6.0-models.jar",
+    ),
+}
+"""Of pycocoevalcap's parts; Stanford's two are not in it, and nothing is downloaded here."""
+GET = (
+    'python -c "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; '
+    'get()"'
+)
+SEPARATOR = re.compile(r"\|{3,}")
+COUNTS = 23
+"""Numbers that METEOR counts of a caption."""
+
+Scored = tuple[float, list[float]]
 
 
 @dataclass
@@ -69,12 +89,15 @@ def score(
             "scores need one caption a picture, and a picture at least"
         )
     names = names or [str(number) for number in range(len(candidates))]
+    wanted = list(METRICS if metrics is None else metrics)
+    unknown = [metric for metric in wanted if metric not in METRICS]
+    if unknown or not wanted:
+        raise UserError(f"metric {', '.join(unknown) or '(none)'}: there are {', '.join(METRICS)}")
     scores = Scores()
-    for metric in _known(metrics):
-        missing = LACKING[metric]() if metric in LACKING else None
-        if missing and metrics is not None:
-            raise UserError(f"{metric} needs {missing}")
-        if missing:
+    for metric in wanted:
+        if metric in LACKING and (missing := LACKING[metric]()):
+            if metrics is not None:
+                raise UserError(f"{metric} needs {missing}")
             scores.left_out[metric] = f"needs {missing}"
     chosen = choose(tokenizer)
     flat = tokenise([*candidates, *(text for texts in references for text in texts)], chosen)
@@ -83,27 +106,17 @@ def score(
     for name, texts in zip(names, known, strict=True):
         if not any(texts):
             raise UserError(f"picture {name}: no word in its references; leave the picture out")
-    for metric in _known(metrics):
+    for metric in wanted:
         if metric in scores.left_out:
             continue
+        about = {"n": len(words), "tokenizer": chosen, **_warning(metric, len(words), chosen)}
         for name, (value, each) in METRICS[metric](known, words, names).items():
             scores.per_picture[name] = [float(one) for one in each]
-            figure: dict[str, Any] = {"value": float(value), "n": len(words), "tokenizer": chosen}
-            if warning := _warning(metric, len(words), chosen):
-                figure["warning"] = warning
-            scores.figures[name] = figure
+            scores.figures[name] = {"value": float(value), **about}
     return scores
 
 
-def _known(metrics: Sequence[str] | None) -> list[str]:
-    wanted = list(METRICS) if metrics is None else list(metrics)
-    unknown = [metric for metric in wanted if metric not in METRICS]
-    if unknown or not wanted:
-        raise UserError(f"metric {', '.join(unknown) or '(none)'}: there are {', '.join(METRICS)}")
-    return wanted
-
-
-def _warning(metric: str, n: int, tokenizer: str) -> str:
+def _warning(metric: str, n: int, tokenizer: str) -> dict[str, str]:
     found = []
     if metric == "cider" and n < FEW:
         found.append(f"CIDEr of {n} pictures: compare only with the same {n} pictures")
@@ -111,7 +124,7 @@ def _warning(metric: str, n: int, tokenizer: str) -> str:
         found.append(f"{n} pictures are few: compare with the same alone")
     if tokenizer == "plain":
         found.append("published scores use the tokenizer ptb (Java): do not compare with them")
-    return "; ".join(found)
+    return {"warning": "; ".join(found)} if found else {}
 
 
 Metric = Callable[[list[list[str]], list[str], list[str]], dict[str, Scored]]
@@ -144,11 +157,71 @@ def _cider(references: list[list[str]], candidates: list[str], _: list[str]) -> 
     return {"cider": Cider().compute_score(*_python(references, candidates))}
 
 
+def _meteor(
+    references: list[list[str]], candidates: list[str], names: list[str]
+) -> dict[str, Scored]:
+    """Denkowski and Lavie, 2014, for English: each caption's counts, and then the scores of all."""
+    memory = ["-Xms1G", "-Xmx2G", "-XX:+UseSerialGC"]
+    command = [*memory, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+
+    def ask(lines: list[list[str]], names: Sequence[str] = ()) -> list[str]:
+        given = "".join(" ||| ".join(line) + "\n" for line in lines).encode()
+        answer = java.run("METEOR", command, given, java.package("meteor"), names)
+        return answer.decode("utf-8", "replace").splitlines()
+
+    texts = zip(references, candidates, strict=True)
+    counts = ask(
+        [["SCORE", *(SEPARATOR.sub(" ", text) for text in [*some, one])] for some, one in texts],
+        names,
+    )
+    for name, answer in zip(names, counts, strict=False):
+        if len(answer.split()) != COUNTS:
+            raise UserError(f"METEOR cannot score picture {name}: {answer[:200]}")
+    try:
+        *each, total = map(float, ask([["EVAL", *counts]]))
+        if len(each) != len(names) or not np.isfinite([*each, total]).all():
+            raise ValueError(f"{len(each)} for {len(names)} pictures, or one is not finite")
+    except ValueError as error:
+        raise UserError(f"METEOR answers what are no scores: {error}") from None
+    return {"meteor": (total, each)}
+
+
+def _spice(
+    references: list[list[str]], candidates: list[str], names: list[str]
+) -> dict[str, Scored]:
+    """Anderson et al., 2016. A picture without any relation to score counts 0."""
+    asked = [
+        {"image_id": number, "test": candidate, "refs": texts}
+        for number, (texts, candidate) in enumerate(zip(references, candidates, strict=True))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = Path(folder, "captions.json"), Path(folder, "scores.json")
+        given.write_text(json.dumps(asked), encoding="utf-8")
+        command = ["-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-out", str(answer)]
+        command += ["-subset", "-silent"]
+        java.run("SPICE", command, folder=java.package("spice"), names=names)
+        try:
+            found = json.loads(answer.read_text(encoding="utf-8"))
+            scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in found}
+            each = [0.0 if np.isnan(scores[i]) else scores[i] for i in range(len(names))]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError("SPICE ended without a score for each picture") from None
+    return {"spice": (float(np.mean(each)), each)}
+
+
 METRICS: dict[str, Metric] = {
     "bleu": _bleu,
     "rouge_l": _rouge,
     "cider": _cider,
-    "meteor": lambda *given: {"meteor": meteor(*given)},
-    "spice": lambda *given: {"spice": spice(*given)},
+    "meteor": _meteor,
+    "spice": _spice,
 }
-LACKING = {"meteor": meteor_lacking, "spice": spice_lacking}
+
+
+def _lacking(metric: str) -> str | None:
+    """What is missing to run the metric; None when nothing is."""
+    missing = java.lacking(*(java.package(metric) / file for file in JARS[metric]))
+    return f"{missing} (to download it: {GET})" if missing and "corenlp" in missing else missing
+
+
+LACKING = {metric: partial(_lacking, metric) for metric in JARS}

@@ -1,4 +1,4 @@
-"""Captions as words. Every score depends on it, so the tokenizer goes with the number.
+r"""Captions as words. Every score depends on it, so the tokenizer goes with the number.
 
 - `ptb`: the Stanford PTB tokenizer, lower case, without punctuation, which published scores use.
   It needs Java.
@@ -6,21 +6,33 @@
   on every machine; its scores do not compare with published ones.
 - `spaces`: for captions that are tokenised already.
 - `auto`: `ptb` where Java is, else `plain`.
+
+Before that each becomes one printable line. What runs in Java reads a caption a line: one with \r,
+\v, \f, \x85 or U+2028 in it would move all later ones to other pictures, without an error, and a
+lone surrogate has no UTF-8 at all.
 """
 
 import re
+import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mmfusion.errors import UserError, printable
 
 from . import java
-from .clean import clean
 
 Tokenizer = Literal["auto", "ptb", "plain", "spaces"]
+UNSAFE = ("Cc", "Cs")
+"""Unicode's categories of control characters and of lone surrogates."""
 FENCE = "x"
 """A line between two captions. The PTB tokenizer looks past the end of a line ("No." keeps its dot
 if the next line begins with a number), so without it the words of a caption depend on the next."""
+
+
+def clean(caption: str) -> str:
+    """The caption in one line: white space of any kind and control characters become one space."""
+    safe = (" " if unicodedata.category(c) in UNSAFE else c for c in caption)
+    return " ".join("".join(safe).split())
 
 
 def choose(tokenizer: Tokenizer) -> Tokenizer:
@@ -29,8 +41,8 @@ def choose(tokenizer: Tokenizer) -> Tokenizer:
     Raises:
         UserError: it is not known, or Java is missing for `ptb`.
     """
-    if tokenizer not in ("auto", "ptb", "plain", "spaces"):
-        raise UserError(f"tokenizer {tokenizer}: there are auto, ptb, plain and spaces")
+    if tokenizer not in get_args(Tokenizer):
+        raise UserError(f"tokenizer {tokenizer}: there are {', '.join(get_args(Tokenizer))}")
     if tokenizer not in ("auto", "ptb"):
         return tokenizer
     missing = java.lacking(_jar())

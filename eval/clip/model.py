@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -11,23 +12,14 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image as Picture
 
-from mmfusion import launcher
 from mmfusion.codecs.image import flat
 from mmfusion.errors import UserError
+from mmfusion.export import default_device
 
-from .archive import is_archive, read_archive
-from .weights import Source, check, find
+from .weights import Source, find
 
 BATCH = 64
 """Pictures or texts at a time; always the same, so that arithmetic is."""
-
-
-class Pictures(Protocol):
-    """PIL pictures or uint8 arrays by number: a list, or what reads each when it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Picture.Image | np.ndarray: ...
 
 
 def load_clip(spec: str, device: str | torch.device | None = None) -> "Clip":
@@ -42,7 +34,7 @@ def load_clip(spec: str, device: str | torch.device | None = None) -> "Clip":
         UserError: there is no such model, its weights hold code or do not fit, or they were trained
             with another activation than the model name means.
     """
-    return Clip(find(spec), torch.device(device or _device()))
+    return Clip(find(spec), torch.device(device or default_device()))
 
 
 class Clip:
@@ -60,23 +52,15 @@ class Clip:
     def __init__(self, source: Source, device: torch.device) -> None:
         self.name, self.sha256, self.known = source.name, source.sha256, source.known
         self.quick_gelu, self._device = source.quick_gelu, device
-        archive = is_archive(source.file)
-        if archive:
-            tensors = read_archive(source.file)
-        else:
-            check(source)
-        bare = ":" not in source.model
         try:
             self._model = open_clip.create_model(
                 source.model,
-                str(source.file) if bare and not archive else None,
-                require_pretrained=not archive,
+                None if ":" in source.model else str(source.file),
+                require_pretrained=True,
                 pretrained_text=False,
                 force_preprocess_cfg=source.preprocess,
                 quick_gelu=self.quick_gelu,
             )
-            if archive:
-                self._model.load_state_dict(tensors)
             self._tokenizer = open_clip.get_tokenizer(source.model)
         except Exception as error:  # of open_clip, timm, transformers and torch
             told = " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
@@ -99,35 +83,28 @@ class Clip:
         act = "QuickGELU" if self.quick_gelu else "plain GELU"
         return f"{self.name}: weights of unknown origin, taken to be trained with {act}"
 
-    def embed_pictures(self, pictures: Pictures, normalised: bool = True) -> np.ndarray:
+    def embed_pictures(
+        self, pictures: Iterable[Picture.Image | np.ndarray], normalised: bool = True
+    ) -> np.ndarray:
         """Embeddings (n, d), float32, of PIL pictures or of uint8 (H, W, 3) or (H, W) arrays.
 
         Transparent pictures are laid on white.
         """
-        parts = []
-        for first in range(0, len(pictures), BATCH):
-            batch = [self._pixels(pictures[i]) for i in range(first, len(pictures))[:BATCH]]
-            parts.append(self._run(self._model.encode_image, torch.stack(batch), normalised))
-        return np.concatenate(parts)
+        batches = _batches(map(self._pixels, pictures))
+        encode = self._model.encode_image
+        return np.concatenate([self._run(encode, torch.stack(b), normalised) for b in batches])
 
     def embed_texts(self, texts: Sequence[str], normalised: bool = True) -> np.ndarray:
         """Embeddings (n, d), float32; what is longer than the model's context is cut."""
-        parts = []
-        for first in range(0, len(texts), BATCH):
-            tokens = self._tokenizer(list(texts[first : first + BATCH]))
-            parts.append(self._run(self._model.encode_text, tokens, normalised))
-        return np.concatenate(parts)
+        batches = map(self._tokenizer, _batches(texts))
+        encode = self._model.encode_text
+        return np.concatenate([self._run(encode, batch, normalised) for batch in batches])
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the model's context."""
         length = self._tokenizer([""]).shape[1] + 1
-        padding = self._tokenizer([""], context_length=length)[0, -1]
-        longer = 0
-        for first in range(0, len(texts), BATCH):
-            batch = list(texts[first : first + BATCH])
-            tokens = self._tokenizer(batch, context_length=length)
-            longer += int((tokens[:, -1] != padding).sum())
-        return longer
+        padding, *last = self._tokenizer(["", *texts], context_length=length)[:, -1]
+        return sum(int(token != padding) for token in last)
 
     def _pixels(self, picture: Picture.Image | np.ndarray) -> torch.Tensor:
         if isinstance(picture, np.ndarray):
@@ -151,7 +128,7 @@ class Clip:
         return found
 
 
-def _device() -> str:
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{launcher.place().gpu(torch.cuda.device_count())}"
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(islice(items, BATCH)):
+        yield batch

@@ -15,8 +15,6 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from mmfusion.config import Config, save
 from mmfusion.errors import UserError
 from mmfusion.training.ema import Ema
 from mmfusion.training.partition import MOMENTS, Piece, moments
+from mmfusion.training.together import together
 
 log = logging.getLogger("mmfusion")
 WEIGHT, EMA = "weight", "ema"
@@ -62,18 +61,18 @@ def write(
     rank, world = distributed.get_rank(), distributed.get_world_size()
     final = root / f"step-{state.step:08d}"
     part = root / f".{final.name}.part"
-    with _together(final):
+    with together(), files.writable(final):
         if rank == 0:
             _clear(root)
             part.mkdir(parents=True)
     try:
-        with _together(final):
+        with together(), files.writable(final):
             # At stage 0 every rank holds the same.
             if rank == 0 or config.train.zero_stage > 0:
                 _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
         everyone: list[Any] = [None] * world
         distributed.all_gather_object(everyone, state.slots)
-        with _together(final):
+        with together(), files.writable(final):
             if rank == 0:
                 merged = {n: slot for slots in everyone for n, slot in (slots or {}).items()}
                 facts = asdict(replace(state, slots=merged))
@@ -86,27 +85,6 @@ def write(
             files.remove_folder(part)
         raise
     return final
-
-
-@contextmanager
-def _together(path: Path) -> Iterator[None]:
-    """What one rank cannot write stops all of them, where others would wait for it.
-
-    Raises:
-        UserError: there is no room, or the system refuses.
-    """
-    error: Exception | None = None
-    try:
-        with files.writable(path):
-            yield
-    except Exception as failure:  # told to the other ranks before it is raised
-        error = failure
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, error and (str(error) or repr(error)))
-    if error:
-        raise error
-    if failed := next(filter(None, everyone), None):
-        raise UserError(failed)
 
 
 def _clear(root: Path) -> None:

@@ -67,7 +67,8 @@ class Trainer:
         model.checkpoint_activations = config.train.checkpoint_activations
         saved = self._newest()
         if saved:
-            resume.go_on(saved, config, self.rows)
+            with together():
+                resume.go_on(saved, config, self.rows)
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
         with torch.device("meta"):
             self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export

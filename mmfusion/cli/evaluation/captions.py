@@ -1,22 +1,12 @@
 """`mmfusion eval captions`: a model's captions against references."""
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mmfusion.cli.evaluation.output import check_output, show
-
-
-class Tokenizers(str, Enum):
-    """See eval/captions/tokenizers.py."""
-
-    auto = "auto"
-    ptb = "ptb"
-    plain = "plain"
-    spaces = "spaces"
 
 
 def captions(
@@ -29,8 +19,9 @@ def captions(
         typer.Option(help="bleu, rouge_l, cider, meteor, spice (default: what can be measured)"),
     ] = None,
     tokenizer: Annotated[
-        Tokenizers, typer.Option(help="auto: as published where Java is, else plain")
-    ] = Tokenizers.auto,
+        Literal["auto", "ptb", "plain", "spaces"],
+        typer.Option(help="auto: as published where Java is, else plain"),
+    ] = "auto",
     partial: Annotated[
         bool, typer.Option("--partial", help="score the pictures that are in both files")
     ] = False,
@@ -49,9 +40,7 @@ def captions(
     check_output(per_picture)
     paired = pair(read_results(results), read_references(references), partial)
     wanted = None if metrics is None else [m for m in metrics.replace(",", " ").split() if m]
-    scores = score(
-        paired.references, paired.candidates, wanted, tokenizer.value, names=paired.names
-    )
+    scores = score(paired.references, paired.candidates, wanted, tokenizer, paired.names)
     if per_picture:
         with writing(per_picture) as part, part.open("w", encoding="utf-8") as lines:
             for number, name in enumerate(paired.names):
@@ -63,13 +52,7 @@ def captions(
         "results_sha256": sha256(results),
         "references": references.name,
         "references_sha256": sha256(references),
+        **{what.replace(" ", "_"): count for what, count in paired.left_out.items()},
     }
-    left_out = dict(scores.left_out)
-    for what, count in (
-        ("pictures without a caption", paired.without_result),
-        ("captions without references", paired.without_reference),
-    ):
-        if count:
-            left_out[what] = about[what.replace(" ", "_")] = str(count)
     figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
-    show({**figures, "left_out": left_out}, output)
+    show({**figures, "left_out": {**scores.left_out, **paired.left_out}}, output)

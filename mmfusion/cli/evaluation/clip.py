@@ -1,5 +1,7 @@
 """`mmfusion eval clip`."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,6 @@ def clip(
     texts: Annotated[
         Path | None, typer.Option(help="for a folder: JSON {name: text}, JSON lines, or COCO's")
     ] = None,
-    prefix: Annotated[str, typer.Option(help='before each text, such as "A photo depicts "')] = "",
     others: Annotated[int, typer.Option(min=1, help="texts that each is told from")] = 99,
     seed: Annotated[int, typer.Option(min=0, help="of the choice of those texts")] = 0,
     work: Annotated[
@@ -30,27 +31,27 @@ def clip(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
 ) -> None:
     """Measure how well pictures match their texts: CLIP score and retrieval."""
-    from mmfusion.eval.alignment import clip_score, named, retrieval
+    from mmfusion.eval.alignment import clip_score, embed_pairs, retrieval
     from mmfusion.eval.clip.captioned import open_captioned
     from mmfusion.eval.clip.model import load_clip
-    from mmfusion.eval.clip.pairs import embed_pairs
     from mmfusion.eval.work import rank
     from mmfusion.home import cache_folder
 
     check_output(output)
     captioned = open_captioned(pictures, texts)
-    if work is None and launcher.place().world > 1:  # else each rank would embed everything
-        work = cache_folder() / "embeddings"
+    if work is None and launcher.place().world > 1:
+        work = cache_folder() / "embeddings"  # else each rank would embed everything
     pairs = embed_pairs(
-        load_clip(model),
-        captioned.pictures,
-        captioned.texts,
-        prefix,
-        work,
-        captioned.digest,
+        load_clip(model), captioned.pictures, captioned.texts, work=work, digest=captioned.digest
     )
-    pairs = named(pairs, pictures, captioned.digest, str(texts or pictures))
+    about = {
+        "source": pictures,
+        "source_sha256": captioned.digest,
+        "texts": str(texts or pictures),
+        "texts_sha256": hashlib.sha256(json.dumps(captioned.texts).encode()).hexdigest(),
+    }
     if rank() == 0:
-        show({**clip_score(pairs), **retrieval(pairs, seed, others)}, output)
+        figures = {**clip_score(pairs), **retrieval(pairs, seed, others)}
+        show({name: {**figure, **about} for name, figure in figures.items()}, output)
         if captioned.unused:
             typer.echo(f"warning: {captioned.unused} texts have no picture")
