@@ -17,7 +17,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             f"data.sources: the checkpoint was trained on {list(before['sources'])}, the config "
             f"has {list(now['sources'])}; the same ones are needed, in their order"
         )
-    for name in before["sources"].keys() & now["sources"].keys():
+    for name in [name for name in before["sources"] if name in now["sources"]]:
         was, is_now = before["sources"][name], now["sources"][name]
         source = f"data source {name}"
         for key in ("task", "flip"):
