@@ -24,7 +24,7 @@ from mmfusion.rng import generator
 
 from .clip.model import Clip
 from .pictures import PictureSet
-from .rows import Rows
+from .features import Rows
 
 Figure = dict[str, Any]
 
