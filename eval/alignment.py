@@ -23,8 +23,8 @@ from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
 from .clip.model import Clip
-from .pictures import PictureSet
 from .features import Rows
+from .pictures import PictureSet
 
 Figure = dict[str, Any]
 
