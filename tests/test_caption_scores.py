@@ -431,7 +431,7 @@ def test_references_in_three_forms(file: Path) -> None:
     ("read", "content", "key"),
     [
         (read_results, "[{", "JSON"),
-        (read_results, b"\xff\xfe[", "JSON"),
+        (read_results, b"\xff\xfe[", "JSON|UTF-8"),
         (read_results, "[" * 100_000, "nested"),
         (read_results, {"7": "a dog"}, "results"),
         (read_results, [], "no caption"),
