@@ -16,6 +16,7 @@ from PIL import Image as Picture
 
 from mmfusion.cli import main
 from mmfusion.codecs.image import prepare
+from mmfusion.data_pipelines.corpora.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import distribution
@@ -51,12 +52,6 @@ def moments(d: int = POOL, d_s: int = SPATIAL, **changes: Any) -> dict[str, Any]
     """A reference's moments: N(0, 1)."""
     made = {"mu": np.zeros(d), "sigma": np.eye(d), "mu_s": np.zeros(d_s), "sigma_s": np.eye(d_s)}
     return {name: array for name, array in {**made, **changes}.items() if array is not None}
-
-
-def png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Picture.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
 
 
 def cut(path: Path) -> None:
