@@ -391,7 +391,7 @@ def test_features_that_are_not_finite_are_found(ten: PictureSet) -> None:
 class Simple(Extractor):
     """Stands for Inception, with fewer dimensions: random projections of the pixels."""
 
-    name, sha256, batch = "inception", "aa", 8
+    name, sha256, batch, doubt = "inception", "aa", 8, "only a stand-in"
     gives = ("features", "spatial", "logits")
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -473,6 +473,7 @@ def test_all_figures_of_the_adm_protocol(sets: Sets) -> None:
     for name, figure in found.items():
         assert (about | ({} if name == "is" else compared)).items() <= figure.items()
         assert f"below {METRICS[name].sensible:,}" in figure["warning"]
+        assert "only a stand-in" in figure["warning"]
     assert [rule.sensible for rule in METRICS.values()] == [10_000, 10_000, 5000, 1000, 1000, 1000]
 
 
