@@ -144,7 +144,7 @@ class Measurement:
         if len(sizes) > 1:
             found.append(
                 f"pictures of {len(sizes):,} sizes, such as {named}, were each brought to the "
-                "network's: the figure is of that, too; give --size"
+                "network's: the figure is of that, too; bring all to one size, as --size does"
             )
         elif sizes[0, 0] != sizes[0, 1] and not self.extractor.one_size:
             found.append(
