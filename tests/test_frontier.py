@@ -346,7 +346,7 @@ def test_a_frontier_given_by_its_path(
     assert "measured on Tin Can 9" in caplog.text
     assert drawn(pipeline) == drawn(digits.plain, scheduler="ddim", num_inference_steps=5,
                                     guidance=1.0)  # fmt: skip
-    with pytest.raises(UserError, match="class_to_image .* not for text_to_image"):
+    with pytest.raises(UserError, match=r"class_to_image .* not for text_to_image"):
         pipeline.text_to_image("a six")
     kept(path)
     with pytest.raises(UserError, match="out: measured for class_to_image with digits"):
