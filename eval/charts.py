@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, ACCENT = "#85817a", "#4f7fc8"  # on white as on black
+MOST = 200  # points of a curve
 LOSSES = {"loss": "Loss", "image_loss": "Image loss", "text_loss": "Text loss"}
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mmfusion", "svg.fonttype": "path", "font.size": 9, "axes.grid": True,
@@ -33,14 +36,24 @@ def svg(draw: Callable[["Axes"], None], width: float = 4.2, height: float = 2.4)
     return file.getvalue()
 
 
+def _log(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:.3g}")
+
+
 def line(points: Mapping[float, float], xlabel: str, ylabel: str) -> bytes:
-    """One curve with a logarithmic height."""
+    """One curve with a logarithmic height; of many points means of neighbours."""
+    parts = np.array_split(np.array(sorted(points.items())), min(MOST, len(points)))
+    x, y = np.array([part.mean(0) for part in parts]).T
 
     def draw(axes: "Axes") -> None:
-        axes.plot(list(points), list(points.values()), color=ACCENT, linewidth=1.2)
-        axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
-        axes.yaxis.set_major_formatter("{x:.3g}")
-        axes.yaxis.set_minor_formatter("{x:.3g}")
+        axes.plot(x, y, color=ACCENT, linewidth=1.2)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _log(axes.yaxis)
 
     return svg(draw)
 
@@ -92,12 +105,9 @@ def scatter(
                 axes.annotate(str(number), at, (0, 5), textcoords="offset points", ha="center")
         else:
             axes.legend()
-        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _log(axes.xaxis)
         if all(y > 0 for points in groups.values() for _, y in points):
-            axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:.3g}")
-            axis.set_minor_formatter("{x:.3g}")
-        axes.tick_params(which="minor", labelsize=7)
+            _log(axes.yaxis)
 
     return svg(draw, width, 3.2 if width > 5 else 2.6)

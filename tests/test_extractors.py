@@ -178,7 +178,7 @@ class Payload:
     [
         (None, "no such file"),
         (b"PK\x03\x04 cut", "cannot be read"),
-        ({"fc.weight": Payload()}, "holds code"),
+        ({"fc.weight": Payload()}, "Payload"),
         ({"fc.weight": torch.zeros(2)}, "not torch-fidelity's"),
         ({"fc.weight": [1, 2]}, "fc.weight is no tensor"),
         (OrderedDict(), "not torch-fidelity's"),

@@ -291,7 +291,7 @@ def test_a_budget_leaves_the_other_tasks_alone(digits: Digits) -> None:
     assert edited.tobytes() == digits.plain.edit(picture, "bottom", label=4).tobytes()
     with pytest.raises(UserError, match="budget_ms: only for class_to_image and text_to_image"):
         pipeline.image_to_text(picture, budget_ms=25)
-    with pytest.raises(UserError, match=r"options of edit:\s+budget_ms"):
+    with pytest.raises(UserError, match="budget_ms"):
         pipeline.edit(picture, "bottom", label=4, budget_ms=25)
 
 

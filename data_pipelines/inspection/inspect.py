@@ -1,6 +1,7 @@
 """Looks into shards: figures, a contact sheet, and documents as the decoder gets them."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from mmfusion.sequence import Row
 from ..documents import DocumentMaker
 from ..latents import check_latents
 from ..shards import Shards
-from .drawn_rows import Drawn, draw_row, packed, page, told
+from .drawn_rows import PlottedRow, packed, plot_rows, told
 from .sheet import Decode, Shown, draw_sheet, show
 from .statistics import document_lengths, some_documents, statistics
 
@@ -67,7 +68,7 @@ def inspect(
     tokenizer = Tokenizer(config.text.tokenizer) if config and config.text else None
     found = [statistics(s, most, pictures, seed, tokenizer) for s in shards.values()]
     result: dict[str, Any] = {"seed": seed, "patterns": found}
-    drawn: list[Drawn] = []
+    rows: list[PlottedRow] = []
     if config:
         chosen = list(sources) or [
             source for facts in found for source in _sources(facts, task, config)
@@ -76,19 +77,25 @@ def inspect(
         for source in chosen:
             lengths, row = _documents(config, source, shards[source.shards], tokenizer, seed)
             result["documents"].append(lengths)
-            drawn += [row] if row else []
+            rows += [row] if row else []
     if output:
         sections = [
             _section(s, config, max(1, count // len(shards)), seed) for s in shards.values()
         ]
-        with files.writing(output) as part:
-            draw_sheet(sections)[0].save(part, "png")
-        if drawn:
-            with files.writing(output.with_suffix(".rows.png")) as part:
-                page(drawn).save(part, "png")
+        save(draw_sheet(sections), output)
+        if rows:
+            save(plot_rows(rows), output.with_suffix(".rows.png"))
         text = json.dumps(result, indent=1, ensure_ascii=False)
         files.write(output.with_suffix(".json"), f"{text}\n".encode("utf-8", "replace"))
     return result
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, the same bytes each time."""
+    with warnings.catch_warnings(), files.writing(path) as part:
+        # The font has Latin, Greek and Cyrillic letters; others show as boxes.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(part, format="png", dpi=100, metadata={"Software": None})
 
 
 def _sources(facts: dict[str, Any], task: TaskName | None, config: Config) -> list[SourceConfig]:
@@ -102,7 +109,7 @@ def _sources(facts: dict[str, Any], task: TaskName | None, config: Config) -> li
 
 def _documents(
     config: Config, source: SourceConfig, shards: Shards, tokenizer: Tokenizer | None, seed: int
-) -> tuple[dict[str, Any], Drawn | None]:
+) -> tuple[dict[str, Any], PlottedRow | None]:
     """How long a source's documents are, and a row of some of them."""
     check_latents({f"data source {source.name}": shards.header}, config.image)
     maker = DocumentMaker(config, tokenizer)
@@ -115,7 +122,7 @@ def _documents(
     name = source.name if source.name == source.task else f"{source.name}: {source.task}"
     heading = f"{name}, {len(taken)} documents in {row.used} of {row.length} tokens"
     lines = [f"doc {n}: {told(document, tokenizer)}" for n, document in enumerate(taken)]
-    return lengths, draw_row(row, heading, lines)
+    return lengths, PlottedRow(row, heading, lines)
 
 
 def _section(
