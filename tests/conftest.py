@@ -1,7 +1,12 @@
 """Fixtures that several files share, each made once."""
 
+import os
 import sys
 from pathlib import Path
+
+# Tests run side by side: threads of one process that wait would take the cores from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 

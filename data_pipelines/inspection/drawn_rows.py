@@ -5,7 +5,7 @@ axis, the visibility mask that follows from them (mmfusion/mask.py).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -119,10 +119,11 @@ def plot_rows(rows: list[PlottedRow]) -> "Figure":
 
     lines = -(-len(rows) // 2)
     figure = Figure((16, 9.5 * lines + 2.2), layout="constrained")
-    *parts, below = figure.subfigures(lines + 1, 1, height_ratios=[9.5] * lines + [2.2])
+    parts: Any = figure.subfigures(lines + 1, 1, height_ratios=[9.5] * lines + [2.2])
+    pairs = [part.subfigures(1, 2) for part in parts[:-1]]
     for number, plotted in enumerate(rows):
-        across = parts[number // 2].subfigures(1, 2)
-        _plot(across[number % 2], plotted)
+        _plot(pairs[number // 2][number % 2], plotted)
+    below = parts[-1]
     patches = [Patch(color=colour, label=name) for name, colour in KINDS.items()]
     below.legend(handles=patches, loc="upper center", ncols=len(patches), frameon=False)
     below.text(0.1, 0.8, ABOUT, va="top")

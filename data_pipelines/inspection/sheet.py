@@ -127,7 +127,7 @@ def _draw(axes: Any, sample: Shown, what: Picture.Image | str, learned: bool, fi
         axes.text(0.5, 0.5, text, color=colour, ha="center", va="center", **small)
     else:
         axes.imshow(
-            flat(what).convert("RGB"),
+            what.convert("RGB"),
             interpolation="nearest" if what.width < 100 else "antialiased",
         )
     if first:
