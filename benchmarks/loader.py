@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import ImageFilter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -35,7 +35,7 @@ from mmfusion.codecs.image import prepare
 from mmfusion.config import Config
 from mmfusion.data_pipelines import storage
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.order import Order
+from mmfusion.data_pipelines.sampler import Order
 from mmfusion.data_pipelines.shards import Shards, write_shards
 
 SLOTS, BLOCK, SIZE = 64, 16, 256  # a rank of 4 on mm_xl has 64 row slots
@@ -47,7 +47,7 @@ def make_pictures(folder: Path, count: int) -> str:
     def samples() -> Iterator[tuple[str, dict[str, Any]]]:
         rng = np.random.default_rng(0)
         for n in range(count):
-            noise = Picture.fromarray(rng.integers(0, 256, (375, 500, 3), np.uint8))
+            noise = PILImage.fromarray(rng.integers(0, 256, (375, 500, 3), np.uint8))
             file = io.BytesIO()
             noise.filter(ImageFilter.GaussianBlur(1)).save(file, "jpeg", quality=90)
             yield f"{n:06d}", {"json": {"label": n}, "jpg": file.getvalue()}
@@ -80,7 +80,7 @@ class Ours(IterableDataset):
                 yield prepare(sample.picture(), SIZE, 3) if self.decode else dict(sample)
 
 
-def square(sample: tuple[Picture.Image]) -> np.ndarray:
+def square(sample: tuple[PILImage.Image]) -> np.ndarray:
     """What webdataset decoded, as the square that our side makes."""
     return prepare(sample[0], SIZE, 3)
 
@@ -143,7 +143,7 @@ def throughput(pattern: str, rounds: int, count: int) -> list[dict[str, Any]]:
 def many_shards(folder: Path, shards: int, samples: int) -> str:
     """One shard of small samples under many names: hard links, each with an index."""
     file = io.BytesIO()
-    Picture.new("L", (8, 8)).save(file, "png")
+    PILImage.new("L", (8, 8)).save(file, "png")
     png = file.getvalue()
     tiny = ((f"{n:06d}", {"cls": str(n % 1000).encode(), "png": png}) for n in range(samples))
     (shard,) = write_shards(folder / "one", "a", tiny, per_shard=samples)

@@ -18,7 +18,7 @@ from mmfusion.codecs.image import PixelCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.sequence import Document, Image, Label, Segment, Text, count, null_form
 from mmfusion.split import draw_split
 
@@ -93,11 +93,11 @@ class DocumentMaker:
             picture = sample.picture(name)
             try:
                 return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
-            except Damage as error:
+            except CorruptSample as error:
                 raise error.at(sample.where) from None
         member = moments_name(name)
         if member not in sample:
-            raise Damage(
+            raise CorruptSample(
                 "latents",
                 f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`",
             )
@@ -105,7 +105,7 @@ class DocumentMaker:
         side = image.size // image.downsampling
         moments = sample.moments(member, (image.latent_channels, side, side))
         if flip and len(moments) < 2:
-            raise Damage(
+            raise CorruptSample(
                 "latents",
                 f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
                 "latents with `mmfusion data latents --flip`",
@@ -130,7 +130,7 @@ class DocumentMaker:
                 document.append(self._text(part.value))
             tokens += count(document[-1:], 0).tokens
             if tokens > most:  # now, and not after a million parts
-                raise Damage(
+                raise CorruptSample(
                     "length",
                     f"{sample.where}.json: its first {len(document)} parts have {tokens} tokens; "
                     f"a row holds {most}",

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mmfusion import files, locks
-from mmfusion.errors import REASONS, Damage, UserError
+from mmfusion.errors import REASONS, CorruptSample, UserError
 
 from . import storage
-from .scan import Contents, Lost, Member, scan
+from .tar_index import Contents, LostPart, Member, scan
 
 log = logging.getLogger("mmfusion")
 SUFFIX = ".index"
@@ -48,7 +48,7 @@ class Index:
             raise ValueError("another version")
         self.bytes = int(facts["bytes"])
         self.header: dict[str, Any] = dict(facts["header"])
-        self.lost = [Lost(*map(str, entry)) for entry in facts["lost"]]
+        self.lost = [LostPart(*map(str, entry)) for entry in facts["lost"]]
         if not {lost.reason for lost in self.lost} <= {*REASONS}:
             raise ValueError("losses of unknown reasons")
         self.extensions = [str(ext) for ext in facts["extensions"]]
@@ -94,7 +94,9 @@ class Index:
         try:
             a = self._map()
         except NO_INDEX as error:
-            raise Damage("shard", f"{self.path}: {error}; delete it to make it anew") from None
+            raise CorruptSample(
+                "shard", f"{self.path}: {error}; delete it to make it anew"
+            ) from None
         key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode(
             "utf-8", "replace"
         )
@@ -194,7 +196,7 @@ def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | No
             if found.bytes > size:
                 found.check()
                 what = f"{size} bytes of {found.bytes}: it was cut short"
-                found.lost.append(Lost("", "shard", what))
+                found.lost.append(LostPart("", "shard", what))
                 return found
             if found.bytes == size:
                 if whole:

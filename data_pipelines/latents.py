@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import ImageOps
 
 from mmfusion.codecs.image import AutoencoderCodec, fingerprint, prepare
 from mmfusion.config import ImageConfig
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 
-from .jobs import Made, Part, write_parts
-from .samples import PICTURES, Sample, is_picture, moments_name
+from .samples import PICTURES, Sample, is_image, moments_name
+from .shard_writer import Made, ShardJob, write_parts
 from .shards import Shards
 
 log = logging.getLogger("mmfusion")
@@ -33,12 +33,12 @@ LATENTS = "latents"
 
 
 @dataclass(frozen=True)
-class Pictured:
+class DecodedSample:
     """A sample with its pictures decoded, cut square and resized."""
 
     key: str
     sample: Sample
-    pictures: dict[str, Picture.Image]
+    pictures: dict[str, PILImage.Image]
 
 
 def write_latents(
@@ -75,11 +75,11 @@ def write_latents(
     codec = AutoencoderCodec(config, device)
     settings = {**fingerprint(config), "flip": flip}
 
-    def load(shard: int, number: int) -> Pictured:
+    def load(shard: int, number: int) -> DecodedSample:
         return _pictured(shards.read(shard, number), config)
 
-    def part(shard: int) -> Part[Pictured]:
-        return Part(range(int(shards.sizes[shard])), lambda number: load(shard, number))
+    def part(shard: int) -> ShardJob[DecodedSample]:
+        return ShardJob(range(int(shards.sizes[shard])), lambda number: load(shard, number))
 
     return write_parts(
         {output / name: partial(part, n) for name, n in paths.items()},
@@ -112,23 +112,23 @@ def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> No
                 )
 
 
-def _pictured(sample: Sample, config: ImageConfig) -> Pictured:
+def _pictured(sample: Sample, config: ImageConfig) -> DecodedSample:
     own = [ext for ext in PICTURES if ext in sample][:1]  # the one that training would read
-    names = own + [ext for ext in sample if "." in ext and is_picture(ext)]
+    names = own + [ext for ext in sample if "." in ext and is_image(ext)]
     if not names:
-        raise Damage("picture", f"{sample.where}: no picture in this sample")
+        raise CorruptSample("picture", f"{sample.where}: no picture in this sample")
     pictures = {}
     for name in names:
         try:
             square = prepare(sample.picture(name), config.size, config.channels)
-        except Damage as error:
+        except CorruptSample as error:
             raise error.at(f"{sample.where}.{name}") from None
-        pictures[name] = Picture.fromarray(square[..., 0] if config.channels == 1 else square)
-    return Pictured(sample.key, sample, pictures)
+        pictures[name] = PILImage.fromarray(square[..., 0] if config.channels == 1 else square)
+    return DecodedSample(sample.key, sample, pictures)
 
 
 def _encoded(
-    samples: Iterable[Pictured], codec: AutoencoderCodec, flip: bool, batch: int
+    samples: Iterable[DecodedSample], codec: AutoencoderCodec, flip: bool, batch: int
 ) -> Iterator[tuple[str, dict]]:
     """The samples with latents in place of pictures, `batch` samples at a time."""
     rest = iter(samples)
@@ -136,14 +136,14 @@ def _encoded(
         pictures = [picture for sample in some for picture in sample.pictures.values()]
         moments = iter(_moments(pictures, codec, flip, batch))
         for one in some:
-            members = {ext: data for ext, data in one.sample.items() if not is_picture(ext)}
+            members = {ext: data for ext, data in one.sample.items() if not is_image(ext)}
             for name in one.pictures:
                 members[moments_name(name)] = _npy(next(moments))
             yield one.key, members
 
 
 def _moments(
-    pictures: list[Picture.Image], codec: AutoencoderCodec, flip: bool, batch: int
+    pictures: list[PILImage.Image], codec: AutoencoderCodec, flip: bool, batch: int
 ) -> np.ndarray:
     """(B, F, 2, c, h, w) of B pictures, encoded `batch` at a time."""
     forms = [pictures, [ImageOps.mirror(p) for p in pictures]] if flip else [pictures]

@@ -2,7 +2,7 @@
 
 There is a fixed number of global row slots, one row of a step each. A slot has its own
 deterministic stream of documents: which source comes next, and which of its samples, is a function
-of the seed and of how many documents the slot has had (data_pipelines/order.py). Documents are
+of the seed and of how many documents the slot has had (data_pipelines/sampler.py). Documents are
 packed next-fit. A sample that cannot be used is counted by reason and listed, and the source's next
 one takes its place. A slot's state is a short vector of counts. It travels with the row, so what is
 saved is what was trained on, not what was prefetched, and any number of ranks that divides the
@@ -22,20 +22,20 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
-from mmfusion.errors import REASONS, Damage, UserError, first_line
+from mmfusion.errors import REASONS, CorruptSample, UserError, first_line
 from mmfusion.manifest import sha256
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
 from .documents import DocumentMaker
-from .jobs import reasons
 from .latents import check_latents
 from .layout import differences
-from .order import MIXTURE, Order, mixture
+from .sampler import MIXTURE, Order, mixture
 from .samples import USED
-from .scan import Lost
+from .shard_writer import reasons
 from .shards import Block, Shards
+from .tar_index import LostPart
 
 log = logging.getLogger("mmfusion")
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
@@ -100,7 +100,7 @@ class _Drawn:
     lost: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-class Slot:
+class RowSlot:
     """One slot's endless stream of rows."""
 
     def __init__(
@@ -157,8 +157,8 @@ class Slot:
                 if not size.fits(self._limit):
                     where = source.where(self.number, draw)
                     what = f"{where}: a document of {size}; a row holds {self._limit}"
-                    raise Damage("length", what)
-            except Damage as error:
+                    raise CorruptSample("length", what)
+            except CorruptSample as error:
                 after[1 + REASONS.index(error.reason)] += 1
                 lost.append((source.config.name, error.reason, str(error)))
                 self._check(after, source, error)
@@ -171,7 +171,7 @@ class Slot:
                 after[DOCUMENTS] += 1
                 return _Drawn(document, size, after, lost)
 
-    def _check(self, state: list[int], source: Source, last: Damage) -> None:
+    def _check(self, state: list[int], source: Source, last: CorruptSample) -> None:
         lost, drawn = sum(state[1:FIRST_CURSOR]), sum(state[FIRST_CURSOR:])
         if lost > TOLERATED + self.config.data.most_lost * drawn:
             raise UserError(
@@ -190,7 +190,7 @@ def told(state: list[int]) -> str:
 class _Slots(IterableDataset):
     """Step after step, the rows of some slots; each worker takes every so many of them."""
 
-    def __init__(self, slots: list[Slot]) -> None:
+    def __init__(self, slots: list[RowSlot]) -> None:
         self.slots = slots
 
     def __iter__(self) -> Iterator[list[PackedRow] | UserError]:
@@ -224,7 +224,9 @@ class Loader:
         check_latents(
             {f"data source {s.config.name}": s.shards.header for s in self.sources}, config.image
         )
-        self.slots = [Slot(n, config, self.sources, maker) for n in range(rank, data.rows, world)]
+        self.slots = [
+            RowSlot(n, config, self.sources, maker) for n in range(rank, data.rows, world)
+        ]
         capacity = data.capacity
         self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None
         self._consumed = {slot.number: slot.state for slot in self.slots}
@@ -325,10 +327,10 @@ class Loader:
         self._lost.clear()  # the saved run has listed its shards' damage
 
 
-def _told(path: str, part: Lost) -> dict[str, str]:
+def _told(path: str, part: LostPart) -> dict[str, str]:
     where = f"{path}:{part.name}" if part.name else path
     what = part.what if path in part.what else f"{where}: {part.what}"
-    return {"reason": part.reason, "what": str(Damage(part.reason, what))}
+    return {"reason": part.reason, "what": str(CorruptSample(part.reason, what))}
 
 
 def _start(rows: DataLoader) -> Iterator[list[PackedRow] | UserError]:

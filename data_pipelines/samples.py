@@ -14,11 +14,11 @@ from collections.abc import Container, Iterable, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
-from mmfusion.codecs.image import open_picture
+from mmfusion.codecs.image import open_image
 from mmfusion.codecs.text import clean
-from mmfusion.errors import Damage, first_line
+from mmfusion.errors import CorruptSample, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = ("json", "txt", "cls")
@@ -38,7 +38,7 @@ class ContentPart(NamedTuple):
     target: bool = False
 
 
-def is_picture(ext: str) -> bool:
+def is_image(ext: str) -> bool:
     """Whether a member is a picture: `png`, `0.png`."""
     return ext.rpartition(".")[2] in PICTURES
 
@@ -52,7 +52,7 @@ class _Used(Container[str]):
     """The members that training reads; a sample may hold others, and they are left alone."""
 
     def __contains__(self, ext: object) -> bool:
-        return ext in FACTS or is_picture(str(ext)) or is_moments(str(ext))
+        return ext in FACTS or is_image(str(ext)) or is_moments(str(ext))
 
 
 USED = _Used()
@@ -81,8 +81,8 @@ def serves(members: Sequence[str], facts: Container[str]) -> bool:
         facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
-    told = any(ext in FACTS for ext in members)
-    return "content" in facts or (any(own) and (told or all(own)))
+    message = any(ext in FACTS for ext in members)
+    return "content" in facts or (any(own) and (message or all(own)))
 
 
 def shown_members(members: Iterable[str]) -> str:
@@ -120,26 +120,26 @@ class Sample(dict[str, bytes]):
         """
         for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
-                raise Damage(
+                raise CorruptSample(
                     reason, f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
                 )
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
-            raise Damage("json", f"{self.where}.json: not valid JSON ({error})") from None
+            raise CorruptSample("json", f"{self.where}.json: not valid JSON ({error})") from None
         if not isinstance(facts, dict):
-            raise Damage("json", f"{self.where}.json: expected an object of facts")
+            raise CorruptSample("json", f"{self.where}.json: expected an object of facts")
         if "txt" in self:
             facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
             if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
-                raise Damage("label", f"{self.where}.cls: expected the number of a class")
+                raise CorruptSample("label", f"{self.where}.cls: expected the number of a class")
             facts["label"] = int(self["cls"])
         return facts
 
-    def picture(self, name: str | None = None) -> Picture.Image:
+    def picture(self, name: str | None = None) -> PILImage.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
         if name is None:
             name = next((e for e in PICTURES if e in self), None)
@@ -148,8 +148,8 @@ class Sample(dict[str, bytes]):
             named = f" {name}"
         if name is None or name not in self:
             lacking = f"no picture{named} in this sample{shown_members(self.extensions)}"
-            raise Damage("picture", f"{self.where}: {lacking}")
-        return open_picture(self[name], f"{self.where}.{name}")
+            raise CorruptSample("picture", f"{self.where}: {lacking}")
+        return open_image(self[name], f"{self.where}.{name}")
 
     def array(self, name: str) -> np.ndarray:
         """The plain array under an extension such as `moments.npy`.
@@ -158,7 +158,7 @@ class Sample(dict[str, bytes]):
             Damage: there is none, or it is cut short, pickled or no `.npy` file.
         """
         if name not in self:
-            raise Damage("latents", f"{self.where}: no `{name}` in this sample")
+            raise CorruptSample("latents", f"{self.where}: no `{name}` in this sample")
         try:
             # Not numpy's load: it would also take archives, and pickles if asked.
             file = io.BytesIO(self[name])
@@ -166,7 +166,7 @@ class Sample(dict[str, bytes]):
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # a damaged header can raise anything
-            raise Damage(
+            raise CorruptSample(
                 "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
             ) from None
 
@@ -185,13 +185,13 @@ class Sample(dict[str, bytes]):
         if array.dtype.kind != "f" or not fits or array.shape[2:] != (cells or array.shape[2:]):
             needed = ", ".join(map(str, cells or ("channels", "height", "width")))
             who = "the config's image section needs" if cells else "expected"
-            raise Damage(
+            raise CorruptSample(
                 "latents",
                 f"{self.where}.{name}: {array.dtype} latents of shape {array.shape}; {who} "
                 f"(1 or 2, 2, {needed}) floats",
             )
         if not (np.abs(array) <= MOST_LATENT).all():
-            raise Damage(
+            raise CorruptSample(
                 "latents",
                 f"{self.where}.{name}: holds numbers that are not finite, or above "
                 f"{MOST_LATENT:g}; normalised latents have about unit variance",
@@ -209,7 +209,7 @@ class Sample(dict[str, bytes]):
             wanted = "a number from 0"
             if classes is not None:
                 wanted = f"0 to {classes - 1} (the config's `classes`)"
-            raise Damage(
+            raise CorruptSample(
                 "label", f"{self.where}.json: `label` is {shown(label)}; expected {wanted}"
             )
         return label
@@ -223,7 +223,7 @@ class Sample(dict[str, bytes]):
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             lacking = "" if "captions" in facts else shown_members(self.extensions)
-            raise Damage(
+            raise CorruptSample(
                 "caption", f"{self.where}.json: `captions` must be a list of strings{lacking}"
             )
         captions = [
@@ -232,7 +232,7 @@ class Sample(dict[str, bytes]):
         ]
         captions = [caption for caption in captions if caption]
         if not captions:
-            raise Damage("caption", f"{self.where}.json: `captions` holds no text")
+            raise CorruptSample("caption", f"{self.where}.json: `captions` holds no text")
         return captions
 
     def content(self, facts: dict[str, Any]) -> list[ContentPart]:
@@ -243,7 +243,7 @@ class Sample(dict[str, bytes]):
         """
         content = facts.get("content")
         if not isinstance(content, list) or not content:
-            raise Damage(
+            raise CorruptSample(
                 "content", f"{self.where}.json: an interleaved sample needs a `content` list"
             )
         parts = []
@@ -256,7 +256,7 @@ class Sample(dict[str, bytes]):
                 case {"image": str(name)}:
                     parts.append(ContentPart("image", name, bool(part.get("target"))))
                 case _:
-                    raise Damage(
+                    raise CorruptSample(
                         "content",
                         f"{self.where}.json: content {place} is {shown(part)}; expected "
                         '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',

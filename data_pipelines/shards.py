@@ -20,12 +20,12 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from mmfusion import files
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 
 from . import storage
 from .index import SUFFIX, Index, open_index
 from .samples import Sample
-from .scan import HEADER, Lost, Member
+from .tar_index import HEADER, LostPart, Member
 
 Members = dict[str, Any]
 MOST_OPEN = 64  # indexes held at a time
@@ -102,21 +102,21 @@ class Shards:
             UserError: no shard matches, or they hold nothing.
         """
         self.pattern = pattern if isinstance(pattern, str) else "".join(pattern[:1])
-        self.lost: list[tuple[str, Lost]] = []
+        self.lost: list[tuple[str, LostPart]] = []
         """What cannot be used, with the shard's path."""
         self.paths: list[str] = []
         self.header: dict[str, Any] = {}
         """Of the shards, where they have one; that of the first."""
         found = storage.expand(pattern) if isinstance(pattern, str) else pattern
         if not found:
-            told = [self.pattern, remedy, storage.beside(self.pattern)]
-            raise UserError(f"no shards match {'; '.join(filter(None, told))}")
+            message = [self.pattern, remedy, storage.beside(self.pattern)]
+            raise UserError(f"no shards match {'; '.join(filter(None, message))}")
         indexes: dict[str, Index] = {}
         for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:
                 indexes[path] = open_index(path)
-            except Damage as error:
-                self.lost.append((path, Lost("", error.reason, str(error))))
+            except CorruptSample as error:
+                self.lost.append((path, LostPart("", error.reason, str(error))))
         headed = next((path for path, index in indexes.items() if index.header), None)
         if headed:
             self.header = indexes[headed].header
@@ -125,7 +125,9 @@ class Shards:
             self.lost += [(path, lost) for lost in index.lost]
             if index.header != self.header:
                 if index.lost and not index.header:
-                    self.lost.append((path, Lost("", "shard", "its header is lost; make it anew")))
+                    self.lost.append(
+                        (path, LostPart("", "shard", "its header is lost; make it anew"))
+                    )
                     continue
                 raise UserError(
                     f"{self.pattern}: {path} and {headed} were made with different settings; "
@@ -209,13 +211,13 @@ class Shards:
         wanted = [member for member in members if member.ext in only]
         for member in wanted:
             if member.size > MOST_BYTES:
-                told = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
-                raise Damage("member", f"{path}:{key}.{member.ext}: {told}")
+                message = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
+                raise CorruptSample("member", f"{path}:{key}.{member.ext}: {message}")
         fetch = block.fetch if block else self._fetch
         data = {}
         for member, found in zip(wanted, fetch(path, wanted), strict=True):
             if hashlib.sha256(found).digest() != member.digest:
-                raise Damage(
+                raise CorruptSample(
                     "member",
                     f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
                     "changed or is damaged (if on purpose, make its index anew: `mmfusion data "
@@ -249,7 +251,9 @@ class Shards:
         if found is None:
             found = open_index(self.paths[shard], whole=True)
             if len(found) != self.sizes[shard]:
-                raise Damage("shard", f"shard {self.paths[shard]}: has changed while it was read")
+                raise CorruptSample(
+                    "shard", f"shard {self.paths[shard]}: has changed while it was read"
+                )
             self._open[shard] = found
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)

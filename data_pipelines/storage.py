@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from braceexpand import braceexpand
 
-from mmfusion.errors import Damage, UserError, first_line, printable
+from mmfusion.errors import CorruptSample, UserError, first_line, printable
 from mmfusion.home import cache_folder
 
 LOST = "lost"  # the folder of what was left out
@@ -147,7 +147,9 @@ def _readable(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         refuse_shortage(error)
-        raise Damage("shard", f"shard {path}: cannot be read ({first_line(error)})") from None
+        raise CorruptSample(
+            "shard", f"shard {path}: cannot be read ({first_line(error)})"
+        ) from None
 
 
 def size(path: str) -> int:

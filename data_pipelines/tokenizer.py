@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mmfusion import files
 from mmfusion.codecs.text import CONTROL, clean
 from mmfusion.codecs.vocabulary import kind
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.rng import generator
 from mmfusion.texts import begin
 
@@ -93,7 +93,7 @@ def corpus(
     patterns: list[str],
     files: Sequence[str | Path],
     most: int = MOST_LINES,
-    say: Callable[[str], Any] = log.info,
+    report: Callable[[str], Any] = log.info,
 ) -> list[str]:
     r"""The captions and interleaved texts of shards, and the lines of text files.
 
@@ -126,7 +126,7 @@ def corpus(
                 bar.update()
     counts = Counter(number for number, _, _ in drawn)
     for number, source in enumerate(sources):
-        say(f"{source.name}: {counts[number]:,} lines of {source.told()}")
+        report(f"{source.name}: {counts[number]:,} lines of {source.told()}")
     return [line for _, _, line in sorted(drawn)]
 
 
@@ -169,7 +169,7 @@ class _Samples:
         self.read += 1
         try:
             return list(texts(self.shards.sample(number, only=("json", "txt")).json()))
-        except Damage:
+        except CorruptSample:
             self.damaged += 1
             return []
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfusion.errors import UserError
@@ -24,7 +24,7 @@ from mmfusion.rng import generator
 
 from .clip.model import Clip
 from .features import Rows
-from .pictures import PictureSet
+from .image_sets import ImageSet
 
 Figure = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Pairs:
 
 def embed_pairs(
     clip: Clip,
-    pictures: Sequence[Picture.Image] | PictureSet,
+    pictures: Sequence[PILImage.Image] | ImageSet,
     texts: Sequence[str],
     prefix: str = "",
     work: Path | None = None,
@@ -103,7 +103,7 @@ def embed_pairs(
     place = {text: number for number, text in enumerate(distinct)}
     said = [prefix + text for text in distinct]
     shown = _rows(
-        folder, "pictures", len(words), lambda span: clip.embed_pictures(pictures[i] for i in span)
+        folder, "pictures", len(words), lambda span: clip.embed_images(pictures[i] for i in span)
     )
     told = _rows(folder, "texts", len(said), lambda span: clip.embed_texts([said[i] for i in span]))
     about = {"model": clip.name, "model_sha256": clip.sha256, "prefix": prefix}

@@ -19,8 +19,8 @@ from mmfusion.errors import UserError
 
 from .extractors import Extractor
 from .features import Arrays, extract
+from .image_sets import ImageSet
 from .metrics import Moments, frechet_distance, inception_score, kernel_distance
-from .pictures import PictureSet
 from .precision_recall import precision_recall
 from .work import rank
 
@@ -39,8 +39,8 @@ class Measurement:
     A metric's method gives its numbers, and why to read them with care.
     """
 
-    made: PictureSet
-    reference: PictureSet | None
+    made: ImageSet
+    reference: ImageSet | None
     extractor: Extractor
     ours: Arrays
     theirs: Arrays = field(default_factory=dict)
@@ -131,7 +131,7 @@ class Measurement:
         figure = {"value": mean, "std": deviation, "subsets": subsets, "subset": size}
         return {**figure, "n_reference": len(theirs)}, []
 
-    def _about_pictures(self, compared: list[tuple[PictureSet, np.ndarray]]) -> list[str]:
+    def _about_pictures(self, compared: list[tuple[ImageSet, np.ndarray]]) -> list[str]:
         """What is wrong with the pictures that a figure is of, whose sizes are given, too."""
         found = [
             f"{pictures.passed_over:,} other files in {pictures.name} were passed over, as their "
@@ -193,17 +193,13 @@ def key_of(metric: str, extractor: Extractor) -> str:
     return f"{'fd' if metric == 'fid' else metric}_{extractor.kind}"
 
 
-def impossible(
-    made: PictureSet, reference: PictureSet | None, extractor: Extractor
-) -> dict[str, str]:
+def impossible(made: ImageSet, reference: ImageSet | None, extractor: Extractor) -> dict[str, str]:
     """Metrics that these inputs do not allow, with the reason."""
     reasons = {metric: _obstacle(metric, made, reference, extractor) for metric in METRICS}
     return {metric: why for metric, why in reasons.items() if why}
 
 
-def _obstacle(
-    metric: str, made: PictureSet, reference: PictureSet | None, extractor: Extractor
-) -> str:
+def _obstacle(metric: str, made: ImageSet, reference: ImageSet | None, extractor: Extractor) -> str:
     rule, compared = METRICS[metric], [made]
     if metric != "is" and reference is None:
         return "needs a reference to compare with; name one"
@@ -229,7 +225,7 @@ def _obstacle(
     return ""
 
 
-def _moments(metric: str, reference: PictureSet | None, extractor: Extractor) -> Moments | None:
+def _moments(metric: str, reference: ImageSet | None, extractor: Extractor) -> Moments | None:
     """The reference's own mean and covariance, which are of Inception's features."""
     if reference is None or extractor.kind != "inception" or metric not in DIMENSIONS:
         return None
@@ -237,8 +233,8 @@ def _moments(metric: str, reference: PictureSet | None, extractor: Extractor) ->
 
 
 def measure(
-    made: PictureSet,
-    reference: PictureSet | None,
+    made: ImageSet,
+    reference: ImageSet | None,
     extractor: Extractor,
     metrics: list[str] | None = None,
     work: Path | None = None,

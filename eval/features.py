@@ -23,7 +23,7 @@ from mmfusion.errors import UserError, first_line
 from mmfusion.home import cache_folder
 
 from .extractors import Extractor
-from .pictures import PictureSet
+from .image_sets import ImageSet
 from .work import share
 
 PART = 256
@@ -115,7 +115,7 @@ def _read(path: Path, count: int) -> Arrays | None:
 
 
 def extract(
-    pictures: PictureSet, extractor: Extractor, work: Path | None = None, hold: bool = True
+    pictures: ImageSet, extractor: Extractor, work: Path | None = None, hold: bool = True
 ) -> Arrays:
     """What the extractor gives of all pictures, and their "sizes" (n, 2), height and width.
 
@@ -146,7 +146,7 @@ def extract(
     return {name: np.concatenate(found.pop(name)) for name in list(found)}
 
 
-def _make(pictures: PictureSet, extractor: Extractor, span: range) -> Arrays:
+def _make(pictures: ImageSet, extractor: Extractor, span: range) -> Arrays:
     """One part; on a CPU by threads that compute alone, so that bits do not depend on cores.
 
     Pictures are read here, in their order, which a compressed file needs.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfusion import __version__, launcher
@@ -31,16 +31,16 @@ from mmfusion.files import write
 from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto
 from mmfusion.pipeline import Pipeline
 from mmfusion.split import even_sizes
-from mmfusion.training.sheet import grid as sheet_of
+from mmfusion.training.image_grid import grid as image_grid
 
 from . import charts
 from .extractors import default_features, make_extractor
 from .features import extract
+from .image_sets import open_images
 from .metrics import frechet_distance
 from .pages import render
-from .pictures import open_pictures
 
-Quality = Callable[[list[Picture.Image]], float]
+Quality = Callable[[list[PILImage.Image]], float]
 """Pictures to their Fréchet distance from a reference."""
 PAGE = "frontier.html"
 REPEATS = 7
@@ -161,7 +161,7 @@ class Measurement:
     def _measure(self, sampling: Sampling) -> Point:
         self._draw(sampling, 0, 1)
         alone = statistics.median(self._draw(sampling, 0, 1)[1] for _ in range(REPEATS))
-        pictures: list[Picture.Image] = []
+        pictures: list[PILImage.Image] = []
         rates: list[float] = []
         for first in range(0, len(self.items), self.batch_size):
             made, seconds = self._draw(sampling, first, self.batch_size)
@@ -176,14 +176,14 @@ class Measurement:
         )
         side, file = min(LARGEST, pictures[0].width), io.BytesIO()
         small = [p if p.width <= side else p.resize((side, side)) for p in pictures[:SHOWN]]
-        sheet_of(small, columns=SHOWN, side=SMALLEST).save(file, "png")
+        image_grid(small, columns=SHOWN, side=SMALLEST).save(file, "png")
         write(self.sheet(sampling), file.getvalue())
         write(self._path(sampling), point.model_dump_json(indent=1).encode())
         return point
 
     def _draw(
         self, sampling: Sampling, first: int, count: int
-    ) -> tuple[list[Picture.Image], float]:
+    ) -> tuple[list[PILImage.Image], float]:
         """Pictures, and the seconds from prompt to pixels; they lie on the CPU when it ends."""
         start = time.perf_counter()
         made = getattr(self.pipeline, self.task)(
@@ -216,7 +216,7 @@ def frechet_to(
     Raises:
         UserError: a reference or extractor that cannot be had.
     """
-    extractor, real = make_extractor(spec, device), open_pictures(reference, size)
+    extractor, real = make_extractor(spec, device), open_images(reference, size)
     facts = {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
@@ -227,7 +227,7 @@ def frechet_to(
     moments = real.moments.get("features") if extractor.kind == "inception" else None
     target = moments or extract(real, extractor)["features"]
 
-    def quality(pictures: list[Picture.Image]) -> float:
+    def quality(pictures: list[PILImage.Image]) -> float:
         pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
         parts = [pixels[i : i + extractor.batch] for i in range(0, len(pixels), extractor.batch)]
         made = np.concatenate([extractor(part)["features"] for part in parts]).astype(np.float64)

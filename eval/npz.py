@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import files
 from mmfusion.data_pipelines.samples import npy_header
-from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.manifest import sha256
 
+from .image_sets import ImageSet
 from .metrics import Moments
-from .pictures import PictureSet
 
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Names of the mean and covariance of Inception's arrays."""
 MOST_DIMENSIONS = 1 << 14  # of moments
 
 
-class NpzPictures(PictureSet):
+class NpzImages(ImageSet):
     """`arr_0` of an npz, mapped, or streamed where it is compressed; and the moments beside it.
 
     Going on from picture to picture a stream is read once; going back starts it anew.
@@ -88,17 +88,17 @@ class NpzPictures(PictureSet):
     def __len__(self) -> int:
         return self._shape[0]
 
-    def picture(self, number: int) -> Picture.Image:
+    def picture(self, number: int) -> PILImage.Image:
         try:
             if self._mapped is not None:
-                return Picture.fromarray(np.array(self._mapped[number]))
+                return PILImage.fromarray(np.array(self._mapped[number]))
             length = math.prod(self._shape[1:])
             with self._lock:
                 self._stream.seek(self._start + number * length)
                 data = self._stream.read(length)
-            return Picture.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape[1:]))
+            return PILImage.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape[1:]))
         except Exception as error:  # of a damaged stream
-            raise Damage(
+            raise CorruptSample(
                 "picture", f"{self.place(number)}: cannot be read ({first_line(error)})"
             ) from None
 
@@ -148,8 +148,8 @@ def _floats(
     return array
 
 
-def write_npz(
-    path: Path, pictures: PictureSet | Sequence[np.ndarray], labels: np.ndarray | None = None
+def write_npz_samples(
+    path: Path, pictures: ImageSet | Sequence[np.ndarray], labels: np.ndarray | None = None
 ) -> Path:
     """Write pictures one after another, as the ADM suite takes samples.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmfusion.config import Config, EvaluationConfig, ModelConfig
 from mmfusion.config.evaluation import Digits
-from mmfusion.data_pipelines.check import LATENTS
+from mmfusion.data_pipelines.preflight import LATENTS
 from mmfusion.data_pipelines.samples import PICTURES
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.data_pipelines.storage import expand

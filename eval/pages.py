@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -31,7 +31,7 @@ def render(template: str, **values: Any) -> bytes:
     return environment.get_template(template).render(values).encode("utf-8", "replace")
 
 
-def data_uri(picture: Picture.Image | bytes) -> str:
+def data_uri(picture: PILImage.Image | bytes) -> str:
     """A picture, or the bytes of a PNG or SVG, inside a URL."""
     if not isinstance(picture, bytes):
         file = io.BytesIO()

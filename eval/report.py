@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmfusion.data_pipelines.corpora.digits import NAMES
+from mmfusion.data_pipelines.converters.digits import NAMES
 from mmfusion.errors import UserError
 from mmfusion.files import write
 
-from . import charts, shown
+from . import charts, formatting
 from .digits.summary import summary
 from .pages import render
 
@@ -39,7 +39,7 @@ def write_report(
         charts=charts.losses(metrics) if metrics.is_file() else {},
         names=NAMES,
         scores=summary(report) if "judge" in report else [],
-        directions=shown.directions(report, pictures),
+        directions=formatting.directions(report, pictures),
     )
     numbers = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write(folder / "report.json", f"{numbers}\n".encode("utf-8", "replace"))

@@ -8,9 +8,9 @@ from typing import Any
 from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig
 
-from . import directions, shown
-from .answers import Answers
+from . import formatting, tasks
 from .digits.suite import Suite
+from .sample_store import SampleStore
 
 PACKAGES = (
     "mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap", "torch-fidelity",
@@ -19,9 +19,9 @@ PACKAGES = (
 
 
 DIRECTIONS = {
-    "class_to_image": directions.Classes,
-    "text_to_image": directions.Drawings,
-    "image_to_text": directions.Captions,
+    "class_to_image": tasks.Classes,
+    "text_to_image": tasks.Drawings,
+    "image_to_text": tasks.Captions,
 }
 Sheets = dict[str, list[dict[str, Any]]]
 
@@ -55,10 +55,12 @@ class Evaluation:
             UserError: data that is missing or damaged, or a model that cannot do what is asked.
         """
         self.settings = settings
-        self.answers = Answers(pipeline, output / "answers", digest, settings.seed, settings.batch)
-        places = directions.Places(output / "features", work)
+        self.answers = SampleStore(
+            pipeline, output / "answers", digest, settings.seed, settings.batch
+        )
+        places = tasks.Places(output / "features", work)
         self.suite = Suite(self.answers, settings.digits) if settings.digits else None
-        self.directions: dict[str, directions.Direction] = {
+        self.directions: dict[str, tasks.Direction] = {
             name: kind(self.answers, asked, places)
             for name, kind in DIRECTIONS.items()
             if (asked := getattr(settings, name))
@@ -90,7 +92,7 @@ class Evaluation:
         for name, direction in self.directions.items():
             figures, cells = direction.measure()
             if getattr(self.settings, name).training_shards:
-                for _, figure in shown.figures(figures):
+                for _, figure in formatting.figures(figures):
                     figure["training_shards"] = True
             report["figures"][name] = figures
             sheets |= cells

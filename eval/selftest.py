@@ -121,7 +121,7 @@ SAME = [[" ".join(f"{word}{i}" for word in "abcde")] for i in range(4)]
 def _digits(made: str) -> Measure:
     @functools.cache
     def measure() -> dict[str, float]:
-        from mmfusion.data_pipelines.corpora.digits import load_digits, split_digits
+        from mmfusion.data_pipelines.converters.digits import load_digits, split_digits
 
         from .digits.judge import features
         from .metrics import frechet_distance, kernel_distance
@@ -206,9 +206,9 @@ def _adm(folder: Path | None, inception: Path | None, work: Path, device: str | 
     def measure() -> dict[str, float]:
         from .distribution import measure as figures
         from .extractors import make_extractor
-        from .pictures import open_pictures
+        from .image_sets import open_images
 
-        made, reference = (open_pictures(str(folder / name)) for name in (SAMPLES, REFERENCE))
+        made, reference = (open_images(str(folder / name)) for name in (SAMPLES, REFERENCE))
         extractor = make_extractor(f"inception:{inception}", device)
         found = figures(made, reference, extractor, metrics=list(ADM), work=work)
         return {name: figure["value"] for name, figure in found.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmfusion import launcher
-from mmfusion.data_pipelines.jobs import claim
+from mmfusion.data_pipelines.shard_writer import claim
 
 WAIT = 0.5
 """Seconds between two looks at what others are still making."""

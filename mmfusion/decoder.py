@@ -58,9 +58,9 @@ def rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return joined.cos(), joined.sin()
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs (first half, second half) of (B, H, L, d) by the given angles."""
-    cos, sin = turn
+    cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).type_as(x)
 
@@ -87,15 +87,15 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         mask: Mask | None,
-        turn: tuple[Tensor, Tensor] | None,
+        rope: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
         layer: int,
     ) -> Tensor:
         heads = rearrange(self.qkv(x), "b l (h d) -> b h l d", d=self.dim)
         q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.extended(layer, k, v)
         return self.out(rearrange(attend(q, k, v, mask), "b h l d -> b l (h d)"))
@@ -133,11 +133,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mask: Mask | None,
-        turn: tuple[Tensor, Tensor] | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask, turn, cache, layer)
+        x = x + self.attention(self.norm1(x), mask, rope, cache, layer)
         return x + self.mlp(self.norm2(x))
 
 
@@ -242,14 +242,14 @@ class Decoder(nn.Module):
             in fp32, or None for a model without text.
         """
         x = self.embed(batch)
-        turn = None
+        rope = None
         if self.config.position == "rotary":
-            turn = rotary(batch.position, self.config.width // self.config.heads)
+            rope = rotary(batch.position, self.config.width // self.config.heads)
         for layer, block in enumerate(self.blocks):
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, mask, turn, use_reentrant=False)
+                x = checkpoint(block, x, mask, rope, use_reentrant=False)
             else:
-                x = block(x, mask, turn, cache, layer)
+                x = block(x, mask, rope, cache, layer)
         x = F.pad(self.norm(x), (0, 0, 0, 1))
 
         def chosen(at: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Elsewhere(UserError):
     """What ends this rank because it ends another, which says it; the command line is silent."""
 
 
-class Damage(UserError):
+class CorruptSample(UserError):
     """What is wrong with one item of a corpus: the item is left out, counted and listed.
 
     The message is one printable line of bounded length, whatever the item holds.
@@ -49,15 +49,17 @@ class Damage(UserError):
         super().__init__(message)
         self.reason = reason
 
-    def at(self, where: str) -> "Damage":
+    def at(self, where: str) -> "CorruptSample":
         """The same with the place, where the message does not begin with it."""
         told = str(self)
         return (
-            self if told.startswith(printable(where)) else Damage(self.reason, f"{where}: {told}")
+            self
+            if told.startswith(printable(where))
+            else CorruptSample(self.reason, f"{where}: {told}")
         )
 
     def __reduce__(self) -> tuple:  # it comes back from workers
-        return Damage, (self.reason, str(self))
+        return CorruptSample, (self.reason, str(self))
 
 
 def first_line(error: Exception) -> str:

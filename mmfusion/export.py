@@ -99,8 +99,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's many errors all mean: could not be had
-        said = first_line(error)
-        raise UserError(f"model {name}: no such folder, and the hub gave: {said}") from None
+        message = first_line(error)
+        raise UserError(f"model {name}: no such folder, and the hub gave: {message}") from None
 
 
 def weights_digest(folder: Path) -> str:

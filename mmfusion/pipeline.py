@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfusion import export
@@ -15,40 +15,40 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, first_line
-from mmfusion.generation.budget import Budget, Machine
-from mmfusion.generation.items import (
-    OnPicture,
+from mmfusion.generation.arguments import (
+    ImageCallback,
+    OnImage,
     OnToken,
-    PictureReport,
-    TokenReport,
+    TokenCallback,
     check_common,
     each,
     listed,
     seeds_of,
     shown,
 )
-from mmfusion.generation.masks import EditMask
-from mmfusion.generation.prompt import (
-    COMMON,
-    ImagePart,
-    Part,
-    Prompt,
-    PromptItem,
-    PromptReader,
-    TextPart,
-    shape_of,
-)
-from mmfusion.generation.scoring import (
+from mmfusion.generation.budget import Budget, Machine
+from mmfusion.generation.edit_masks import EditMask
+from mmfusion.generation.likelihood import (
     Likelihood,
     best_candidates,
     candidate_seeds,
     check_best_of,
     check_number,
 )
+from mmfusion.generation.prompt import (
+    COMMON,
+    ImageRequest,
+    Prompt,
+    PromptItem,
+    PromptPart,
+    PromptReader,
+    TextRequest,
+    shape_of,
+)
 from mmfusion.generation.session import Session
 from mmfusion.sequence import Segment
 
-Answer = list[str | Picture.Image]
+Answer = list[str | PILImage.Image]
 
 
 class Pipeline:
@@ -167,7 +167,7 @@ class Pipeline:
         return self._one_slot("text_to_image", prompts, options, read, slot, best_of, judged)
 
     def image_to_text(
-        self, images: Picture.Image | Sequence[Picture.Image], best_of: int = 1, **options: Any
+        self, images: PILImage.Image | Sequence[PILImage.Image], best_of: int = 1, **options: Any
     ) -> Any:
         """Captions of pictures."""
 
@@ -179,7 +179,7 @@ class Pipeline:
 
     def edit(
         self,
-        image: Picture.Image | Sequence[Picture.Image],
+        image: PILImage.Image | Sequence[PILImage.Image],
         mask: EditMask | Sequence[EditMask],
         prompt: str | Sequence[str] | None = None,
         label: int | str | Sequence[int | str] | None = None,
@@ -195,12 +195,12 @@ class Pipeline:
         """
         if (prompt is None) == (label is None):
             raise UserError("edit: give either a prompt or a label")
-        images, single = listed(image, Picture.Image)
+        images, single = listed(image, PILImage.Image)
         conditions = each(label if prompt is None else prompt, len(images), "label or prompt")
         masks = each(mask, len(images), "mask")
         make = self.read.label if prompt is None else self.read.text
         common, given = _split_options(options)
-        parts: list[list[Part]] = [
+        parts: list[list[PromptPart]] = [
             [make(c), self.read.edit(picture, m, "edit", given)]
             for picture, m, c in zip(images, masks, conditions, strict=True)
         ]
@@ -213,7 +213,7 @@ class Pipeline:
         Returns:
             The prompt, or each prompt, with its slots filled.
         """
-        if isinstance(prompt, (str, Picture.Image)) or not isinstance(prompt, Sequence):
+        if isinstance(prompt, (str, PILImage.Image)) or not isinstance(prompt, Sequence):
             raise UserError("generate: a prompt is a list of str, pictures and slots")
         many = bool(prompt) and all(isinstance(p, (list, tuple)) for p in prompt)
         prompts: list[list[PromptItem]] = [list(p) for p in prompt] if many else [list(prompt)]  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ class Pipeline:
             prompts, parts, self._answer(parts, "interleaved", **common), strict=True
         ):
             answer = iter(answers)
-            wanted = [isinstance(part, (ImagePart, TextPart)) for part in read]
+            wanted = [isinstance(part, (ImageRequest, TextRequest)) for part in read]
             filled.append([next(answer) if w else i for i, w in zip(items, wanted, strict=True)])
         return filled if many else filled[0]
 
@@ -268,7 +268,7 @@ class Pipeline:
         items: Any,
         options: dict[str, Any],
         given: Callable[[Any], Segment],
-        slot: Callable[[str, dict[str, Any]], ImagePart | TextPart],
+        slot: Callable[[str, dict[str, Any]], ImageRequest | TextRequest],
         best_of: int = 1,
         judged: Callable[[Any, Segment, Any], list[Segment]] | None = None,
     ) -> Any:
@@ -277,7 +277,7 @@ class Pipeline:
         `judged` makes an item, what was given for it and an answer into the document whose last
         text is to be likely.
         """
-        wanted, single = listed(items, (int, str, np.integer, Picture.Image))
+        wanted, single = listed(items, (int, str, np.integer, PILImage.Image))
         common, own = _split_options(options)
         check_number(best_of)
         own = self.budget.fill(task, own, best_of)
@@ -285,7 +285,7 @@ class Pipeline:
         check_best_of(best_of, asked, common)
         seeds = candidate_seeds(seeds_of(common.pop("seed", 0), len(wanted)), best_of)
         drawn = [pair for item in wanted for pair in [(item, given(item))] * best_of]
-        prompts: list[list[Part]] = [[segment, asked] for _, segment in drawn]
+        prompts: list[list[PromptPart]] = [[segment, asked] for _, segment in drawn]
         answers = [answer[0] for answer in self._answer(prompts, task, seed=seeds, **common)]
         if judged and best_of > 1:
             documents = [judged(*pair, made) for pair, made in zip(drawn, answers, strict=True)]
@@ -314,11 +314,11 @@ class Pipeline:
 
     def _answer(
         self,
-        prompts: list[list[Part]],
+        prompts: list[list[PromptPart]],
         task: str,
         seed: int | Sequence[int] | np.ndarray = 0,
         batch_size: int = 128,
-        on_picture: OnPicture | None = None,
+        on_picture: OnImage | None = None,
         on_token: OnToken | None = None,
         progress: bool = False,
     ) -> list[Answer]:
@@ -333,7 +333,7 @@ class Pipeline:
         return answers
 
     def _batches(
-        self, prompts: Sequence[Sequence[Part]], task: str, batch_size: int, progress: bool
+        self, prompts: Sequence[Sequence[PromptPart]], task: str, batch_size: int, progress: bool
     ) -> Iterator[list[int]]:
         """Numbers of the prompts that are run side by side, `batch_size` of one shape."""
         if not prompts:
@@ -348,7 +348,7 @@ class Pipeline:
                     bar.update(len(numbers[at : at + batch_size]))
 
     def _session(
-        self, columns: list[tuple[Part, ...]], generators: list[torch.Generator], guided: bool
+        self, columns: list[tuple[PromptPart, ...]], generators: list[torch.Generator], guided: bool
     ) -> Session:
         """Rows with room for all their parts, side by side in columns."""
         length = sum(max(self.read.room(part) for part in column) for column in columns)
@@ -356,25 +356,27 @@ class Pipeline:
 
     def _answer_batch(
         self,
-        prompts: list[list[Part]],
+        prompts: list[list[PromptPart]],
         seeds: Sequence[int],
         batch: list[int],
         answers: list[Answer],
-        on_picture: OnPicture | None,
+        on_picture: OnImage | None,
         on_token: OnToken | None,
     ) -> None:
         columns = list(zip(*(prompts[number] for number in batch), strict=True))
-        guided = any(isinstance(c[0], ImagePart) and c[0].sampling.guidance != 1 for c in columns)
+        guided = any(
+            isinstance(c[0], ImageRequest) and c[0].sampling.guidance != 1 for c in columns
+        )
         generators = [torch.Generator().manual_seed(int(seeds[number])) for number in batch]
         session = self._session(columns, generators, guided)
         for place, column in enumerate(columns):
             follows = place + 1 < len(columns)
             first = column[0]
-            if isinstance(first, ImagePart):
+            if isinstance(first, ImageRequest):
                 kept = None
                 if first.keep is not None:
                     kept = np.stack([p.latents for p in column]), np.stack([p.keep for p in column])
-                report = on_picture and PictureReport(self.codec, batch, on_picture)
+                report = on_picture and ImageCallback(self.codec, batch, on_picture)
                 latents = session.image(first.sampling, follows, kept, report)
                 if not np.isfinite(latents).all():
                     raise UserError(
@@ -382,9 +384,9 @@ class Pipeline:
                         "load the model with dtype float32"
                     )
                 made: list[Any] = self.codec.decode(latents)
-            elif isinstance(first, TextPart):
-                image_follows = follows and isinstance(columns[place + 1][0], ImagePart)
-                write = on_token and TokenReport(self.tokenizer, batch, on_token)
+            elif isinstance(first, TextRequest):
+                image_follows = follows and isinstance(columns[place + 1][0], ImageRequest)
+                write = on_token and TokenCallback(self.tokenizer, batch, on_token)
                 ids = session.text(first.sampling, image_follows, follows, write)
                 assert self.tokenizer is not None
                 made = [self.tokenizer.decode(i).strip() for i in ids]

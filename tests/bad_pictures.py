@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 Colour = tuple[int, int, int]
 
 
-def solid(mode: str, colour: Any, size: tuple[int, int] = (12, 10)) -> Picture.Image:
-    return Picture.new(mode, size, colour)
+def solid(mode: str, colour: Any, size: tuple[int, int] = (12, 10)) -> PILImage.Image:
+    return PILImage.new(mode, size, colour)
 
 
-def saved(picture: Picture.Image, format: str = "png", **options: Any) -> bytes:
+def saved(picture: PILImage.Image, format: str = "png", **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, format, **options)
     return file.getvalue()
@@ -35,7 +35,7 @@ def png(width: int, height: int, bits: int, kind: int, line: bytes, *more: bytes
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + pixels + chunk(b"IEND", b"")
 
 
-def palette() -> Picture.Image:
+def palette() -> PILImage.Image:
     picture = solid("P", 1)
     picture.putpalette([0, 0, 255, 255, 0, 0])
     return picture
@@ -45,7 +45,7 @@ def rotated() -> bytes:
     """Stored on its side: upright, the upper half is red."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, :8], pixels[:, 8:] = RED, BLUE
-    picture = Picture.fromarray(pixels)
+    picture = PILImage.fromarray(pixels)
     exif = picture.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     return saved(picture, "jpeg", exif=exif, quality=95, subsampling=0)
@@ -88,7 +88,7 @@ def spoiled(data: bytes, at: float) -> bytes:
     return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
 
-noise = Picture.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+noise = PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
 SIXTEEN = struct.pack(">H", 257 * 100)
 
 # Those that are used: bytes, and the colour of the upper left corner.

@@ -17,7 +17,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from helpers import make_tokenizer
 
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.data_pipelines.corpora.digits import write_digits
+from mmfusion.data_pipelines.converters.digits import write_digits
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
-from mmfusion.data_pipelines.corpora.digits import CONTINUATION, NAMES, captions
+from mmfusion.data_pipelines.converters.digits import CONTINUATION, NAMES, captions
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
@@ -90,9 +90,9 @@ class RawCodec(PixelCodec):
         return [np.array(picture) for picture in tokens]
 
 
-def picture(seed: int) -> Picture.Image:
+def picture(seed: int) -> PILImage.Image:
     """An 8x8 grey picture of noise."""
-    return Picture.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8))
+    return PILImage.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8))
 
 
 # Documents

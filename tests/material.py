@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.cli import main
 
@@ -20,7 +20,7 @@ def pixels(seed: int, width: int = 20, height: int = 16) -> np.ndarray:
 
 def encoded(seed: int, format: str = "png") -> bytes:
     file = io.BytesIO()
-    Picture.fromarray(pixels(seed)).save(file, format)
+    PILImage.fromarray(pixels(seed)).save(file, format)
     return file.getvalue()
 
 

@@ -30,7 +30,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards, write_shard
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.sequence import Image
 
 SECONDS = 10  # for one shard
@@ -166,7 +166,7 @@ def read(path: Path, makers: list[DocumentMaker], outcomes: Counter) -> None:
     for number in range(len(shards)):
         try:
             sample = shards[number]
-        except Damage as error:
+        except CorruptSample as error:
             outcomes[f"lost: {error.reason}"] += 1
             continue
         for maker in makers:
@@ -174,7 +174,7 @@ def read(path: Path, makers: list[DocumentMaker], outcomes: Counter) -> None:
                 source = SourceConfig(name="a", shards="a", task=task)  # type: ignore[arg-type]
                 try:
                     document = maker.make(source, sample, np.random.default_rng(0))
-                except Damage as error:
+                except CorruptSample as error:
                     printable = "" if str(error).isprintable() else " with control characters"
                     outcomes[f"document refused: {error.reason}{printable}"] += 1
                     continue

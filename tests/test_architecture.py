@@ -138,14 +138,14 @@ def test_only_the_command_line_imports_data_pipelines_and_eval() -> None:
     assert {"data_pipelines", "eval"} <= seen  # or this test has gone blind
 
 
-def test_corpora_and_inspection_stand_on_the_shards_and_on_nothing_else_of_the_data() -> None:
+def test_converters_and_inspection_stand_on_the_shards_and_on_nothing_else_of_the_data() -> None:
     """Makers of shards and those who look at them know the core, which knows neither."""
     for file in FILES:
         if file.parts[-2] == "data_pipelines":
             found = imported(file)
-            assert not any(".corpora" in name or ".inspection" in name for name in found), file
-        elif file.parts[-2] in ("corpora", "inspection"):
-            other = {"corpora": ".inspection", "inspection": ".corpora"}[file.parts[-2]]
+            assert not any(".converters" in name or ".inspection" in name for name in found), file
+        elif file.parts[-2] in ("converters", "inspection"):
+            other = {"converters": ".inspection", "inspection": ".converters"}[file.parts[-2]]
             assert not any(other in name for name in imported(file)), file
 
 

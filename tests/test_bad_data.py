@@ -24,16 +24,16 @@ from material import encoded, jsonl, make_vae, save
 from ranks import CHECKOUT, environment
 from test_loader import config, labels, steps, totals
 
-from mmfusion.codecs.image import open_picture, prepare
+from mmfusion.codecs.image import open_image, prepare
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ImageConfig
-from mmfusion.data_pipelines.corpora.captions import write_captions
-from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+from mmfusion.data_pipelines.converters.captions import write_captions
+from mmfusion.data_pipelines.converters.interleaved import write_interleaved
+from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.pictures import PictureReader
 from mmfusion.data_pipelines.shards import Shards, write_shard
-from mmfusion.errors import Damage
+from mmfusion.errors import CorruptSample
 from mmfusion.packing import Batch
 
 GOOD = range(6)
@@ -163,7 +163,7 @@ def test_pictures(folder: Path, tokenizer: Tokenizer, name: str) -> None:
         return
     check(folder, tokenizer, Kind(CLASS, dict))
     for channels in (1, 3):
-        corner = prepare(open_picture(member, "here"), 8, channels)[0, 0]
+        corner = prepare(open_image(member, "here"), 8, channels)[0, 0]
         grey = np.dot(wanted, (0.299, 0.587, 0.114))
         assert np.abs(corner - (wanted if channels == 3 else grey)).max() < 3
 
@@ -188,8 +188,8 @@ def test_shards(folder: Path, tokenizer: Tokenizer, name: str) -> None:
 def test_pictures_cut_anywhere_are_refused(format: str) -> None:
     data = saved(noise, format)
     for end in range(0, len(data) - 12, max(1, len(data) // 60)):
-        with pytest.raises(Damage, match="here: not a readable picture"):
-            open_picture(data[:end], "here")
+        with pytest.raises(CorruptSample, match="here: not a readable picture"):
+            open_image(data[:end], "here")
 
 
 # The same in preparation
@@ -209,7 +209,7 @@ def listed(folder: Path) -> Path:
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_captions_of_bad_pictures(listed: Path, size: int | None) -> None:
-    made = write_captions(listed, listed.parent / "out", reader=PictureReader(size), seed=None)
+    made = write_captions(listed, listed.parent / "out", reader=ImageReader(size), seed=None)
     shards = Shards(f"{listed.parent}/out/*.tar")
     assert made.lost == {"picture": len(LOST)}
     assert len(shards) == 120 + len(FINE)

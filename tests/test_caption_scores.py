@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmfusion.cli import main
-from mmfusion.data_pipelines.corpora.digits import captions
+from mmfusion.data_pipelines.converters.digits import captions
 from mmfusion.errors import UserError
 from mmfusion.eval.captions import java
 from mmfusion.eval.captions.coco import pair, read_references, read_results

@@ -17,9 +17,9 @@ import pyarrow.parquet
 import pytest
 from material import REAL, encoded, jsonl, pixels, run, save
 
-from mmfusion.data_pipelines.corpora.captions import write_captions
-from mmfusion.data_pipelines.corpora.tables import Wanted
-from mmfusion.data_pipelines.jobs import lost_items
+from mmfusion.data_pipelines.converters.annotations import Wanted
+from mmfusion.data_pipelines.converters.captions import write_captions
+from mmfusion.data_pipelines.shard_writer import lost_items
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import model_config, picture, random_decoder, run_config
 from material import encoded
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 import mmfusion
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
@@ -177,7 +177,7 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def _cut(image: Picture.Image, path: Path) -> None:
+def _cut(image: PILImage.Image, path: Path) -> None:
     image.resize((200, 200)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -200,11 +200,11 @@ def test_a_mask_that_does_not_fit_is_refused(
         condition = condition or ("--label", "3")
         return run("edit", image, "--mask", where, "--model", model, *condition)
 
-    Picture.new("L", (5, 7), "white").save(mask)
+    PILImage.new("L", (5, 7), "white").save(mask)
     assert_refused(edited(mask), "mask of size 5x7", "8x8", "4x4")
-    Picture.new("L", (8, 8), "white").save(mask)
+    PILImage.new("L", (8, 8), "white").save(mask)
     assert_refused(edited(mask), "regenerates everything")
-    Picture.new("L", (4, 4), "black").save(mask)
+    PILImage.new("L", (4, 4), "black").save(mask)
     assert_refused(edited(mask), "regenerates nothing")
     assert_refused(edited("middle"), "middle", "center", "outpaint")
     assert_refused(edited("top", "--label", "12"), "unknown class")
@@ -417,7 +417,7 @@ def test_an_interruption_is_no_error(
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Picture.open(path))
+    return np.asarray(PILImage.open(path))
 
 
 def test_generate_writes_a_picture_that_its_seed_repeats(
@@ -555,7 +555,7 @@ def test_caption_says_something_of_each_picture(
     run: Run, model: Path, image: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.jpg"
-    Picture.new("RGBA", (40, 30), "red").convert("RGB").save(other)
+    PILImage.new("RGBA", (40, 30), "red").convert("RGB").save(other)
     code, out, _ = run("caption", image, "--model", model)
     assert code == 0
     (alone,) = out.splitlines() or [""]
@@ -580,7 +580,7 @@ def test_edit_keeps_what_the_mask_does_not_touch(
     assert not np.array_equal(pixels(out)[4:], before[4:])
     drawn = np.zeros((8, 8), np.uint8)
     drawn[0, 7] = 255  # one pixel: its whole token is drawn anew
-    Picture.fromarray(drawn).save(tmp_path / "mask.png")
+    PILImage.fromarray(drawn).save(tmp_path / "mask.png")
     assert run(*common, "--mask", tmp_path / "mask.png", "--prompt", "a seven")[0] == 0
     token = np.zeros((8, 8), bool)
     token[:2, 6:] = True

@@ -21,14 +21,14 @@ import torch
 from material import encoded
 from material import save as save_file
 from open_clip import factory
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 from tiny_clip import CONFIG as TINY
 from tiny_clip import CONTEXT, SIDE, save_clip
 from torch.nn import functional as F
 
 from mmfusion.cli import main
-from mmfusion.data_pipelines.corpora.digits import png
+from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import alignment
@@ -44,7 +44,7 @@ from mmfusion.eval.alignment import (
 from mmfusion.eval.clip import weights
 from mmfusion.eval.clip.captioned import open_captioned
 from mmfusion.eval.clip.model import Clip, load_clip
-from mmfusion.eval.shown import table
+from mmfusion.eval.formatting import table
 
 pytestmark = pytest.mark.usefixtures("files")
 NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
@@ -99,9 +99,9 @@ def saved(files: Path, tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def noise(count: int, seed: int = 0, side: int = SIDE) -> list[Picture.Image]:
+def noise(count: int, seed: int = 0, side: int = SIDE) -> list[PILImage.Image]:
     pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
-    return [Picture.fromarray(p) for p in pixels]
+    return [PILImage.fromarray(p) for p in pixels]
 
 
 # The forward pass a second time
@@ -177,7 +177,7 @@ def test_embeddings_and_scores_are_those_computed_by_hand(
     assert (clip.quick_gelu, clip.known, str(files) in clip.name) == (quick, False, False)
     pictures, texts = noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
     shown, told = by_hand(tensors, quick, pictures, texts)
-    np.testing.assert_allclose(clip.embed_pictures(pictures, False), shown, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(clip.embed_images(pictures, False), shown, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(clip.embed_texts(texts, False), told, rtol=1e-3, atol=1e-4)
     # Or all that follows would guard against nothing.
     assert np.abs(by_hand(tensors, not quick, pictures, texts)[0] - shown).max() > 1e-2
@@ -211,14 +211,14 @@ def test_pictures_of_every_kind_are_read_alike(clip: Clip) -> None:
     clear = picture.convert("RGBA")
     clear.putalpha(0)
     given = [picture, np.asarray(picture), grey, np.asarray(grey), np.asarray(grey)[..., None]]
-    white = Picture.new("RGB", (40, 40), "white")
-    a, b, c, d, e, f, g = clip.embed_pictures([*given, clear, white])
+    white = PILImage.new("RGB", (40, 40), "white")
+    a, b, c, d, e, f, g = clip.embed_images([*given, clear, white])
     for one, other in ((a, b), (c, d), (c, e), (f, g)):
         np.testing.assert_array_equal(one, other)
     assert np.linalg.norm(a) == pytest.approx(1, abs=1e-6)
     assert np.abs(a - c).max() > 1e-3
     with pytest.raises(UserError, match="float64"):
-        clip.embed_pictures([np.zeros((4, 4, 3))])
+        clip.embed_images([np.zeros((4, 4, 3))])
 
 
 def test_texts_that_are_cut_are_counted(clip: Clip) -> None:
@@ -423,7 +423,7 @@ def test_what_cannot_be_loaded_is_one_line(
     shutil.copy(files / "bare.safetensors", tmp_path / "odd" / SAVED)
     for spec, key in UNREADABLE:
         with pytest.raises(UserError, match=key) as caught:
-            load_clip(spec.format(tmp_path)).embed_pictures(noise(1))
+            load_clip(spec.format(tmp_path)).embed_images(noise(1))
         assert "\n" not in str(caught.value)
 
 
@@ -505,7 +505,7 @@ def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
     references = [[TEXTS[6 + i], TEXTS[12 + i]][: 1 + i % 2] for i in range(6)]
     pairs = embed_pairs(clip, pictures, captions, prefix=PREFIX)
     figures = ref_clip_score(clip, pairs, references)
-    shown = clip.embed_pictures(pictures).astype(float)
+    shown = clip.embed_images(pictures).astype(float)
     scores, refs = [], []
     for picture, caption, given in zip(shown, captions, references, strict=True):
         text, *others = clip.embed_texts([f"A photo depicts {t}" for t in [caption, *given]])
@@ -584,10 +584,10 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
         folder = str(saved(**change))
         clip = load_clip(folder, "cpu")
         pairs = embed_pairs(clip, noise(3), TEXTS[:3], work=tmp_path / "work", digest="d")
-        np.testing.assert_array_equal(pairs.pictures, clip.embed_pictures(noise(3)))
+        np.testing.assert_array_equal(pairs.pictures, clip.embed_images(noise(3)))
         found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
         if "model_cfg" not in change:  # the config beside a file counts, too
-            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_pictures(noise(3))
+            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_images(noise(3))
             np.testing.assert_array_equal(beside, pairs.pictures)
     digests, identities, embedded = zip(*found, strict=True)
     assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]

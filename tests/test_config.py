@@ -9,7 +9,7 @@ import yaml
 
 from mmfusion.config import EvaluationConfig, Sampling, build, load, save
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
-from mmfusion.data_pipelines.check import check_data
+from mmfusion.data_pipelines.preflight import check_data
 from mmfusion.errors import UserError
 from mmfusion.overrides import read_option, read_yaml
 from mmfusion.training.engine import deepspeed_config, precision

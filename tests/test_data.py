@@ -8,7 +8,7 @@ import pytest
 from material import save
 
 from mmfusion.config import load
-from mmfusion.data_pipelines.check import check_data
+from mmfusion.data_pipelines.preflight import check_data
 from mmfusion.errors import UserError
 
 

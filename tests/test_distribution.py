@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.cli import main
 from mmfusion.codecs.image import prepare
-from mmfusion.data_pipelines.corpora.digits import png
+from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import distribution
@@ -24,9 +24,9 @@ from mmfusion.eval import features as cache
 from mmfusion.eval.distribution import METRICS, impossible, measure
 from mmfusion.eval.extractors import Extractor, make_extractor
 from mmfusion.eval.features import extract
+from mmfusion.eval.image_sets import ImageSet, open_images
 from mmfusion.eval.metrics import frechet_distance, inception_score, kernel_distance
-from mmfusion.eval.npz import write_npz
-from mmfusion.eval.pictures import PictureSet, open_pictures
+from mmfusion.eval.npz import write_npz_samples
 from mmfusion.eval.precision_recall import precision_recall
 
 POOL, SPATIAL = 64, 50  # dimensions of what stands for Inception
@@ -36,16 +36,16 @@ def noise(count: int, seed: int = 0, side: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def folder(path: Path, pictures: np.ndarray) -> PictureSet:
+def folder(path: Path, pictures: np.ndarray) -> ImageSet:
     path.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
-        Picture.fromarray(picture).save(path / f"{number:04d}.png")
-    return open_pictures(str(path))
+        PILImage.fromarray(picture).save(path / f"{number:04d}.png")
+    return open_images(str(path))
 
 
-def npz(path: Path, **arrays: Any) -> PictureSet:
+def npz(path: Path, **arrays: Any) -> ImageSet:
     np.savez(path, **arrays)
-    return open_pictures(str(path))
+    return open_images(str(path))
 
 
 def moments(d: int = POOL, d_s: int = SPATIAL, **changes: Any) -> dict[str, Any]:
@@ -72,14 +72,14 @@ def test_a_folder_is_read_sorted_and_with_what_lies_below(tmp_path: Path) -> Non
     pictures = noise(6)
     folder(tmp_path / "b", pictures[2:4])
     folder(tmp_path / "a/deep", pictures[:2])
-    Picture.fromarray(pictures[4]).save(tmp_path / "c.BMP")
+    PILImage.fromarray(pictures[4]).save(tmp_path / "c.BMP")
     folder(tmp_path / ".hidden", pictures)
     (tmp_path / "._x.png").write_bytes(b"a resource fork")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "b/loop").symlink_to(tmp_path)
     elsewhere = folder(tmp_path.parent / f"{tmp_path.name}-z", pictures[5:])
     (tmp_path / "b/linked").symlink_to(elsewhere.name)
-    found = open_pictures(str(tmp_path))
+    found = open_images(str(tmp_path))
     assert (len(found), found.name, found.passed_over) == (6, str(tmp_path), 1)
     assert np.array_equal(list(found), pictures[[0, 1, 2, 3, 5, 4]])
     assert np.array_equal(found.read([1, 0]), pictures[[1, 0]])
@@ -93,18 +93,18 @@ def test_a_folders_digest_is_of_its_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "two/0002.png").rename(tmp_path / "two/0003.png")
     (tmp_path / "one/0001.png").write_bytes(png(noise(3)[0]))
     for changed in ("one", "two"):
-        assert open_pictures(str(tmp_path / changed)).digest != first
+        assert open_images(str(tmp_path / changed)).digest != first
 
 
 def test_grey_transparent_and_turned_pictures(tmp_path: Path) -> None:
     grey = noise(1)[0, :, :, 0]
-    Picture.fromarray(grey).save(tmp_path / "0.png")
+    PILImage.fromarray(grey).save(tmp_path / "0.png")
     alpha = np.concatenate([noise(1)[0], np.zeros((4, 4, 1), np.uint8)], 2)
-    Picture.fromarray(alpha).save(tmp_path / "1.png")
-    exif = Picture.Exif()
+    PILImage.fromarray(alpha).save(tmp_path / "1.png")
+    exif = PILImage.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    Picture.fromarray(noise(1)[0, :3]).save(tmp_path / "2.png", exif=exif)
-    found = open_pictures(str(tmp_path))
+    PILImage.fromarray(noise(1)[0, :3]).save(tmp_path / "2.png", exif=exif)
+    found = open_images(str(tmp_path))
     assert np.array_equal(found[0], np.stack([grey] * 3, -1))
     assert (found[1] == 255).all()  # laid on white
     assert np.array_equal(found[2], np.rot90(noise(1)[0, :3], -1))
@@ -114,33 +114,33 @@ def test_size_cuts_as_training_does(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     for found in (folder(tmp_path / "p", wide[None]), npz(tmp_path / "s.npz", arr_0=wide[None])):
         assert found[0].shape == (20, 30, 3)
-        cut_to = open_pictures(found.name, 8)[0]
-        assert np.array_equal(cut_to, prepare(Picture.fromarray(wide), 8, 3))
+        cut_to = open_images(found.name, 8)[0]
+        assert np.array_equal(cut_to, prepare(PILImage.fromarray(wide), 8, 3))
     with pytest.raises(UserError, match="size 0"):
-        open_pictures(found.name, 0)
+        open_images(found.name, 0)
 
 
 def test_shards(tmp_path: Path) -> None:
     pictures = noise(5)
     samples = [(f"{i}", {"png": png(p), "json": {"label": 1}}) for i, p in enumerate(pictures)]
     write_shards(tmp_path, "x", samples, per_shard=3)
-    found = open_pictures(str(tmp_path / "x-*.tar"))
+    found = open_images(str(tmp_path / "x-*.tar"))
     assert np.array_equal(list(found), pictures)
-    assert len(open_pictures(str(tmp_path / "x-00001.tar"))) == 2
+    assert len(open_images(str(tmp_path / "x-00001.tar"))) == 2
     assert len(found.digest) == 64
     (tmp_path / "x-00001.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"x-00001.tar.*mmfusion data verify"):
-        open_pictures(str(tmp_path / "x-*.tar"))
+        open_images(str(tmp_path / "x-*.tar"))
     write_shards(tmp_path, "text", [("0", {"json": {}})])
     with pytest.raises(UserError, match=r"text-.*no picture"):
-        open_pictures(str(tmp_path / "text-*.tar"))[0]
+        open_images(str(tmp_path / "text-*.tar"))[0]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_stored_and_compressed(tmp_path: Path, save: Callable[..., None]) -> None:
     pictures = noise(9)
     save(tmp_path / "s.npz", arr_0=pictures, arr_1=np.arange(9))
-    found: Any = open_pictures(str(tmp_path / "s.npz"))
+    found: Any = open_images(str(tmp_path / "s.npz"))
     assert (found._mapped is None) == (save is np.savez_compressed)
     assert (len(found), found.moments) == (9, {})
     for number in (3, 4, 8, 0, 5):  # forwards, and back
@@ -159,7 +159,7 @@ def test_a_large_compressed_npz_is_not_held_in_memory(tmp_path: Path) -> None:
             file.write(bytes(100 * 256 * 256 * 3))
     code = (
         "import resource, sys\n"
-        "from mmfusion.eval.pictures import open_pictures\n"
+        "from mmfusion.eval.image_sets import open_pictures\n"
         "found = open_pictures(sys.argv[1])\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "limit = used + 150_000_000\n"
@@ -223,7 +223,7 @@ def test_npz_of_something_else(tmp_path: Path, arrays: Any, why: str) -> None:
     path = tmp_path / "s.npz"
     path.write_bytes(arrays) if isinstance(arrays, bytes) else np.savez(path, **arrays)
     with pytest.raises(UserError, match=why) as error:
-        open_pictures(str(path))
+        open_images(str(path))
     assert str(error.value).startswith(str(path))
 
 
@@ -234,10 +234,10 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"s.npz, picture \d+: cannot be read"):
-        list(open_pictures(str(path)))
+        list(open_images(str(path)))
     cut(path)
     with pytest.raises(UserError, match=r"s.npz: not a readable npz"):
-        open_pictures(str(path))
+        open_images(str(path))
 
 
 def test_paths_that_are_no_sets(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_paths_that_are_no_sets(tmp_path: Path) -> None:
     names = ("nowhere", "empty", "one.png", "*.tar", "nowhere.tar", "nowhere.npz")
     for name in (*names, "tars"):
         with pytest.raises(UserError, match=name.replace("*", r"\*")) as error:
-            open_pictures(str(tmp_path / name))
+            open_images(str(tmp_path / name))
     assert "/tars/*.tar'" in str(error.value)
     bad = folder(tmp_path / "bad", noise(3))
     cut(tmp_path / "bad/0001.png")
@@ -260,12 +260,12 @@ def test_paths_that_are_no_sets(tmp_path: Path) -> None:
 
 def test_write_npz_is_what_numpy_reads(tmp_path: Path) -> None:
     pictures, labels = noise(7), np.arange(7)
-    path = write_npz(tmp_path / "deep/s.npz", list(pictures), labels)
+    path = write_npz_samples(tmp_path / "deep/s.npz", list(pictures), labels)
     with np.load(path, allow_pickle=False) as found:
         assert found.files == ["arr_0", "arr_1"]
         assert np.array_equal(found["arr_0"], pictures)
         assert np.array_equal(found["arr_1"], labels)
-    again = write_npz(tmp_path / "t.npz", open_pictures(str(path)), labels)
+    again = write_npz_samples(tmp_path / "t.npz", open_images(str(path)), labels)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -280,7 +280,7 @@ def test_write_npz_refuses(tmp_path: Path) -> None:
         ((tmp_path / "file/s.npz", two), "cannot be written"),
     ]:
         with pytest.raises(UserError, match=why):
-            write_npz(*given)  # type: ignore[arg-type]
+            write_npz_samples(*given)  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing half-made
 
 
@@ -301,13 +301,13 @@ class Counting(Extractor):
 
 
 @pytest.fixture
-def ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PictureSet:
+def ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """Ten pictures, whose features are kept in three parts."""
     monkeypatch.setattr(cache, "PART", 4)
     return folder(tmp_path / "p", noise(10))
 
 
-def test_features_are_made_once(tmp_path: Path, ten: PictureSet, home: Path) -> None:
+def test_features_are_made_once(tmp_path: Path, ten: ImageSet, home: Path) -> None:
     extractor = Counting()
     found = extract(ten, extractor)
     assert found.keys() == {"features", "sizes"}
@@ -316,7 +316,7 @@ def test_features_are_made_once(tmp_path: Path, ten: PictureSet, home: Path) -> 
     assert len(list((home / "features").glob("*/*.npz"))) == 3
     assert np.array_equal(extract(ten, extractor)["features"], found["features"])
     assert extractor.seen == 10
-    extract(open_pictures(ten.name, 2), extractor, tmp_path / "work")
+    extract(open_images(ten.name, 2), extractor, tmp_path / "work")
     assert extractor.seen == 20
     assert len(list((tmp_path / "work").glob("*/*.npz"))) == 3
     # Other features come of other weights, of another config, and on a GPU.
@@ -325,7 +325,7 @@ def test_features_are_made_once(tmp_path: Path, ten: PictureSet, home: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
-def test_a_damaged_part_is_made_again(ten: PictureSet, home: Path, damage: str) -> None:
+def test_a_damaged_part_is_made_again(ten: ImageSet, home: Path, damage: str) -> None:
     extractor = Counting()
     found = extract(ten, extractor)["features"]
     part = sorted((home / "features").glob("*/*.npz"))[1]
@@ -341,19 +341,19 @@ def test_a_damaged_part_is_made_again(ten: PictureSet, home: Path, damage: str) 
     assert extractor.seen == 14
 
 
-def test_a_damaged_picture_stops_it_and_the_rest_is_kept(ten: PictureSet) -> None:
+def test_a_damaged_picture_stops_it_and_the_rest_is_kept(ten: ImageSet) -> None:
     last, extractor = Path(ten.name) / "0009.png", Counting()
     good = last.read_bytes()
     cut(last)
     with pytest.raises(UserError, match=r"0009.png: not a readable picture"):
-        extract(open_pictures(ten.name), extractor)
+        extract(open_images(ten.name), extractor)
     assert extractor.seen == 8
     last.write_bytes(good)
-    assert len(extract(open_pictures(ten.name), extractor)["features"]) == 10
+    assert len(extract(open_images(ten.name), extractor)["features"]) == 10
 
 
 def test_features_that_cannot_be_kept(
-    tmp_path: Path, ten: PictureSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ten: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -370,13 +370,13 @@ def test_features_that_cannot_be_kept(
 
 def test_pixels_of_two_sizes_are_refused(tmp_path: Path) -> None:
     mixed = folder(tmp_path / "p", noise(3))
-    Picture.fromarray(noise(1, side=5)[0]).save(tmp_path / "p/z.png")
+    PILImage.fromarray(noise(1, side=5)[0]).save(tmp_path / "p/z.png")
     with pytest.raises(UserError, match=r"pictures of 4 x 4 and 5 x 5 pixels.*--size"):
-        extract(open_pictures(mixed.name), make_extractor("pixels"))
-    assert len(extract(open_pictures(mixed.name, 4), make_extractor("pixels"))["features"]) == 4
+        extract(open_images(mixed.name), make_extractor("pixels"))
+    assert len(extract(open_images(mixed.name, 4), make_extractor("pixels"))["features"]) == 4
 
 
-def test_features_that_are_not_finite_are_found(ten: PictureSet) -> None:
+def test_features_that_are_not_finite_are_found(ten: ImageSet) -> None:
     class Broken(Counting):
         def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
             return {"features": np.full((len(pixels), 2), np.nan)}
@@ -409,7 +409,7 @@ def few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "DIMENSIONS", {"fid": POOL, "sfid": SPATIAL})
 
 
-Sets = dict[str, PictureSet]
+Sets = dict[str, ImageSet]
 
 
 @pytest.fixture(scope="module")
@@ -520,7 +520,7 @@ def test_what_the_inputs_do_not_allow(
     if reference == "large":  # both in the cache: no batch is looked at
         extract(sets[made], extractor())
         extract(sets[reference], extractor())
-    given = {**sets, "size 4": open_pictures(sets["real"].name, 4)}.get(reference)
+    given = {**sets, "size 4": open_images(sets["real"].name, 4)}.get(reference)
     with pytest.raises(UserError, match=why):
         measure(sets[made], given, extractor(), [metric] if metric else None)
 
@@ -581,7 +581,7 @@ class Fast(Extractor):
         return {"features": pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)}
 
 
-def warning(made: PictureSet, real: PictureSet | None, extractor: Extractor, metric: str) -> str:
+def warning(made: ImageSet, real: ImageSet | None, extractor: Extractor, metric: str) -> str:
     (figure,) = measure(made, real, extractor, [metric]).values()
     return figure.get("warning", "")
 
@@ -628,7 +628,7 @@ def test_what_a_figure_has_to_be_read_with_care_for(
     sets: Sets, made: str, reference: str, extractor: Any, metric: str, size: int | None,
     present: str, absent: str,
 ) -> None:  # fmt: skip
-    opened = [open_pictures(sets[name].name, size) if name else None for name in (made, reference)]
+    opened = [open_images(sets[name].name, size) if name else None for name in (made, reference)]
     said = warning(*opened, extractor(), metric)  # type: ignore[arg-type]
     assert present in said
     assert not absent or absent not in said

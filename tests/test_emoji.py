@@ -21,15 +21,21 @@ from fontTools.ttLib.tables.E_B_L_C_ import (
 from fontTools.ttLib.tables.sbixGlyph import Glyph
 from fontTools.ttLib.tables.sbixStrike import Strike as SbixStrike
 from material import REAL, encoded, run, save
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import load
-from mmfusion.data_pipelines.check import check_data
-from mmfusion.data_pipelines.corpora import emoji as module
-from mmfusion.data_pipelines.corpora.emoji import captions, describe, is_emoji, split, write_emoji
-from mmfusion.data_pipelines.corpora.fonts import read_font
-from mmfusion.data_pipelines.jobs import lost_items
+from mmfusion.data_pipelines.converters import emoji as module
+from mmfusion.data_pipelines.converters.emoji import (
+    captions,
+    describe,
+    is_emoji,
+    split,
+    write_emoji,
+)
+from mmfusion.data_pipelines.converters.fonts import read_font
+from mmfusion.data_pipelines.preflight import check_data
+from mmfusion.data_pipelines.shard_writer import lost_items
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 
@@ -46,7 +52,7 @@ def png(red: int, width: int = 6, height: int = 4) -> bytes:
     pixels = np.zeros((height, width, 4), np.uint8)
     pixels[:, : width // 2] = (red, 0, 0, 255)
     file = io.BytesIO()
-    Picture.fromarray(pixels).save(file, "png")
+    PILImage.fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 

@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, TextSlot
 from mmfusion.config import GenerationConfig, ModelConfig
 from mmfusion.config.evaluation import Digits as Settings
-from mmfusion.data_pipelines.corpora.digits import NAMES, captions, load_digits, png, split_digits
+from mmfusion.data_pipelines.converters.digits import (
+    NAMES,
+    captions,
+    load_digits,
+    png,
+    split_digits,
+)
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval.charts import losses
@@ -25,9 +31,9 @@ from mmfusion.eval.digits.naming import named_digit
 from mmfusion.eval.digits.real import Digits, read_digits
 from mmfusion.eval.digits.suite import Suite
 from mmfusion.eval.digits.summary import summary
+from mmfusion.eval.formatting import columns
 from mmfusion.eval.report import write_report
-from mmfusion.eval.shown import columns
-from mmfusion.generation.masks import region
+from mmfusion.generation.edit_masks import region
 
 MODEL = {
     "image": {"size": 8, "channels": 1, "patch": 2},
@@ -77,23 +83,23 @@ class Perfect:
     def __init__(self, held_out: Digits) -> None:
         self.config = model_config()
         self.real = [
-            [Picture.fromarray(p) for p in held_out.pictures[held_out.labels == d]]
+            [PILImage.fromarray(p) for p in held_out.pictures[held_out.labels == d]]
             for d in range(10)
         ]
         self.labels = {
             p.tobytes(): int(d) for p, d in zip(held_out.pictures, held_out.labels, strict=True)
         }
 
-    def _draw(self, labels: list[int]) -> list[Picture.Image]:
+    def _draw(self, labels: list[int]) -> list[PILImage.Image]:
         return [self.real[d][i // 10 % len(self.real[d])] for i, d in enumerate(labels)]
 
-    def class_to_image(self, labels: list[int], **_: Any) -> list[Picture.Image]:
+    def class_to_image(self, labels: list[int], **_: Any) -> list[PILImage.Image]:
         return self._draw(labels)
 
-    def text_to_image(self, prompts: list[str], **_: Any) -> list[Picture.Image]:
+    def text_to_image(self, prompts: list[str], **_: Any) -> list[PILImage.Image]:
         return self._draw([d for d in map(named_digit, prompts) if d is not None])
 
-    def image_to_text(self, images: list[Picture.Image], **_: Any) -> list[str]:
+    def image_to_text(self, images: list[PILImage.Image], **_: Any) -> list[str]:
         return [captions(self.labels[p.tobytes()])[i % 10] for i, p in enumerate(images)]
 
     def generate(self, prompts: list[list], **_: Any) -> list[list]:
@@ -112,7 +118,7 @@ class Perfect:
         label: list[int] | None = None,
         prompt: list[str] | None = None,
         **_: Any,
-    ) -> list[Picture.Image]:
+    ) -> list[PILImage.Image]:
         asked = label or [named_digit(text) for text in prompt or []]
         anew = region("bottom", 8, 8) if isinstance(mask, str) else mask
         made = []
@@ -120,25 +126,25 @@ class Perfect:
             pixels = np.asarray(picture).copy()
             if digit != self.labels[picture.tobytes()]:
                 pixels[anew] = np.asarray(self.real[digit][0])[anew]
-            made.append(Picture.fromarray(pixels))
+            made.append(PILImage.fromarray(pixels))
         return made
 
 
 class Noise(Perfect):
     """Answers every task with noise, and with words that name nothing or everything."""
 
-    def _draw(self, labels: list[int]) -> list[Picture.Image]:
+    def _draw(self, labels: list[int]) -> list[PILImage.Image]:
         pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), np.uint8)
-        return [Picture.fromarray(p) for p in pixels]
+        return [PILImage.fromarray(p) for p in pixels]
 
-    def image_to_text(self, images: list[Picture.Image], **_: Any) -> list[str]:
+    def image_to_text(self, images: list[PILImage.Image], **_: Any) -> list[str]:
         return [("", "one or two", "10 things")[i % 3] for i in range(len(images))]
 
     def generate(self, prompts: list[list], **_: Any) -> list[list]:
         pictures = self._draw([0] * len(prompts))
         return [[*p[:2], "", picture] for p, picture in zip(prompts, pictures, strict=True)]
 
-    def edit(self, images: list, mask: Any, **_: Any) -> list[Picture.Image]:
+    def edit(self, images: list, mask: Any, **_: Any) -> list[PILImage.Image]:
         return self._draw([0] * len(images))
 
 
@@ -148,7 +154,7 @@ class Copycat(Perfect):
     def __init__(self, held_out: Digits, train: Digits) -> None:
         super().__init__(held_out)
         self.real = [
-            [Picture.fromarray(p) for p in train.pictures[train.labels == d]] for d in range(10)
+            [PILImage.fromarray(p) for p in train.pictures[train.labels == d]] for d in range(10)
         ]
 
 
@@ -199,7 +205,7 @@ def test_memorised_counts_copies_and_not_real_unseen_digits(
 
 def test_judge_refuses_pictures_of_another_size(judge: Judge) -> None:
     with pytest.raises(UserError, match="64 pixels"):
-        judge([Picture.new("L", (16, 16))])
+        judge([PILImage.new("L", (16, 16))])
 
 
 def test_first_held_out_pictures_are_balanced(held_out: Digits) -> None:
@@ -349,12 +355,12 @@ def test_the_sheet_of_edits_shows_every_region_by_class_and_by_text(
 @pytest.mark.parametrize("name", MASKS)
 def test_a_kept_pixel_that_changes_is_seen(data: Path, held_out: Digits, name: str) -> None:
     class Touches(Perfect):
-        def edit(self, images: list, mask: Any, **options: Any) -> list[Picture.Image]:
+        def edit(self, images: list, mask: Any, **options: Any) -> list[PILImage.Image]:
             made = super().edit(images, mask, **options)
             if mask is MASKS[name] and options.get("prompt"):
                 pixels = np.asarray(made[-1]).copy()
                 pixels[tuple(np.argwhere(~MASKS[name])[0])] ^= 1
-                made[-1] = Picture.fromarray(pixels)
+                made[-1] = PILImage.fromarray(pixels)
             return made
 
     report, _ = Suite(

@@ -157,9 +157,9 @@ def test_what_is_missing_is_said_before_anything_is_drawn(
 def test_a_metric_that_lacks_its_program_is_left_out(
     digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmfusion.eval import directions
+    from mmfusion.eval import tasks
 
-    monkeypatch.setitem(directions.LACKING, "spice", lambda: "a program")
+    monkeypatch.setitem(tasks.LACKING, "spice", lambda: "a program")
     held_out = f"{digits_data}/held_out-*.tar"
     asked = {"data": held_out, "pictures": 5, "metrics": ["rouge_l", "spice"], "tokenizer": "plain"}
     settings = EvaluationConfig.model_validate({"image_to_text": asked})

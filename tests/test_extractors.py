@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from torch_fidelity.datasets import ImagesPathDataset, TransformPILtoRGBTensor
@@ -27,7 +27,7 @@ from mmfusion.eval.clip import model
 from mmfusion.eval.extractors import inception, make_extractor
 from mmfusion.eval.extractors.dinov2 import _positions, prepared
 from mmfusion.eval.features import extract
-from mmfusion.eval.pictures import open_pictures
+from mmfusion.eval.image_sets import open_images
 
 SIZES = [(8, 8), (32, 32), (64, 64), (256, 256), (299, 299), (300, 200)]
 
@@ -85,10 +85,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of all sizes, one grey, one with an alpha channel that hides nothing."""
     root = tmp_path_factory.mktemp("pictures")
     for number, (width, height) in enumerate(SIZES):
-        Picture.fromarray(noise(number, width, height)).save(root / f"{number}.png")
-    Picture.fromarray(noise(8, 32, 32)[:, :, 0]).save(root / "grey.png")
+        PILImage.fromarray(noise(number, width, height)).save(root / f"{number}.png")
+    PILImage.fromarray(noise(8, 32, 32)[:, :, 0]).save(root / "grey.png")
     opaque = np.concatenate([noise(9, 64, 64), np.full((64, 64, 1), 255, np.uint8)], 2)
-    Picture.fromarray(opaque).save(root / "rgba.png")
+    PILImage.fromarray(opaque).save(root / "rgba.png")
     return root
 
 
@@ -105,7 +105,7 @@ def test_inception_is_that_of_torch_fidelity(
     assert ours.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert ours.name == ours.kind == "inception"
     assert "not the published" in ours.doubt
-    pictures = open_pictures(str(folder))
+    pictures = open_images(str(folder))
     entered, expected_entered = entering(ours.network), entering(theirs)
     made = ours(list(pictures))
     files = [str(folder / name) for name in sorted(p.name for p in folder.iterdir())]
@@ -147,7 +147,7 @@ def test_bits_do_not_depend_on_the_number_of_cores_nor_much_on_the_batch(
 ) -> None:
     monkeypatch.setattr(ours, "batch", 2)
     np.savez(tmp_path / "s.npz", arr_0=np.stack([noise(n) for n in range(6)]))
-    pictures, before, made = open_pictures(str(tmp_path / "s.npz")), torch.get_num_threads(), []
+    pictures, before, made = open_images(str(tmp_path / "s.npz")), torch.get_num_threads(), []
     try:
         for cores in (1, 3):
             torch.set_num_threads(cores)
@@ -241,7 +241,7 @@ def test_dinov2_gives_the_class_token_after_the_norm(tmp_path: Path) -> None:
     pictures = [noise(1, 40, 60), noise(2, 300, 280)]
     found = extractor(pictures)["features"]
     expected = [
-        model(prepared(Picture.fromarray(p))[None]).pooler_output[0].detach() for p in pictures
+        model(prepared(PILImage.fromarray(p))[None]).pooler_output[0].detach() for p in pictures
     ]
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-5)
     digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
@@ -266,8 +266,8 @@ def test_another_config_of_dinov2_is_another_extractor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(8, 8), (224, 224), (300, 200), (512, 512)])
 def test_dinov2_prepares_as_dgm_eval_does(size: tuple[int, int]) -> None:
     """Squeezed by PIL to 8 bits: ToTensor and Normalize by hand."""
-    picture = Picture.fromarray(noise(4, *size))
-    small = np.asarray(picture.resize((224, 224), Picture.Resampling.BICUBIC), np.float64) / 255
+    picture = PILImage.fromarray(noise(4, *size))
+    small = np.asarray(picture.resize((224, 224), PILImage.Resampling.BICUBIC), np.float64) / 255
     expected = (small - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     np.testing.assert_allclose(prepared(picture), expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
 
@@ -425,7 +425,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
     class Clip:
         name, sha256, version, unsure = "ViT-B-32", "ab", "cd", "of unknown origin"
 
-        def embed_pictures(self, pictures: list, normalised: bool = True) -> np.ndarray:
+        def embed_images(self, pictures: list, normalised: bool = True) -> np.ndarray:
             assert not normalised
             return np.stack([np.asarray(p, np.float32).mean((0, 1)) for p in pictures])
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import HEADS, PAPER, WIDTH, model_config, random_decoder, run_config
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
-from mmfusion.codecs.image import patches, prepare, to_picture
-from mmfusion.data_pipelines.corpora.digits import png
+from mmfusion.codecs.image import patches, prepare, to_image
+from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.decoder import sinusoid
@@ -122,7 +122,7 @@ def test_pictures_are_rounded_as_the_official_sampler_rounds() -> None:
     """It truncates 127.5 x + 128, which rounds (x + 1) · 127.5 but for ties."""
     x = np.random.default_rng(0).uniform(-1.5, 1.5, (1, 500, 500))
     official = np.clip(127.5 * x + 128.0, 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(to_picture(x)), official[0])
+    np.testing.assert_array_equal(np.asarray(to_image(x)), official[0])
 
 
 # What center_crop_arr of the official train.py makes of uniform noise (see below), 8 x 8.
@@ -146,22 +146,22 @@ CROPS = {
 def test_pictures_are_cropped_as_by_adm(height: int, width: int) -> None:
     rng = np.random.Generator(np.random.Philox(key=7))
     noise = (rng.random((height, width)) * 256).astype(np.uint8)
-    made = prepare(Picture.fromarray(noise), 8, 1)[..., 0]
+    made = prepare(PILImage.fromarray(noise), 8, 1)[..., 0]
     np.testing.assert_allclose(made.astype(int), CROPS[height, width], atol=1)
 
 
 def test_a_ribbon_is_cut_before_it_is_resized() -> None:
     ribbon = np.zeros((2, 60_000), np.uint8)
     ribbon[:, 30_000:] = 255
-    made = prepare(Picture.fromarray(ribbon), 256, 1)[..., 0]
+    made = prepare(PILImage.fromarray(ribbon), 256, 1)[..., 0]
     assert made[:, 0].max() < 30  # the seam between black and white is in its middle
     assert made[:, -1].min() > 225
 
 
 def test_sixteen_bits_are_scaled_not_cut_off() -> None:
     ramp = np.linspace(0, 65_535, 64).reshape(8, 8)
-    made = prepare(Picture.fromarray(ramp.astype(np.uint16)), 8, 1)[..., 0]
+    made = prepare(PILImage.fromarray(ramp.astype(np.uint16)), 8, 1)[..., 0]
     np.testing.assert_allclose(made, ramp / 257, atol=1)
     for mode in ("I", "F"):
         with pytest.raises(UserError, match=f"mode {mode}"):
-            prepare(Picture.new(mode, (8, 8)), 8, 1)
+            prepare(PILImage.new(mode, (8, 8)), 8, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from safetensors.torch import save_file
 
 from mmfusion import files
@@ -67,7 +67,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "bytes": lambda path: path.write_bytes(bytes(9000)),
     "lines": lines,
     "npz": savez,
-    "picture": lambda p: Picture.effect_noise((200, 200), 60).save(p, "png"),
+    "picture": lambda p: PILImage.effect_noise((200, 200), 60).save(p, "png"),
     "safetensors": lambda path: save_file({"weight": torch.zeros(9000)}, path),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import Pipeline, export
 from mmfusion.cli import main
@@ -417,15 +417,15 @@ class Stub:
         self.calls: list[tuple[int, int]] = []
         self.dies_after = dies_after
 
-    def class_to_image(self, labels: list[int], **options: Any) -> list[Picture.Image]:
+    def class_to_image(self, labels: list[int], **options: Any) -> list[PILImage.Image]:
         if self.dies_after is not None and len(self.calls) >= self.dies_after:
             raise KeyboardInterrupt
         self.calls.append((options["num_inference_steps"], len(labels)))
-        return [Picture.new("L", (8, 8), options["num_inference_steps"]) for _ in labels]
+        return [PILImage.new("L", (8, 8), options["num_inference_steps"]) for _ in labels]
 
 
 def stubbed(folder: Path, stub: Stub, **facts: Any) -> Measurement:
-    def shade(pictures: list[Picture.Image]) -> float:
+    def shade(pictures: list[PILImage.Image]) -> float:
         assert len(pictures) == 5
         return float(np.mean([np.asarray(p).mean() for p in pictures]))
 
@@ -593,7 +593,7 @@ def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(measuring, "open_pictures", lambda *_: Reference())
     quality, facts = frechet_to("reference.npz", 8, "inception", None)
     pixels = np.rint((made + 9) * 10).astype(np.uint8)
-    pictures = [Picture.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]
+    pictures = [PILImage.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]
     assert quality(pictures) == pytest.approx(frechet_distance(pixels / 10 - 9, real))
     assert (facts["extractor_sha256"], facts["reference_sha256"]) == ("ab", "cd")
     Reference.moments = {"features": (np.zeros(4), np.eye(4))}

@@ -24,7 +24,7 @@ from helpers import (
     picture,
     random_decoder,
 )
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.cache import Cache
@@ -33,7 +33,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
-from mmfusion.generation.masks import REGIONS, regenerated
+from mmfusion.generation.edit_masks import REGIONS, regenerated
 from mmfusion.generation.session import Session
 from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
@@ -615,7 +615,7 @@ def test_edit_keeps_latents_bit_for_bit(pipe: Pipeline, mask: str) -> None:
 
 def test_edit_keeps_pixels_bit_for_bit(shown: Pipeline) -> None:
     for grey in (np.arange(64), np.arange(64) + 64, np.arange(64) + 128, np.arange(64) + 192):
-        source = Picture.fromarray(grey.reshape(8, 8).astype(np.uint8))
+        source = PILImage.fromarray(grey.reshape(8, 8).astype(np.uint8))
         made = np.asarray(shown.edit(source, "left", label=1, **FAST))
         assert np.array_equal(made[:, 4:], np.asarray(source)[:, 4:])
         assert not np.array_equal(made[:, :4], np.asarray(source)[:, :4])
@@ -654,9 +654,9 @@ def test_edit_masks(pipe: Pipeline) -> None:
     touched = ["#...", "...#", "....", "..#."]
     assert as_grid(pixels, config) == touched
     assert as_grid(pixels > 0, config) == touched
-    assert as_grid(Picture.fromarray(pixels), config) == touched
-    assert as_grid(Picture.fromarray(pixels).convert("RGB"), config) == touched
-    assert as_grid(Picture.fromarray(pixels).convert("1"), config) == touched
+    assert as_grid(PILImage.fromarray(pixels), config) == touched
+    assert as_grid(PILImage.fromarray(pixels).convert("RGB"), config) == touched
+    assert as_grid(PILImage.fromarray(pixels).convert("1"), config) == touched
     grid = np.zeros((4, 4))
     grid[1, 2] = 1
     assert as_grid(grid, config) == ["....", "..#.", "....", "...."]
@@ -686,7 +686,7 @@ def test_a_mask_regenerates_the_token_that_shows_what_it_covers(
         y, x = top + cell // 4 * 8, left + cell % 4 * 8
         marked = np.zeros((height, width), np.uint8)
         marked[y : y + 8, x : x + 8] = 255
-        shown = pipe.read.picture(Picture.fromarray(marked)).latents.max(1) > 0
+        shown = pipe.read.picture(PILImage.fromarray(marked)).latents.max(1) > 0
         assert shown.tolist() == [c == cell for c in range(TOKENS)]
         assert (regenerated(marked, pipe.config.image, (width, height)) == shown).all()
 
@@ -697,9 +697,9 @@ def test_a_mask_regenerates_the_token_that_shows_what_it_covers(
         ("middle", "no such region.*top, bottom"),
         (np.ones((8, 8)), "regenerates everything"),
         (np.zeros((4, 4)), "regenerates nothing"),
-        (Picture.new("L", (8, 8)), "regenerates nothing"),
+        (PILImage.new("L", (8, 8)), "regenerates nothing"),
         (np.ones((5, 7)), "size 7x5.*8x8.*4x4"),
-        (Picture.new("L", (16, 8)), "size 16x8.*8x8"),
+        (PILImage.new("L", (16, 8)), "size 16x8.*8x8"),
         (np.ones((8, 8, 3)), "size 3x8x8"),
         (np.ones((0, 0)), "size 0x0"),
     ],
@@ -849,7 +849,7 @@ def test_an_answer_ends_at_either_end_symbol(pipe: Pipeline) -> None:
 
 def test_answers_come_in_kind(shown: Pipeline) -> None:
     one, many = shown.class_to_image(3, **FAST), shown.class_to_image([3], **FAST)
-    assert isinstance(one, Picture.Image)
+    assert isinstance(one, PILImage.Image)
     assert isinstance(many, list)
     assert (one.size, one.mode) == ((8, 8), "L")
     for same in (
@@ -865,12 +865,12 @@ def test_answers_come_in_kind(shown: Pipeline) -> None:
         made = shown.class_to_image(same, **FAST)
         made = made[0] if isinstance(made, list) else made
         assert np.array_equal(np.asarray(made), np.asarray(one)), same
-    assert isinstance(shown.text_to_image("a three", **FAST), Picture.Image)
+    assert isinstance(shown.text_to_image("a three", **FAST), PILImage.Image)
     assert len(shown.text_to_image(["a three", "a two"], **FAST)) == 2
     assert isinstance(shown.image_to_text(picture(0), max_new_tokens=3), str)
     answers = shown.image_to_text((picture(0), picture(1)), max_new_tokens=3)
     assert [type(a) for a in answers] == [str, str]
-    assert isinstance(shown.edit(picture(0), "top", label=1, **FAST), Picture.Image)
+    assert isinstance(shown.edit(picture(0), "top", label=1, **FAST), PILImage.Image)
     assert isinstance(shown.edit([picture(0)], "top", label=1, **FAST), list)
 
 
@@ -881,8 +881,8 @@ def test_interleaved_prompts_come_back_filled(shown: Pipeline) -> None:
     assert filled[0] is given
     assert (filled[1], filled[4]) == ("then comes", "x")
     assert isinstance(filled[2], str)
-    assert isinstance(filled[3], Picture.Image)
-    assert isinstance(filled[5], Picture.Image)
+    assert isinstance(filled[3], PILImage.Image)
+    assert isinstance(filled[5], PILImage.Image)
     assert isinstance(prompt[2], TextSlot)
     listed = shown.generate([prompt, ["a", ImageSlot()]], **FAST)
     assert [len(p) for p in listed] == [6, 2]

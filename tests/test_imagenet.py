@@ -18,11 +18,11 @@ import pytest
 from material import REAL, encoded, jsonl, run, save
 from scipy.io import savemat
 
-from mmfusion.data_pipelines.corpora.devkit import read_labels
-from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
-from mmfusion.data_pipelines.corpora.inputs import digest
-from mmfusion.data_pipelines.jobs import lost_items
-from mmfusion.data_pipelines.pictures import PictureReader
+from mmfusion.data_pipelines.converters.devkit import read_labels
+from mmfusion.data_pipelines.converters.imagenet import write_imagenet
+from mmfusion.data_pipelines.converters.inputs import digest
+from mmfusion.data_pipelines.images import ImageReader
+from mmfusion.data_pipelines.shard_writer import lost_items
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 
@@ -111,7 +111,7 @@ def test_imagenet_is_shuffled_by_the_seed_alone(class_folders: Path, tmp_path: P
 def test_pictures_are_cut_square_and_resized_on_request(
     class_folders: Path, tmp_path: Path, format: Any
 ):
-    write_imagenet(class_folders, tmp_path / "small", reader=PictureReader(8, format))
+    write_imagenet(class_folders, tmp_path / "small", reader=ImageReader(8, format))
     for sample in Shards(f"{tmp_path}/small/*.tar"):
         picture = sample.picture()
         assert (picture.size, picture.format) == ((8, 8), format.upper())
@@ -411,7 +411,7 @@ def labelled(tmp_path: Path) -> str:
 def test_labelled_shards_become_a_shard_each_in_their_order(labelled: str, tmp_path: Path):
     names = {str(n): [f"n0000000{n}", f"thing_{n}"] for n in range(3)}
     index = save(tmp_path / "index.json", json.dumps(names).encode())
-    write_imagenet(labelled, tmp_path / "out", class_index=index, reader=PictureReader(8))
+    write_imagenet(labelled, tmp_path / "out", class_index=index, reader=ImageReader(8))
     assert json.loads((tmp_path / "out/classes.json").read_text()) == [
         "thing 0", "thing 1", "thing 2",
     ]  # fmt: skip

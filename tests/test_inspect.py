@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers import run_config
 from material import REAL, encoded, make_vae, pixels, run, save
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.image import prepare
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.config.files import load
-from mmfusion.data_pipelines.inspection import drawn_rows, sheet
+from mmfusion.data_pipelines.inspection import contact_sheet, plot_rows
 from mmfusion.data_pipelines.inspection import inspect as inspecting
 from mmfusion.data_pipelines.inspection.inspect import inspect
 from mmfusion.data_pipelines.inspection.statistics import spread, statistics
@@ -96,11 +96,13 @@ def test_a_sheet_shows_pictures_texts_and_what_is_learned(tmp_path: Path):
     members = {"json": json.dumps({"content": content}).encode()}
     strip = Sample({**members, "0.png": encoded(0), "1.png": encoded(1)}, "x:strip")
     cell = {"png": encoded(2), "json": b'{"label": 1, "captions": ["a \\u2028 dog", "b"]}'}
-    shown = [sheet.show(sample, ["cat", "dog"]) for sample in (strip, Sample(cell, "x:cell"))]
+    shown = [
+        contact_sheet.show(sample, ["cat", "dog"]) for sample in (strip, Sample(cell, "x:cell"))
+    ]
     assert (shown[1].title, shown[1].caption, shown[1].key) == (
         "1: dog", "a dog (and 1 more)", "cell",
     )  # fmt: skip
-    figure = sheet.draw_sheet([("$some$", shown), ("others", shown[1:] * 9)])
+    figure = contact_sheet.draw_sheet([("$some$", shown), ("others", shown[1:] * 9)])
     inspecting.save(figure, tmp_path / "sheet.png")  # letters that the font lacks are no warning
     first, second, third, fourth, *rest = figure.subfigs[0].axes
     for axes, n in ((first, 0), (third, 1), (fourth, 2)):
@@ -118,26 +120,26 @@ def test_what_is_damaged_is_said_in_the_sheet():
         ({"json": b"{", "png": encoded(0)}, "damaged, json"),
         ({"json": b'{"label": "a"}', "png": encoded(0)}, "damaged, label"),
     ):
-        assert sheet.show(Sample(members, "x:k"), []).title == title
-    shown = sheet.show(Sample({"png": b"no"}, "x:k"), [])
+        assert contact_sheet.show(Sample(members, "x:k"), []).title == title
+    shown = contact_sheet.show(Sample({"png": b"no"}, "x:k"), [])
     assert "damaged, picture: .png: not a readable picture" in str(shown.parts[0][0])
-    (axes, *_) = sheet.draw_sheet([("some", [shown])]).axes
+    (axes, *_) = contact_sheet.draw_sheet([("some", [shown])]).axes
     assert "damaged" in axes.texts[0].get_text()
 
 
 def test_the_sheet_shows_what_training_sees():
     """Of a grey value of 16 bits, of one that is transparent, and of one whose range is unknown."""
-    pictures = [Picture.fromarray(np.full((9, 9), 25_599, np.uint16))]
-    pictures += [Picture.new("LA", (9, 9), (10, 77)), Picture.new("RGBA", (9, 9), (1, 2, 3, 99))]
+    pictures = [PILImage.fromarray(np.full((9, 9), 25_599, np.uint16))]
+    pictures += [PILImage.new("LA", (9, 9), (10, 77)), PILImage.new("RGBA", (9, 9), (1, 2, 3, 99))]
     for picture in pictures:
         file = io.BytesIO()
         picture.save(file, "png")
-        ((part, _),) = sheet.show(Sample({"png": file.getvalue()}, "x:k"), []).parts
-        assert isinstance(part, Picture.Image)
+        ((part, _),) = contact_sheet.show(Sample({"png": file.getvalue()}, "x:k"), []).parts
+        assert isinstance(part, PILImage.Image)
         seen = prepare(picture, 9, 3)
         assert np.array_equal(np.asarray(part.convert("RGB")), seen)
     ppm = b"P5\n2 2\n65535\n" + bytes(8)
-    ((part, _),) = sheet.show(Sample({"png": ppm}, "x:k"), []).parts
+    ((part, _),) = contact_sheet.show(Sample({"png": ppm}, "x:k"), []).parts
     assert "no known range" in str(part)
 
 
@@ -159,7 +161,7 @@ def test_latents_in_false_colour_or_decoded(tmp_path: Path):
         }
     )  # fmt: skip
     write_latents(f"{tmp_path}/pictures/*.tar", tmp_path / "latents", config.image)
-    false = sheet.false_colour(np.arange(48, dtype=np.float32).reshape(3, 4, 4))
+    false = contact_sheet.false_colour(np.arange(48, dtype=np.float32).reshape(3, 4, 4))
     assert np.array_equal(np.asarray(false)[..., 0], np.asarray(false)[..., 2])
     assert (np.asarray(false).min(), np.asarray(false).max()) == (0, 255)
     pattern = f"{tmp_path}/latents/*.tar"
@@ -168,7 +170,7 @@ def test_latents_in_false_colour_or_decoded(tmp_path: Path):
     assert result["patterns"][0]["kinds"] == {"latents": 2, "label": 2}
     (documents,) = result["documents"]
     assert (documents["documents"], documents["damage"]) == (2, {})
-    with Picture.open(tmp_path / "false.png") as a, Picture.open(tmp_path / "true.png") as b:
+    with PILImage.open(tmp_path / "false.png") as a, PILImage.open(tmp_path / "true.png") as b:
         assert a.size == b.size
         assert a.tobytes() != b.tobytes()
     pictures = inspect([f"{tmp_path}/pictures/*.tar"], None, config)
@@ -192,7 +194,7 @@ def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     for source in config.data.sources:
         documents, lost = some_documents(source, Shards(source.shards), maker, 8, 0)
         assert not lost
-        row, taken = drawn_rows.packed(documents, Row(128, 4, 2), 4)
+        row, taken = plot_rows.packed(documents, Row(128, 4, 2), 4)
         assert 2 <= len(taken) <= 4
         assert row.doc.max() == len(taken) - 1
         found[source.task] = row
@@ -204,13 +206,13 @@ def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 )
 def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
     row = rows[task]
-    bands = drawn_rows.bands(row)
+    bands = plot_rows.bands(row)
 
     def same(colours: np.ndarray) -> np.ndarray:
         return (colours[:, None] == colours[None]).all(-1)
 
     real = row.doc >= 0
-    grey = drawn_rows.rgb([drawn_rows.KINDS["padding"]])
+    grey = plot_rows.rgb([plot_rows.KINDS["padding"]])
     for band in bands.values():
         assert ((band == grey).all(-1) == ~real).all()
     for name in ("doc", "order", "stream"):
@@ -220,7 +222,7 @@ def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
     assert len(kinds) == (1 if task == "image_to_text" else 2)
     parts = (torch.from_numpy(getattr(row, n)[None]) for n in ("doc", "order", "stream"))
     seen = dense_mask(*parts)[0].numpy()
-    shown = drawn_rows.mask(row, row.length)
+    shown = plot_rows.mask(row, row.length)
     assert ((shown != 255).any(-1) == seen).all()
     assert (shown[seen] == bands["kind"][np.nonzero(seen)[0]]).all()
 
@@ -228,17 +230,17 @@ def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
 def test_learned_text_has_a_colour_of_its_own():
     row = Row(12, 4, 2)
     row.document([Label(None), Text([1, 5, 6]), Text([2, 7, 3], loss=True)])
-    kinds = [list(drawn_rows.KINDS).index(name) for name in
+    kinds = [list(plot_rows.KINDS).index(name) for name in
              ("label", "text, given", "text, learned", "padding")]  # fmt: skip
-    colours = drawn_rows.rgb(list(drawn_rows.KINDS.values()))[kinds]
-    assert np.array_equal(drawn_rows.bands(row)["kind"], colours.repeat([2, 3, 3, 4], 0))
+    colours = plot_rows.rgb(list(plot_rows.KINDS.values()))[kinds]
+    assert np.array_equal(plot_rows.bands(row)["kind"], colours.repeat([2, 3, 3, 4], 0))
 
 
 def test_rows_are_plotted_two_side_by_side_and_none_when_nothing_fits(rows: dict[str, Row]):
-    plotted = [drawn_rows.PlottedRow(row, "$a row", ["doc 0"]) for row in rows.values()]
-    figure = drawn_rows.plot_rows(plotted[:3])
+    plotted = [plot_rows.PlottedRow(row, "$a row", ["doc 0"]) for row in rows.values()]
+    figure = plot_rows.plot_rows(plotted[:3])
     assert sum(len(axes.images) for axes in figure.axes) == 3 * 5
-    assert drawn_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2), 4)[1] == []
+    assert plot_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2), 4)[1] == []
 
 
 # The command
@@ -271,7 +273,7 @@ def test_the_command_writes_sheet_rows_and_figures(
         caption["mean_of_each_kind"][kind] for kind in ("text", "image")), abs=0.02)  # fmt: skip
     assert caption["per_row"] == round(128 / caption["tokens"]["mean"], 2)
     for name in ("x.png", "x.rows.png"):
-        with Picture.open(output.with_name(name)) as picture:
+        with PILImage.open(output.with_name(name)) as picture:
             assert picture.width == 1600
     first = output.read_bytes()
     again = ["data", "inspect", "--config", digits_config, "row_length=128", "-o", output]

@@ -19,18 +19,18 @@ from pyarrow import parquet
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
-from mmfusion.data_pipelines.corpora import interleaved, records
-from mmfusion.data_pipelines.corpora.content import PicturePart, Reading
-from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
-from mmfusion.data_pipelines.corpora.picture_files import PictureFiles, read_table
-from mmfusion.data_pipelines.corpora.records import Records
-from mmfusion.data_pipelines.corpora.splitting import Limits
+from mmfusion.data_pipelines.converters import interleaved, records
+from mmfusion.data_pipelines.converters.image_files import ImageFiles, read_table
+from mmfusion.data_pipelines.converters.interleaved import write_interleaved
+from mmfusion.data_pipelines.converters.interleaved_formats import ImageItem, Reading
+from mmfusion.data_pipelines.converters.records import Records
+from mmfusion.data_pipelines.converters.splitting import Limits
 from mmfusion.data_pipelines.documents import DocumentMaker
-from mmfusion.data_pipelines.jobs import Made, lost_items
+from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.pictures import PictureReader
+from mmfusion.data_pipelines.shard_writer import Made, lost_items
 from mmfusion.data_pipelines.shards import Shards
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.sequence import IMAGE, Image, Row, Text, count
 
 URL = "https://x.org/"
@@ -594,13 +594,13 @@ def test_a_table_of_urls_is_read_as_it_is_quoted_and_bound_by_its_folder(tmp_pat
         csv.writer(file).writerows([("url", "path"), *rows])
     save(tmp_path / "t.tsv", "".join(f"{u}\t{p}\n" for u, p in [("url", "path"), *rows]).encode())
     for name in ("t.csv", "t.tsv"):
-        files = PictureFiles(
-            PictureReader(), tmp_path / "in", read_table(tmp_path / name, tmp_path / "in")
+        files = ImageFiles(
+            ImageReader(), tmp_path / "in", read_table(tmp_path / name, tmp_path / "in")
         )
         for url, _ in rows[:2]:
-            assert files.read(PicturePart(url=url), tmp_path, anywhere=True)[0] == "png"
-        with pytest.raises(Damage, match=r"http://x/o .*is not in the folder"):
-            files.read(PicturePart(url="http://x/o"), tmp_path, anywhere=True)
+            assert files.read(ImageItem(url=url), tmp_path, anywhere=True)[0] == "png"
+        with pytest.raises(CorruptSample, match=r"http://x/o .*is not in the folder"):
+            files.read(ImageItem(url="http://x/o"), tmp_path, anywhere=True)
     save(tmp_path / "ragged.csv", b"url,path\nhttp://x/a,b,a.png\n")
     with pytest.raises(UserError, match=r"ragged\.csv:2: has 3 columns"):
         read_table(tmp_path / "ragged.csv")

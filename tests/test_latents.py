@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from material import encoded, interleaved_lines, make_vae, pixels
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import ImageOps
 
 from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ImageConfig
-from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
+from mmfusion.data_pipelines.converters.interleaved import write_interleaved
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
@@ -84,7 +84,7 @@ def test_latents_are_those_of_the_pictures_and_become_documents(tmp_path: Path, 
         assert sample.json() == {"label": i % 2}
         moments = sample.array("moments.npy")
         assert (moments.dtype, moments.shape) == (np.float16, (2, 2, 4, 8, 8))
-        picture = Picture.fromarray(pixels(i)[:, 2:18])  # the centre square
+        picture = PILImage.fromarray(pixels(i)[:, 2:18])  # the centre square
         expected = codec.moments([picture, ImageOps.mirror(picture)])
         np.testing.assert_allclose(moments, expected, atol=2e-3)
     rng = np.random.default_rng(0)

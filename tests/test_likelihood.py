@@ -16,7 +16,7 @@ from helpers import (
     run_config,
 )
 from material import run
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.codecs.text import Tokenizer
@@ -24,7 +24,7 @@ from mmfusion.config import Sampling
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.export import export
-from mmfusion.generation.scoring import Likelihood, best_candidates, candidate_seeds
+from mmfusion.generation.likelihood import Likelihood, best_candidates, candidate_seeds
 from mmfusion.generation.session import Session
 from mmfusion.losses import sums
 from mmfusion.mask import dense_mask
@@ -248,7 +248,7 @@ def test_of_equal_candidates_the_first_is_kept() -> None:
     assert best_candidates([-3.0, -1.0], 1) == [0, 1]
 
 
-def same(a: Picture.Image, b: Picture.Image) -> bool:
+def same(a: PILImage.Image, b: PILImage.Image) -> bool:
     return a.tobytes() == b.tobytes()
 
 
@@ -352,12 +352,12 @@ def test_best_of_on_the_command_line(
     out = tmp_path / "a.png"
     assert run("generate", "a four", "-o", out, "--exact", *common, *quick) == 0
     expected = pipeline.text_to_image("a four", seed=3, best_of=3, **FAST)
-    assert same(Picture.open(out), expected)
+    assert same(PILImage.open(out), expected)
     capsys.readouterr()
     sampled = ("--set", "temperature=1.5", "--set", "max_new_tokens=6")
     assert run("caption", out, *common, *sampled) == 0
     assert capsys.readouterr().out.strip() == pipeline.image_to_text(
-        Picture.open(out), seed=3, best_of=3, temperature=1.5, max_new_tokens=6
+        PILImage.open(out), seed=3, best_of=3, temperature=1.5, max_new_tokens=6
     )
     assert run("caption", out, *common) == 2
     assert "temperature" in capsys.readouterr().err

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.data_pipelines import shards as reading
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.order import MIXTURE, Order, mixture
+from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.packing import Batch
 
 SAMPLES, LABEL_TOKENS, ROW = 30, 2, 128
@@ -32,7 +32,7 @@ SAMPLES, LABEL_TOKENS, ROW = 30, 2, 128
 def png(seed: int) -> bytes:
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
-    Picture.fromarray(pixels).save(file, "png")
+    PILImage.fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 
@@ -532,4 +532,4 @@ def test_a_process_that_can_open_no_more_files_does_not_take_data_for_damaged(da
             shards[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    assert not isinstance(caught.value, Damage)
+    assert not isinstance(caught.value, CorruptSample)

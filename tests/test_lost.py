@@ -23,9 +23,9 @@ from mmfusion.data_pipelines import loader as loading
 from mmfusion.data_pipelines.index import Index, open_index
 from mmfusion.data_pipelines.index import save as save_index
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.scan import Contents, Member
 from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
-from mmfusion.errors import Damage, UserError
+from mmfusion.data_pipelines.tar_index import Contents, Member
+from mmfusion.errors import CorruptSample, UserError
 
 
 def write(folder: Path, bad: set[int], count: int = 30) -> None:
@@ -191,7 +191,9 @@ def test_a_shard_that_is_replaced_is_lost_each_time_it_is_asked_for(tmp_path: Pa
     shards = Shards(f"{tmp_path}/a-*.tar")
     write_shard(tmp_path / "a-00001.tar", [("s", {"txt": b"a"})])
     for _ in range(2):
-        with pytest.raises(Damage, match=r"a-00001\.tar: has changed while it was read") as caught:
+        with pytest.raises(
+            CorruptSample, match=r"a-00001\.tar: has changed while it was read"
+        ) as caught:
             shards[8]
         assert caught.value.reason == "shard"
 
@@ -287,5 +289,5 @@ def test_a_very_large_member_is_refused_before_it_is_read(
     monkeypatch.setattr(reading, "MOST_BYTES", 1999)
     shards = Shards(str(path))
     assert shards.sample(0, only=("txt",))["txt"] == b"a"
-    with pytest.raises(Damage, match=r"a\.tar:s\.mp4: 2,000 bytes are more than 1,999"):
+    with pytest.raises(CorruptSample, match=r"a\.tar:s\.mp4: 2,000 bytes are more than 1,999"):
         shards[0]

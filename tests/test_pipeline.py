@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config, picture, random_decoder
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import ImageOps
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
-from mmfusion.codecs.image import flat, open_picture, upright
+from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.export import SHIPPED, export, locate, model_digest
-from mmfusion.generation.masks import regenerated
+from mmfusion.generation.edit_masks import regenerated
 
 FAST: dict[str, Any] = {"num_inference_steps": 2}
 
@@ -40,7 +40,7 @@ def pipe(folder: Path) -> Pipeline:
 
 # Pictures: one entrance
 
-SHAPE = Picture.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4) * 10)
+SHAPE = PILImage.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4) * 10)
 TURNED = {  # how upright pixels are stored under each EXIF orientation
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -55,8 +55,8 @@ TURNED = {  # how upright pixels are stored under each EXIF orientation
 
 def stored(format: str, orientation: int) -> bytes:
     """`SHAPE` as a camera that was held so would store it."""
-    grey = Picture.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(SHAPE))))
-    large = grey.resize((grey.width * 16, grey.height * 16), Picture.Resampling.NEAREST)
+    grey = PILImage.fromarray(np.ascontiguousarray(TURNED[orientation](np.asarray(SHAPE))))
+    large = grey.resize((grey.width * 16, grey.height * 16), PILImage.Resampling.NEAREST)
     exif = large.getexif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"webp": {"lossless": True}, "tiff": {}}.get(format, {})
@@ -67,19 +67,19 @@ def stored(format: str, orientation: int) -> bytes:
     return file.getvalue()
 
 
-def small(image: Picture.Image) -> np.ndarray:
-    return np.asarray(flat(image).convert("L").resize(SHAPE.size, Picture.Resampling.BOX), int)
+def small(image: PILImage.Image) -> np.ndarray:
+    return np.asarray(flat(image).convert("L").resize(SHAPE.size, PILImage.Resampling.BOX), int)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "mpo"])
 @pytest.mark.parametrize("orientation", TURNED)
 def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None:
     data, expected = stored(format, orientation), np.asarray(SHAPE, int)
-    given = Picture.open(io.BytesIO(data))
-    ways = [given, Picture.open(io.BytesIO(data)).convert("RGB"), ImageOps.exif_transpose(given)]
+    given = PILImage.open(io.BytesIO(data))
+    ways = [given, PILImage.open(io.BytesIO(data)).convert("RGB"), ImageOps.exif_transpose(given)]
     ways += [upright(given), upright(upright(given)), flat(given)]
     if format != "tiff":  # which is not read from files and shards
-        ways.append(open_picture(data, "here"))
+        ways.append(open_image(data, "here"))
     for way in ways:
         assert small(way).shape == expected.shape
         assert abs(small(way) - expected).max() <= 2
@@ -91,11 +91,11 @@ def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None
 def test_the_caption_of_a_turned_picture_is_that_of_the_upright_one(pipe: Pipeline) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (8, 8), np.uint8)
-    exif = Picture.Exif()
+    exif = PILImage.Exif()
     exif[0x0112] = 7
     file = io.BytesIO()
-    Picture.fromarray(np.ascontiguousarray(TURNED[7](pixels))).save(file, "png", exif=exif)
-    given, plain = Picture.open(file), Picture.fromarray(pixels)
+    PILImage.fromarray(np.ascontiguousarray(TURNED[7](pixels))).save(file, "png", exif=exif)
+    given, plain = PILImage.open(file), PILImage.fromarray(pixels)
     assert np.array_equal(pipe.read.picture(given).latents, pipe.read.picture(plain).latents)
     assert pipe.log_likelihood(given, "a one") == pipe.log_likelihood(plain, "a one")
     assert pipe.image_to_text(given, max_new_tokens=4) == pipe.image_to_text(
@@ -107,55 +107,55 @@ def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
     """A 16 x 32 picture on its side, painted on in its upper token."""
     painted = np.zeros((32, 16), np.uint8)
     painted[8:12, :4] = 255
-    exif = Picture.Exif()
+    exif = PILImage.Exif()
     exif[0x0112] = 6
     files = []
     for pixels in (painted, painted // 3):
         files.append(io.BytesIO())
-        stored = Picture.fromarray(np.ascontiguousarray(TURNED[6](pixels)))
+        stored = PILImage.fromarray(np.ascontiguousarray(TURNED[6](pixels)))
         stored.save(files[-1], "png", exif=exif)
-    mask, image = (Picture.open(file) for file in files)
+    mask, image = (PILImage.open(file) for file in files)
     keep = pipe.read.edit(image, mask, "edit", {}).keep
     assert keep is not None
     assert (~keep).nonzero()[0].tolist() == [0]
-    plain = Picture.fromarray(painted // 3), Picture.fromarray(painted)
+    plain = PILImage.fromarray(painted // 3), PILImage.fromarray(painted)
     again = pipe.edit(*plain, label=1, seed=3, **FAST)
     assert np.array_equal(pipe.edit(image, mask, label=1, seed=3, **FAST), again)
 
 
-def sixteen(values: np.ndarray) -> Picture.Image:
-    return Picture.fromarray(values.astype(np.uint16))
+def sixteen(values: np.ndarray) -> PILImage.Image:
+    return PILImage.fromarray(values.astype(np.uint16))
 
 
-def with_note(image: Picture.Image, transparency: Any) -> Picture.Image:
+def with_note(image: PILImage.Image, transparency: Any) -> PILImage.Image:
     image.info["transparency"] = transparency
     return image
 
 
-def palette() -> Picture.Image:
-    image = Picture.new("P", (8, 8), 1)
+def palette() -> PILImage.Image:
+    image = PILImage.new("P", (8, 8), 1)
     image.putpalette([0, 0, 255, 90, 90, 90])
     return image
 
 
-MODES: dict[str, tuple[Callable[[], Picture.Image], Any]] = {
-    "black and white": (lambda: Picture.new("1", (8, 8), 1), 255),
+MODES: dict[str, tuple[Callable[[], PILImage.Image], Any]] = {
+    "black and white": (lambda: PILImage.new("1", (8, 8), 1), 255),
     "16 bits": (lambda: sixteen(np.full((8, 8), 257 * 77)), 77),
     "16 bits, above 255": (lambda: sixteen(np.full((8, 8), 300)), 1),
-    "16 bits, big-endian": (lambda: Picture.frombytes("I;16B", (8, 8), b"\x4d\x4d" * 64), 77),
+    "16 bits, big-endian": (lambda: PILImage.frombytes("I;16B", (8, 8), b"\x4d\x4d" * 64), 77),
     "16 bits, a value transparent": (lambda: with_note(sixteen(np.full((8, 8), 9)), 9), 255),
     "palette": (palette, 90),
     "palette, transparent": (lambda: with_note(palette(), 1), 255),
     "palette with alphas": (lambda: with_note(palette(), b"\xff\x80"), 172),
     "palette and alpha": (lambda: palette().convert("PA"), 90),
-    "a quarter": (lambda: Picture.new("RGBA", (8, 8), (0, 0, 0, 64)), 191),
-    "grey, half": (lambda: Picture.new("LA", (8, 8), (100, 128)), 177),
-    "premultiplied": (lambda: Picture.new("RGBa", (8, 8), (50, 50, 50, 128)), 177),
-    "grey premultiplied": (lambda: Picture.new("La", (8, 8), (50, 128)), 177),
-    "CMYK": (lambda: Picture.new("CMYK", (8, 8), (0, 0, 0, 155)), 100),
-    "LAB": (lambda: Picture.new("LAB", (8, 8), (255, 128, 128)), 255),
-    "YCbCr": (lambda: Picture.new("YCbCr", (8, 8), (60, 128, 128)), 60),
-    "HSV": (lambda: Picture.new("HSV", (8, 8), (0, 0, 33)), 33),
+    "a quarter": (lambda: PILImage.new("RGBA", (8, 8), (0, 0, 0, 64)), 191),
+    "grey, half": (lambda: PILImage.new("LA", (8, 8), (100, 128)), 177),
+    "premultiplied": (lambda: PILImage.new("RGBa", (8, 8), (50, 50, 50, 128)), 177),
+    "grey premultiplied": (lambda: PILImage.new("La", (8, 8), (50, 128)), 177),
+    "CMYK": (lambda: PILImage.new("CMYK", (8, 8), (0, 0, 0, 155)), 100),
+    "LAB": (lambda: PILImage.new("LAB", (8, 8), (255, 128, 128)), 255),
+    "YCbCr": (lambda: PILImage.new("YCbCr", (8, 8), (60, 128, 128)), 60),
+    "HSV": (lambda: PILImage.new("HSV", (8, 8), (0, 0, 33)), 33),
 }
 
 
@@ -173,8 +173,8 @@ def test_masks_of_every_mode(pipe: Pipeline) -> None:
     half = np.zeros((8, 8), np.uint8)
     half[4:] = 1
     colours = [0, 0, 0, 255, 255, 255]
-    masks = [sixteen(half.astype(int) * 60_000), Picture.fromarray(half * 255).convert("1")]
-    masks += [Picture.fromarray(half), Picture.fromarray(half * 255).convert("CMYK")]
+    masks = [sixteen(half.astype(int) * 60_000), PILImage.fromarray(half * 255).convert("1")]
+    masks += [PILImage.fromarray(half), PILImage.fromarray(half * 255).convert("CMYK")]
     masks[2].putpalette(colours)
     expected = regenerated("bottom", pipe.config.image, (8, 8))
     for mask in (*masks, half.astype(bool), half.astype(np.float16), torch.from_numpy(half)):
@@ -187,18 +187,18 @@ def test_masks_of_every_mode(pipe: Pipeline) -> None:
 # Mistakes: UserError, and nothing else
 
 
-def lazy(data: bytes) -> Picture.Image:
-    return Picture.open(io.BytesIO(data))
+def lazy(data: bytes) -> PILImage.Image:
+    return PILImage.open(io.BytesIO(data))
 
 
-def cut() -> Picture.Image:
+def cut() -> PILImage.Image:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     file = io.BytesIO()
-    Picture.fromarray(noise).save(file, "png")
+    PILImage.fromarray(noise).save(file, "png")
     return lazy(file.getvalue()[:4000])
 
 
-def closed(loaded: bool) -> Picture.Image:
+def closed(loaded: bool) -> PILImage.Image:
     with lazy(stored("png", 1)) as image:
         if loaded:
             image.load()
@@ -212,10 +212,10 @@ NO_PICTURES: dict[str, Callable[[], Any]] = {
     "cut short": cut,
     "closed unread": lambda: closed(False),
     "closed": lambda: closed(True),
-    "no pixels": lambda: Picture.new("L", (0, 4)),
-    "float": lambda: Picture.new("F", (8, 8), 0.5),
-    "32 bits": lambda: Picture.new("I", (8, 8), 70_000),
-    "odd transparency": lambda: with_note(Picture.new("RGB", (8, 8)), object()),
+    "no pixels": lambda: PILImage.new("L", (0, 4)),
+    "float": lambda: PILImage.new("F", (8, 8), 0.5),
+    "32 bits": lambda: PILImage.new("I", (8, 8), 70_000),
+    "odd transparency": lambda: with_note(PILImage.new("RGB", (8, 8)), object()),
     "too many pixels": lambda: lazy(_claims()),
     "array": lambda: np.zeros((8, 8, 3), np.uint8),
     "array of no shape": lambda: np.array(3),
@@ -226,7 +226,7 @@ NO_PICTURES: dict[str, Callable[[], Any]] = {
     "bytes": lambda: b"\x89PNG",
     "None": lambda: None,
     "mapping": lambda: {"image": 1},
-    "class": lambda: Picture.Image,
+    "class": lambda: PILImage.Image,
     "list of None": lambda: [None],
     "empty list": lambda: [],
     "lists of lists": lambda: [[picture(0)]],

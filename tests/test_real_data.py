@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, jsonl, make_vae, run
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot
 from mmfusion.data_pipelines.shards import Shards
@@ -35,7 +35,7 @@ def fashion(folder: Path) -> None:
         picture = np.frombuffer(pixels, np.uint8, 784, 784 * n).reshape(28, 28)
         path = folder / CLOTHES[labels[n]] / f"{n:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Picture.fromarray(picture).save(path)
+        PILImage.fromarray(picture).save(path)
 
 
 def outfits(folder: Path) -> Path:

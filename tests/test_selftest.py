@@ -180,7 +180,7 @@ def test_digits_checks_are_torch_fidelitys_figures() -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    from mmfusion.data_pipelines.corpora.digits import load_digits, split_digits
+    from mmfusion.data_pipelines.converters.digits import load_digits, split_digits
     from mmfusion.eval.digits.judge import features
 
     pictures, labels = load_digits()

@@ -13,12 +13,12 @@ import pytest
 import webdataset
 from material import encoded, save
 
-from mmfusion.codecs.image import open_picture
+from mmfusion.codecs.image import open_image
 from mmfusion.data_pipelines import index, storage
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shard, write_shards
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_shard_that_was_cut_later_is_known_by_its_index(shard: Path):
     ]
     assert shards[0].json() == {"label": 0}
     for number in (1, 2):
-        with pytest.raises(Damage, match="differs from the shard's index"):
+        with pytest.raises(CorruptSample, match="differs from the shard's index"):
             shards[number]
     assert Path(f"{shard}.index").read_bytes() == kept
 
@@ -121,7 +121,7 @@ def test_a_flipped_byte_is_found_and_the_sample_named(shard: Path, member: str):
     shards = Shards(str(shard))
     assert shards[0].json() == {"label": 0}
     with pytest.raises(
-        Damage, match=rf"a-00000\.tar:s1\.{member}: differs from the shard's"
+        CorruptSample, match=rf"a-00000\.tar:s1\.{member}: differs from the shard's"
     ) as caught:
         shards[1]
     assert caught.value.reason == "member"
@@ -296,7 +296,7 @@ def test_remote_shards_through_a_cache_and_over_a_bad_line(
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
     assert dict(shards[0]) == {"txt": b"hello"}
-    with pytest.raises(Damage, match=r"cannot be read \(no answer\)"):
+    with pytest.raises(CorruptSample, match=r"cannot be read \(no answer\)"):
         shards[0]
 
 
@@ -394,7 +394,7 @@ def test_broken_json_is_refused(data: bytes):
 )
 def test_what_is_no_whole_picture_is_refused(data: bytes):
     with pytest.raises(UserError, match=r"here: not a readable picture"):
-        open_picture(data, "here")
+        open_image(data, "here")
 
 
 def test_a_pickled_array_is_refused_and_not_run(tmp_path: Path):

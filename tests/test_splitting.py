@@ -7,8 +7,13 @@ from dataclasses import replace
 import pytest
 
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.data_pipelines.corpora.content import Document, Part, PicturePart, TextPart
-from mmfusion.data_pipelines.corpora.splitting import ENDS, Limits, split
+from mmfusion.data_pipelines.converters.interleaved_formats import (
+    Document,
+    ImageItem,
+    Item,
+    TextItem,
+)
+from mmfusion.data_pipelines.converters.splitting import ENDS, Limits, split
 from mmfusion.errors import UserError
 
 WORDS = "a number. digit! drawn in white, 数字。 \n\n x" + "y" * 40
@@ -25,22 +30,22 @@ def random_text(rng: random.Random) -> str:
             return " ".join(rng.choice(WORDS.split(" ")) for _ in range(rng.randrange(1, 120)))
 
 
-def random_parts(rng: random.Random) -> list[Part]:
+def random_parts(rng: random.Random) -> list[Item]:
     learned = rng.choice([(0.0, 0.5), (1.0, 1.0), (0.5, 0.0), (0.2, 0.2)])
-    parts: list[Part] = []
+    parts: list[Item] = []
     for number in range(rng.randrange(1, 30)):
         if rng.random() < 0.5:
-            parts.append(TextPart(random_text(rng), rng.random() < learned[0]))
+            parts.append(TextItem(random_text(rng), rng.random() < learned[0]))
         else:
-            parts.append(PicturePart(f"{number}", learned=rng.random() < learned[1]))
+            parts.append(ImageItem(f"{number}", learned=rng.random() < learned[1]))
     return parts
 
 
-def joined(parts: Sequence[Part]) -> list:
+def joined(parts: Sequence[Item]) -> list:
     """What a document says: texts of one kind that follow each other as one, and its pictures."""
     out: list = []
     for part in parts:
-        if isinstance(part, PicturePart):
+        if isinstance(part, ImageItem):
             out.append(part.path)
         elif out and isinstance(out[-1], tuple) and out[-1][1] == part.learned:
             out[-1] = out[-1][0] + part.text, part.learned
@@ -63,11 +68,11 @@ def test_the_pieces_are_the_document(tokenizer: Tokenizer, counted: bool, web: b
         pieces, without = split(parts, limits, count, web)
         several, dropped = several + (len(pieces) > 1), dropped + len(without)
         for piece in pieces + without:
-            assert sum(isinstance(part, PicturePart) for part in piece) <= limits.pictures
-            said = sum(count(part.text) for part in piece if isinstance(part, TextPart))
+            assert sum(isinstance(part, ImageItem) for part in piece) <= limits.pictures
+            said = sum(count(part.text) for part in piece if isinstance(part, TextItem))
             assert said <= limits.tokens
             if web:
-                assert not (isinstance(piece[0], PicturePart) and piece[0].learned)
+                assert not (isinstance(piece[0], ImageItem) and piece[0].learned)
         assert all(any(part.learned for part in piece) for piece in pieces)
         assert not any(part.learned for piece in without for part in piece)
         order = _in_order(parts, pieces + without)
@@ -76,9 +81,9 @@ def test_the_pieces_are_the_document(tokenizer: Tokenizer, counted: bool, web: b
     assert dropped
 
 
-def _in_order(parts: list[Part], pieces: list[list[Part]]) -> list[list[Part]]:
+def _in_order(parts: list[Item], pieces: list[list[Item]]) -> list[list[Item]]:
     """The pieces in the order in which the document goes through them."""
-    out: list[list[Part]] = []
+    out: list[list[Item]] = []
     whole, rest = joined(parts), [list(piece) for piece in pieces]
 
     def search() -> bool:
@@ -106,13 +111,13 @@ def _begins(whole: list, start: list) -> bool:
     return found == last
 
 
-def text(length: int, learned: bool = True, letter: str = "x") -> TextPart:
+def text(length: int, learned: bool = True, letter: str = "x") -> TextItem:
     """A text of so many tokens, by the estimate."""
-    return TextPart(letter * (3 * (length - ENDS)), learned)
+    return TextItem(letter * (3 * (length - ENDS)), learned)
 
 
-def pic(name: str, learned: bool = True) -> PicturePart:
-    return PicturePart(name, learned=learned)
+def pic(name: str, learned: bool = True) -> ImageItem:
+    return ImageItem(name, learned=learned)
 
 
 def test_a_document_within_the_limits_stays_whole():
@@ -143,8 +148,8 @@ def test_three_bytes_count_as_a_token_and_a_tokenizer_counts_its_own(tokenizer: 
     ],
 )
 def test_long_texts_are_cut_after_sentences_or_words(said: str, chunks: list[str]):
-    pieces, _ = split([TextPart(said, True)], Limits(tokens=9), Limits().counter())
-    assert [part.text for (part,) in pieces if isinstance(part, TextPart)] == chunks  # type: ignore[misc]
+    pieces, _ = split([TextItem(said, True)], Limits(tokens=9), Limits().counter())
+    assert [part.text for (part,) in pieces if isinstance(part, TextItem)] == chunks  # type: ignore[misc]
 
 
 def test_what_teaches_nothing_goes_with_a_neighbour_or_is_left_out():
@@ -179,6 +184,6 @@ def test_a_picture_that_opens_a_piece_of_a_page_is_given():
 
 
 def test_neighbouring_texts_of_a_page_become_one():
-    parts: list[Part] = [TextPart("a", True), TextPart("b", True), pic("p"), TextPart("c", True)]
-    assert Document(parts, glue=" ").joined() == [TextPart("a b", True), *parts[2:]]
+    parts: list[Item] = [TextItem("a", True), TextItem("b", True), pic("p"), TextItem("c", True)]
+    assert Document(parts, glue=" ").joined() == [TextItem("a b", True), *parts[2:]]
     assert Document(parts).joined() == parts

@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from mmfusion import Pipeline
 from mmfusion.codecs.text import CONTROL, Tokenizer
 from mmfusion.config import load
-from mmfusion.data_pipelines.check import check_data
-from mmfusion.data_pipelines.corpora.digits import captions
+from mmfusion.data_pipelines.converters.digits import captions
+from mmfusion.data_pipelines.import_tokenizer import take_tokenizer
+from mmfusion.data_pipelines.preflight import check_data
 from mmfusion.data_pipelines.shards import write_shards
-from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
 from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 from mmfusion.errors import UserError
 from mmfusion.export import export

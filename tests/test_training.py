@@ -28,7 +28,7 @@ from mmfusion.errors import Elsewhere, UserError
 from mmfusion.training import checkpoint, loop, resume
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
 from mmfusion.training.engine import make_engine
-from mmfusion.training.metrics import Lost, Metrics
+from mmfusion.training.metrics import Metrics, SkippedLog
 from mmfusion.training.schedule import learning_rate, progress
 
 GO_ON = ["go-on-0", "go-on-2", "go-on-3"]  # the stage; 0 with one rank, 2 and 3 with two
@@ -638,7 +638,7 @@ def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost/rank-00000.jsonl").write_text('{"step": 1}\n{"step": 500}\n')
     (tmp_path / "lost/rank-copy.jsonl").write_text("mine\n")
-    Lost(tmp_path, 299, 0)
+    SkippedLog(tmp_path, 299, 0)
     assert (tmp_path / "lost/rank-00000.jsonl").read_text() == '{"step": 1}\n'
     assert (tmp_path / "lost/rank-copy.jsonl").read_text() == "mine\n"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

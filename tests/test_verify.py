@@ -18,9 +18,9 @@ from ranks import launch
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.inspection.damage_report import FIRST, Report
 from mmfusion.data_pipelines.inspection.verification import verify
-from mmfusion.data_pipelines.scan import scan
 from mmfusion.data_pipelines.shards import write_shard, write_shards
-from mmfusion.errors import Damage, UserError
+from mmfusion.data_pipelines.tar_index import scan
+from mmfusion.errors import CorruptSample, UserError
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -267,7 +267,7 @@ def test_reports_add_up():
     one, two = Report(1, 2, 3, 4), Report(1, 1, 1, 1)
     for report, reason in ((one, "json"), (two, "json"), (two, "label")):
         for n in range(FIRST):
-            report.add(Damage(reason, f"{reason} {n}"))
+            report.add(CorruptSample(reason, f"{reason} {n}"))
     both = one.plus(two)
     assert (both.shards, both.samples, both.members, both.bytes) == (2, 3, 4, 5)
     assert both.damaged == {"json": 2 * FIRST, "label": FIRST}

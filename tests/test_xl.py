@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from ranks import deepspeed, launch
 
 from mmfusion import ImageSlot, Pipeline, TextSlot
@@ -27,10 +27,10 @@ SIDE, ROWS = 64, 8
 pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all four runs
 
 
-def paint(colour: str, seed: int) -> Picture.Image:
+def paint(colour: str, seed: int) -> PILImage.Image:
     """A noisy picture of one colour, not square."""
     noise = np.random.default_rng(seed).integers(0, 30, (72, 90, 3))
-    return Picture.fromarray((np.array(COLOURS[colour]) + noise).astype(np.uint8))
+    return PILImage.fromarray((np.array(COLOURS[colour]) + noise).astype(np.uint8))
 
 
 def write_raw(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfusion.data_pipelines.corpora.digits import NAMES, load_digits, split_digits
+from mmfusion.data_pipelines.converters.digits import NAMES, load_digits, split_digits
 
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat",
            "sandal", "shirt", "sneaker", "bag", "ankle boot")  # fmt: skip
@@ -20,7 +20,7 @@ WORDINGS = ("a {tone} {name}", "{name}, {tone}", "a picture of a {tone} {name}",
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LabelledImages:
     """Grey pictures (n, H, H) of 8 bits, their classes (n,) and tones (n,)."""
 
     pixels: np.ndarray
@@ -35,8 +35,8 @@ class Pictures:
 class Data:
     """A training part, a part that no model sees, and the names of the classes."""
 
-    train: Pictures
-    test: Pictures
+    train: LabelledImages
+    test: LabelledImages
     names: tuple[str, ...]
 
     def captions(self, label: int, tone: int) -> list[str]:
@@ -83,8 +83,8 @@ def _data(
     # Thirds of the training pictures by the mean of what is not background.
     edges = np.quantile(_brightness(train), (1 / 3, 2 / 3))
     return Data(
-        Pictures(train, train_labels, np.digitize(_brightness(train), edges)),
-        Pictures(test, test_labels, np.digitize(_brightness(test), edges)),
+        LabelledImages(train, train_labels, np.digitize(_brightness(train), edges)),
+        LabelledImages(test, test_labels, np.digitize(_brightness(test), edges)),
         names,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from torch import nn
 
 from mmfusion.codecs.image import PixelCodec
@@ -65,7 +65,7 @@ def captions(pipeline: Pipeline, size: Size, data: Data) -> dict[str, Any]:
     """CIDEr of pictures that no model saw, and the shares that name class and tone rightly."""
     part = data.test
     n = min(size.captions, len(part))
-    pictures = [Picture.fromarray(p) for p in part.pixels[:n]]
+    pictures = [PILImage.fromarray(p) for p in part.pixels[:n]]
     written = pipeline.image_to_text(pictures, batch_size=500, max_new_tokens=24)
     right = [data.captions(int(part.labels[i]), int(part.tones[i])) for i in range(n)]
     cider = score(right, written, ["cider"], "plain").figures["cider"]

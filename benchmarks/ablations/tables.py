@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
-from mmfusion.training.sheet import grid
+from mmfusion.training.image_grid import grid
 
 from .arms import ARMS, STEPS, Arm, Size
 from .findings import Figure, Results, findings, values, verdict
@@ -94,6 +94,6 @@ def by_steps(title: str, name: str, arms: list[Arm], cell: Cell) -> list[str]:
     return [*lines, ""]
 
 
-def sheet(rows: list[np.ndarray]) -> Picture.Image:
+def sheet(rows: list[np.ndarray]) -> PILImage.Image:
     """Pictures (n, H, H), a row for each arm."""
-    return grid([Picture.fromarray(pixels) for row in rows for pixels in row], len(rows[0]))
+    return grid([PILImage.fromarray(pixels) for row in rows for pixels in row], len(rows[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfusion import losses
@@ -22,7 +22,7 @@ from mmfusion.sequence import Document, Image, Label, Row, Segment, count, null_
 from mmfusion.split import draw_split
 
 from .arms import Arm, Size, model_config
-from .data import Data, Pictures
+from .data import Data, LabelledImages
 from .dit import DiT
 
 
@@ -59,9 +59,9 @@ class Documents:
         return null_form(document) if dropped else document
 
 
-def latents(config: ModelConfig, pictures: Pictures) -> np.ndarray:
+def latents(config: ModelConfig, pictures: LabelledImages) -> np.ndarray:
     """All pictures as latent tokens (n, N, D)."""
-    return PixelCodec(config.image).encode([Picture.fromarray(p) for p in pictures.pixels])
+    return PixelCodec(config.image).encode([PILImage.fromarray(p) for p in pictures.pixels])
 
 
 def make_batch(documents: list[Document], config: ModelConfig) -> Batch:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from torch import distributed
 
 from mmfusion import files, launcher
-from mmfusion.errors import Damage
+from mmfusion.errors import CorruptSample
 
 FIRST = 5  # findings of each reason that a report keeps
 
@@ -38,20 +38,20 @@ class Report:
     first: dict[str, list[str]] = field(default_factory=dict)
     headers: dict[int, tuple[str, dict]] = field(default_factory=dict)
 
-    def add(self, damage: Damage) -> None:
+    def add(self, damage: CorruptSample) -> None:
         """Count a finding."""
         self.damaged[damage.reason] += 1
         told = self.first.setdefault(damage.reason, [])
         if len(told) < FIRST:
             told.append(str(damage))
 
-    def mixed(self, pattern: int, path: str, header: dict) -> Damage | None:
+    def mixed(self, pattern: int, path: str, header: dict) -> CorruptSample | None:
         """What is wrong where a shard's header is not that of the pattern's first shard."""
         first, expected = self.headers.setdefault(pattern, (path, header))
         if header == expected:
             return None
         what = f"{path} and {first} were made with different settings"
-        return Damage("shard", f"{what}; keep one kind in a folder")
+        return CorruptSample("shard", f"{what}; keep one kind in a folder")
 
     def plus(self, other: "Report") -> "Report":
         """The report of both, which may be damaged where each alone is well."""

@@ -13,15 +13,15 @@ from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.config.run import TaskName
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.rng import generator
 from mmfusion.sequence import Row
 
 from ..documents import DocumentMaker
 from ..latents import check_latents
 from ..shards import Shards
-from .drawn_rows import PlottedRow, packed, plot_rows, told
-from .sheet import Decode, Shown, draw_sheet, show
+from .contact_sheet import Decode, Shown, draw_sheet, show
+from .plot_rows import PlottedRow, packed, plot_rows, told
 from .statistics import document_lengths, some_documents, statistics
 
 DOCUMENTS = 200  # of a source, for the estimate of their length
@@ -144,7 +144,7 @@ def _section(
 def _shown(shards: Shards, number: int, classes: list[str], decode: Decode | None) -> Shown:
     try:
         sample = shards[number]
-    except Damage as error:
+    except CorruptSample as error:
         return Shown(shards.place(number)[1], f"damaged, {error.reason}", [(str(error), False)])
     return show(sample, list(classes), decode)
 

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
-from mmfusion.errors import Damage
+from mmfusion.errors import CorruptSample
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, count
 
 from ..documents import DocumentMaker
 from ..index import open_index
-from ..samples import Sample, is_moments, is_picture
+from ..samples import Sample, is_image, is_moments
 from ..shards import Shards
 
 FACTS = ("json", "txt", "cls")
@@ -88,12 +88,12 @@ def _facts(
     parts: Counter[int] = Counter()
     for number in tqdm(numbers, desc="facts", unit="sample", disable=len(numbers) < 10_000):
         extensions = shards.extensions(int(number))
-        kinds["pictures"] += any(map(is_picture, extensions))
+        kinds["pictures"] += any(map(is_image, extensions))
         kinds["latents"] += any(map(is_moments, extensions))
         try:
             sample = shards.sample(int(number), only=FACTS)
             facts = sample.json()
-        except Damage as error:
+        except CorruptSample as error:
             damage[error.reason] += 1
             continue
         for kind, looks in (
@@ -106,7 +106,7 @@ def _facts(
             try:
                 looks(sample, facts)
                 kinds[kind] += 1
-            except Damage as error:
+            except CorruptSample as error:
                 damage[error.reason] += 1
     ranked = labels.most_common()
     return {
@@ -147,18 +147,18 @@ def _pictures(shards: Shards, numbers: np.ndarray, damage: Counter) -> dict[str,
     widths: Counter[int] = Counter()
     heights: Counter[int] = Counter()
     for number in numbers:
-        extensions = tuple(filter(is_picture, shards.extensions(int(number))))
+        extensions = tuple(filter(is_image, shards.extensions(int(number))))
         if not extensions:
             continue
         try:
             sample = shards.sample(int(number), only=extensions)
-        except Damage as error:
+        except CorruptSample as error:
             damage[error.reason] += 1
             continue
         for ext in extensions:
             try:
                 picture = sample.picture(ext)
-            except Damage as error:
+            except CorruptSample as error:
                 damage[error.reason] += 1
                 continue
             sizes[f"{picture.width} x {picture.height}"] += 1
@@ -178,10 +178,10 @@ def _pictures(shards: Shards, numbers: np.ndarray, damage: Counter) -> dict[str,
 
 def some_documents(
     source: SourceConfig, shards: Shards, maker: DocumentMaker, most: int, seed: int
-) -> tuple[list[Document], list[Damage]]:
+) -> tuple[list[Document], list[CorruptSample]]:
     """Documents of random samples, as training would make them, and why others give none."""
     documents: list[Document] = []
-    lost: list[Damage] = []
+    lost: list[CorruptSample] = []
     numbers = generator("inspect", "documents", seed).permutation(
         subset(shards, most, seed, "documents")
     )
@@ -189,13 +189,13 @@ def some_documents(
         rng = generator(seed, "document", source.name, 0, number, source.task)
         try:
             documents.append(maker.make(source, shards[number], rng))
-        except Damage as error:
+        except CorruptSample as error:
             lost.append(error)
     return documents, lost
 
 
 def document_lengths(
-    config: Config, source: SourceConfig, documents: list[Document], lost: list[Damage]
+    config: Config, source: SourceConfig, documents: list[Document], lost: list[CorruptSample]
 ) -> dict[str, Any]:
     """How long the documents of a source are, and what of them a row holds."""
     counts = [count(document, config.decoder.label_tokens) for document in documents]

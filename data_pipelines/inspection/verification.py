@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mmfusion import launcher
-from mmfusion.errors import Damage, UserError
+from mmfusion.errors import CorruptSample, UserError
 
 from .. import storage
 from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
-from ..jobs import BAR, THREADS
 from ..samples import Sample, serves
-from ..scan import Contents, Member, scan
+from ..shard_writer import BAR, THREADS
 from ..shards import Block, Shards
+from ..tar_index import Contents, Member, scan
 from .damage_report import Report, listed
-from .findings import findings
+from .validate import findings
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -64,7 +64,7 @@ def verify(
     bar = tqdm(total=len(paths), desc="verify", unit="shard", bar_format=BAR, disable=rank > 0)
     with bar, ThreadPoolExecutor(THREADS) as pool, listed(listing, report) as write:
 
-        def say(path: str, damage: Damage) -> None:
+        def say(path: str, damage: CorruptSample) -> None:
             report.add(damage)
             write({"shard": path, "reason": damage.reason, "what": str(damage)})
 
@@ -86,7 +86,7 @@ def _shard(
     reindex: bool,
     pool: ThreadPoolExecutor,
     report: Report,
-    say: Callable[[Damage], None],
+    say: Callable[[CorruptSample], None],
     advance: Callable[[float], Any],
 ) -> Index | None:
     """Look at one shard; its index, if it has one."""
@@ -94,14 +94,14 @@ def _shard(
         walked = scan(path, digests=False)
         index = _indexed(path, reindex, report)
         shards = Shards([path]) if len(index) else None
-    except Damage as error:
+    except CorruptSample as error:
         say(error)
         advance(1)
         return None
     report.bytes += index.bytes
     report.samples += len(index)
     for lost in walked.lost:
-        say(Damage(lost.reason, f"{path}{':' if lost.name else ''}{lost.name}: {lost.what}"))
+        say(CorruptSample(lost.reason, f"{path}{':' if lost.name else ''}{lost.name}: {lost.what}"))
     torn = {lost.name for lost in walked.lost}
     for damage in _compare(path, index, walked, report):
         say(damage)
@@ -121,9 +121,9 @@ def _shard(
     return index
 
 
-def _no_use(path: str, key: str, members: list[Member]) -> Damage:
+def _no_use(path: str, key: str, members: list[Member]) -> CorruptSample:
     names = ", ".join(f"{key}.{member.ext}" for member in members[:4])
-    return Damage(
+    return CorruptSample(
         "shard",
         f"{path}: no task can use any of its samples; the first, {key}, has {names}. A name is "
         "cut at its first dot; a sample needs KEY.png, .jpg, .jpeg, .webp or .moments.npy, and "
@@ -154,7 +154,7 @@ def _indexed(path: str, reindex: bool, report: Report) -> Index:
     return index
 
 
-def _compare(path: str, index: Index, walked: Contents, report: Report) -> Iterator[Damage]:
+def _compare(path: str, index: Index, walked: Contents, report: Report) -> Iterator[CorruptSample]:
     """What the tar holds and the index does not know: nobody would read it."""
     for number in range(len(index)):
         key, members = index.sample(number)
@@ -169,14 +169,14 @@ def _compare(path: str, index: Index, walked: Contents, report: Report) -> Itera
         yield _unknown(path, "its header")
 
 
-def _unknown(path: str, what: str) -> Damage:
+def _unknown(path: str, what: str) -> CorruptSample:
     told = f"{path}:{what}: not in the shard's index; if the shard was changed on purpose, verify"
-    return Damage("member", f"{told} it with --reindex")
+    return CorruptSample("member", f"{told} it with --reindex")
 
 
 def _chunk(
     shards: Shards, index: Index, torn: set[str], quick: bool, served: Event, first: int
-) -> list[Damage]:
+) -> list[CorruptSample]:
     """What is damaged in `CHUNK` samples; `served` is set if one is of use."""
     end = min(first + CHUNK, len(index))
     start, stop, _ = index.span(first, end)
@@ -189,24 +189,24 @@ def _chunk(
             for number in range(first, end)
             for damage in _sample(shards, number, block, torn, quick, served)
         ]
-    except Damage as damage:  # the shard has gone, or its storage does not answer
+    except CorruptSample as damage:  # the shard has gone, or its storage does not answer
         return [damage]
 
 
 def _sample(
     shards: Shards, number: int, block: Block | None, torn: set[str], quick: bool, served: Event
-) -> Iterator[Damage]:
+) -> Iterator[CorruptSample]:
     whole = True
     try:
         sample = shards.read(0, number, block=block)
-    except Damage as damage:
+    except CorruptSample as damage:
         if damage.reason != "member":
             raise
         whole, sample = False, Sample({}, "")
         for ext in shards.extensions(number):
             try:
                 part = shards.read(0, number, (ext,), block)
-            except Damage as each:
+            except CorruptSample as each:
                 if each.reason != "member":
                     raise
                 yield each
@@ -223,7 +223,7 @@ def _sample(
 def _is_of_use(sample: Sample) -> bool:
     try:
         return serves(sample.extensions, sample.json())
-    except Damage:
+    except CorruptSample:
         return False
 
 

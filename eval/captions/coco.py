@@ -93,12 +93,14 @@ def pair(
         "pictures without a caption": [name for name in references if name not in results],
         "captions without references": [name for name in results if name not in references],
     }
-    told = " and ".join(f"{len(ids)} {what} ({_some(ids)})" for what, ids in alone.items() if ids)
+    message = " and ".join(
+        f"{len(ids)} {what} ({_some(ids)})" for what, ids in alone.items() if ids
+    )
     if not names:
-        raise UserError(f"no picture has both: {told}")
-    if told and not partial:
+        raise UserError(f"no picture has both: {message}")
+    if message and not partial:
         raise UserError(
-            f"{told}; a score needs them all, --partial scores the {len(names)} that have both"
+            f"{message}; a score needs them all, --partial scores the {len(names)} that have both"
         )
     return Paired(
         names,

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
-from mmfusion.data_pipelines.pictures import spelled
+from mmfusion.data_pipelines.images import spelled
 from mmfusion.data_pipelines.storage import beside, expand
 from mmfusion.errors import UserError, first_line
 from mmfusion.texts import read_text
 
-from ..corpus import Corpus
-from ..pictures import FolderPictures, PictureSet
+from ..captioned_dataset import CaptionedDataset
+from ..image_sets import FolderImages, ImageSet
 
 FORMS = '{"a.png": "a dog"}, lines of {"file_name": "a.png", "text": "a dog"}, or COCO annotations'
 
@@ -28,7 +28,7 @@ class Captioned:
         unused: how many texts had no picture.
     """
 
-    pictures: Sequence[Picture.Image] | PictureSet
+    pictures: Sequence[PILImage.Image] | ImageSet
     texts: list[str]
     digest: str
     unused: int = 0
@@ -55,24 +55,24 @@ def open_captioned(pictures: str, texts: Path | None) -> Captioned:
         if not any(folder.glob("*.tar")):
             if texts is None:
                 raise UserError(f"{pictures}: a folder of pictures needs --texts FILE, as {FORMS}")
-            return _paired(FolderPictures(str(folder)), texts)
+            return _paired(FolderImages(str(folder)), texts)
         pattern = f"{folder}/*.tar"
     elif not found:
         raise UserError(f"{pictures}: no such folder of pictures or shards; {beside(pictures)}")
     if texts is not None:
         raise UserError(f"{pictures}: shards have captions of their own; leave --texts away")
-    corpus = Corpus(pattern)
+    corpus = CaptionedDataset(pattern)
     shown = corpus.pictures()
     return Captioned(shown, [captions[0] for captions in corpus.captions], shown.digest)
 
 
-def _paired(shown: FolderPictures, file: Path) -> Captioned:
+def _paired(shown: FolderImages, file: Path) -> Captioned:
     """A folder's pictures with the texts of a file."""
-    told: dict[str, str] = {}
+    message: dict[str, str] = {}
     for name, text in read_texts(file).items():
-        told.setdefault(spelled(name, shown.name), text)
+        message.setdefault(spelled(name, shown.name), text)
     paths = [spelled(name, shown.name) for name in shown.names]
-    found = [told.get(path, told.get(os.path.splitext(path)[0])) for path in paths]
+    found = [message.get(path, message.get(os.path.splitext(path)[0])) for path in paths]
     without = [name for name, text in zip(shown.names, found, strict=True) if text is None]
     if without:
         raise UserError(
@@ -80,7 +80,7 @@ def _paired(shown: FolderPictures, file: Path) -> Captioned:
             f"needs one for each, as {FORMS}"
         )
     texts = [text for text in found if text is not None]
-    return Captioned(shown, texts, shown.digest, len(told) - len(texts))
+    return Captioned(shown, texts, shown.digest, len(message) - len(texts))
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -106,8 +106,8 @@ def read_texts(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"texts {path}: cannot be read ({first_line(error)})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"texts {path}: expected {FORMS} ({told})") from None
+        message = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"texts {path}: expected {FORMS} ({message})") from None
     texts: dict[str, str] = {}
     for name, text in rows:
         if not isinstance(name, str) or not isinstance(text, str):

@@ -10,7 +10,7 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.image import flat
 from mmfusion.errors import UserError
@@ -63,16 +63,16 @@ class Clip:
             )
             self._tokenizer = open_clip.get_tokenizer(source.model)
         except Exception as error:  # of open_clip, timm, transformers and torch
-            told = " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
+            message = " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
             raise UserError(
-                f"CLIP model {source.name}: cannot load {source.file} as {source.model} ({told})"
+                f"CLIP model {source.name}: cannot load {source.file} as {source.model} ({message})"
             ) from None
         self._model = self._model.float().eval().requires_grad_(False).to(device)
         preprocess = self._model.visual.preprocess_cfg
         self._preprocess = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
         config = [open_clip.get_model_config(source.model), self.quick_gelu, preprocess]
-        told = json.dumps(config, sort_keys=True, default=str)
-        self.version = hashlib.sha256(told.encode()).hexdigest()
+        message = json.dumps(config, sort_keys=True, default=str)
+        self.version = hashlib.sha256(message.encode()).hexdigest()
         self.identity = self.name, self.sha256, self.version, device.type
 
     @property
@@ -83,8 +83,8 @@ class Clip:
         act = "QuickGELU" if self.quick_gelu else "plain GELU"
         return f"{self.name}: weights of unknown origin, taken to be trained with {act}"
 
-    def embed_pictures(
-        self, pictures: Iterable[Picture.Image | np.ndarray], normalised: bool = True
+    def embed_images(
+        self, pictures: Iterable[PILImage.Image | np.ndarray], normalised: bool = True
     ) -> np.ndarray:
         """Embeddings (n, d), float32, of PIL pictures or of uint8 (H, W, 3) or (H, W) arrays.
 
@@ -106,11 +106,11 @@ class Clip:
         padding, *last = self._tokenizer(["", *texts], context_length=length)[:, -1]
         return sum(int(token != padding) for token in last)
 
-    def _pixels(self, picture: Picture.Image | np.ndarray) -> torch.Tensor:
+    def _pixels(self, picture: PILImage.Image | np.ndarray) -> torch.Tensor:
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8:
                 raise UserError(f"CLIP: expected a picture of uint8, got {picture.dtype}")
-            picture = Picture.fromarray(picture.squeeze())
+            picture = PILImage.fromarray(picture.squeeze())
         return self._preprocess(flat(picture))
 
     def _run(self, encode: torch.nn.Module, batch: torch.Tensor, normalised: bool) -> np.ndarray:

@@ -78,8 +78,8 @@ def find(spec: str) -> Source:
         try:
             file = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # of networks and hubs
-            told = first_line(error)
-            raise UserError(f"CLIP model {model}:{tag}: cannot be downloaded ({told})") from None
+            message = first_line(error)
+            raise UserError(f"CLIP model {model}:{tag}: cannot be downloaded ({message})") from None
         source = _source(f"{model}:{tag}", model, file, quick, {tag: entry}, remedy)
         return source._replace(known=True)
     if tagged:

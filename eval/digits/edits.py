@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.config import ModelConfig
-from mmfusion.data_pipelines.corpora.digits import captions
-from mmfusion.generation.masks import regenerated, region
+from mmfusion.data_pipelines.converters.digits import captions
+from mmfusion.generation.edit_masks import regenerated, region
 
-from ..answers import Answers
+from ..sample_store import SampleStore
 from .real import SIDE, Digits
 
 PICTURES = 6
@@ -21,7 +21,7 @@ MASKS = {
 """Pixels (8, 8) that are drawn anew."""
 
 
-def edit_sheet(answers: Answers, chosen: Digits) -> tuple[list[dict[str, Any]], bool]:
+def edit_sheet(answers: SampleStore, chosen: Digits) -> tuple[list[dict[str, Any]], bool]:
     """Six pictures under each mask, as another class and by a text that names a third one.
 
     Returns:
@@ -42,13 +42,13 @@ def edit_sheet(answers: Answers, chosen: Digits) -> tuple[list[dict[str, Any]], 
              "class": classes[i], "by_text": by_text[i], "text": texts[i]}
             for i in range(len(pictures))
         ]  # fmt: skip
-        shown = Picture.fromarray(mask.astype(np.uint8) * 255)
+        shown = PILImage.fromarray(mask.astype(np.uint8) * 255)
         rows.append({"name": name, "mask": shown, "cells": cells})
     return rows, kept
 
 
 def kept_identical(
-    config: ModelConfig, mask: np.ndarray, made: Sequence[Picture.Image], originals: np.ndarray
+    config: ModelConfig, mask: np.ndarray, made: Sequence[PILImage.Image], originals: np.ndarray
 ) -> bool:
     """Whether pixels of tokens that the mask does not touch are those of the originals."""
     rows, columns = config.image.grid

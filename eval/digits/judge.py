@@ -12,7 +12,7 @@ With five candidates for one number this hardly flatters the accuracy that is re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmfusion.errors import UserError
@@ -24,9 +24,9 @@ QUANTILE = 0.05
 """A copy is nearer to a training picture than all but this share of the real held-out ones."""
 
 
-def features(pictures: Sequence[Picture.Image] | np.ndarray) -> np.ndarray:
+def features(pictures: Sequence[PILImage.Image] | np.ndarray) -> np.ndarray:
     """Pictures, or 8-bit grey (n, H, W), as points (n, H * W): grey p becomes p / 127.5 - 1."""
-    grey = np.stack([np.asarray(p.convert("L")) if isinstance(p, Picture.Image) else p
+    grey = np.stack([np.asarray(p.convert("L")) if isinstance(p, PILImage.Image) else p
                      for p in pictures])  # fmt: skip
     return grey.reshape(len(grey), -1) / 127.5 - 1
 
@@ -60,7 +60,7 @@ class Judge:
         self.k, self.accuracy, self.n_held_out = CANDIDATES[best], scores[best], len(unseen)
         self.threshold = float(np.quantile(self._nearest(unseen)[1], QUANTILE))
 
-    def __call__(self, pictures: Sequence[Picture.Image] | np.ndarray) -> np.ndarray:
+    def __call__(self, pictures: Sequence[PILImage.Image] | np.ndarray) -> np.ndarray:
         """The digit that each picture shows, (n,).
 
         Raises:
@@ -69,12 +69,12 @@ class Judge:
         return self._neighbours.predict(self._points(pictures))
 
     def nearest(
-        self, pictures: Sequence[Picture.Image] | np.ndarray
+        self, pictures: Sequence[PILImage.Image] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Index of each picture's nearest training picture (n,) and its distance (n,)."""
         return self._nearest(self._points(pictures))
 
-    def memorised(self, pictures: Sequence[Picture.Image] | np.ndarray) -> float:
+    def memorised(self, pictures: Sequence[PILImage.Image] | np.ndarray) -> float:
         """Share of the pictures nearer to a training picture than `threshold`."""
         return float((self.nearest(pictures)[1] < self.threshold).mean())
 
@@ -82,7 +82,7 @@ class Judge:
         distances, indices = self._neighbours.kneighbors(points, 1)
         return indices[:, 0], distances[:, 0]
 
-    def _points(self, pictures: Sequence[Picture.Image] | np.ndarray) -> np.ndarray:
+    def _points(self, pictures: Sequence[PILImage.Image] | np.ndarray) -> np.ndarray:
         points = features(pictures)
         if points.shape[1] != self._neighbours.n_features_in_:
             raise UserError(

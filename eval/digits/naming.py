@@ -2,7 +2,7 @@
 
 import re
 
-from mmfusion.data_pipelines.corpora.digits import NAMES
+from mmfusion.data_pipelines.converters.digits import NAMES
 
 # A number such as 1.5 or 1,000 and a compound such as twenty-one are one word each.
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:[-'’]\w+)*")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
@@ -28,9 +28,9 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def drawn(self) -> list[Picture.Image]:
+    def drawn(self) -> list[PILImage.Image]:
         """The pictures as a pipeline takes them."""
-        return [Picture.fromarray(p) for p in self.pictures]
+        return [PILImage.fromarray(p) for p in self.pictures]
 
     def first(self, count: int | None) -> "Digits":
         """The first `count` (default: all), the classes taking turns."""

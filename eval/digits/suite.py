@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, TextSlot
 from mmfusion.config import ModelConfig
 from mmfusion.config.evaluation import Digits
-from mmfusion.data_pipelines.corpora.digits import CONTINUATION, captions
+from mmfusion.data_pipelines.converters.digits import CONTINUATION, captions
 from mmfusion.errors import UserError
-from mmfusion.generation.masks import region
+from mmfusion.generation.edit_masks import region
 
-from ..answers import Answers
 from ..captions.scores import score
 from ..metrics import frechet_distance
+from ..sample_store import SampleStore
 from .edits import edit_sheet, kept_identical
 from .judge import Judge, features
 from .naming import named_digit
@@ -38,7 +38,7 @@ Findings = tuple[dict[str, Any], dict[str, Cells]]
 class Suite:
     """The measurements of one model; each returns its findings."""
 
-    def __init__(self, answers: Answers, settings: Digits) -> None:
+    def __init__(self, answers: SampleStore, settings: Digits) -> None:
         """Read the real digits.
 
         Args:
@@ -113,7 +113,7 @@ class Suite:
         copies = [
             {
                 "picture": made[i],
-                "neighbour": Picture.fromarray(self.train.pictures[nearest[i]]),
+                "neighbour": PILImage.fromarray(self.train.pictures[nearest[i]]),
                 "distance": float(distance[i]),
                 "label": int(labels[i]),
             }
@@ -223,7 +223,7 @@ class Suite:
         cells = [
             {
                 "original": pictures[i],
-                "mask": Picture.fromarray(mask),
+                "mask": PILImage.fromarray(mask),
                 "label": int(labels[i]),
                 "same": same[i],
                 "judged_same": int(judged_same[i]),

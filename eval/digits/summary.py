@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..shown import Row
+from ..formatting import Row
 
 
 def summary(report: dict[str, Any]) -> list[Row]:

@@ -1,7 +1,7 @@
 """CLIP's picture embeddings as features, for FD-CLIP and the like."""
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.errors import UserError
 
@@ -27,5 +27,5 @@ class ClipExtractor(Extractor):
         self.doubt = self.clip.unsure
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        pictures = [Picture.fromarray(picture) for picture in pixels]
-        return {"features": self.clip.embed_pictures(pictures, normalised=False)}
+        pictures = [PILImage.fromarray(picture) for picture in pixels]
+        return {"features": self.clip.embed_images(pictures, normalised=False)}

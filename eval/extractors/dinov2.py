@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from torch import Tensor, nn
 from torchvision import transforms as T
 
@@ -73,9 +73,9 @@ class Dinov2Extractor(Extractor):
             ) from None
         digests = [sha256(path) for path in weights]
         self.sha256 = digests[0] if len(digests) == 1 else _digest(*digests)
-        told = {key: value for key, value in config.to_dict().items() if key not in UNIMPORTANT}
-        told |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
-        self.version = _digest(json.dumps(told, sort_keys=True, default=str))
+        message = {key: value for key, value in config.to_dict().items() if key not in UNIMPORTANT}
+        message |= {"size": SIZE, "mean": MEAN, "std": STD, "offset": OFFSET}
+        self.version = _digest(json.dumps(message, sort_keys=True, default=str))
         size = config.hidden_size, config.num_hidden_layers, config.patch_size
         if size != PUBLISHED:
             self.doubt = (
@@ -91,7 +91,7 @@ class Dinov2Extractor(Extractor):
         self.device = device
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        x = torch.stack([prepared(Picture.fromarray(picture)) for picture in pixels])
+        x = torch.stack([prepared(PILImage.fromarray(picture)) for picture in pixels])
         tokens = self.network(x.to(self.device)).last_hidden_state
         return {"features": tokens[:, 0].cpu().numpy()}
 

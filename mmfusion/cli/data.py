@@ -10,8 +10,8 @@ from mmfusion import launcher
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
-    from mmfusion.data_pipelines.jobs import Made
-    from mmfusion.data_pipelines.pictures import PictureReader
+    from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Made
 
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves 
 @app.command()
 def digits(output: Output = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
-    from mmfusion.data_pipelines.corpora.digits import write_digits
+    from mmfusion.data_pipelines.converters.digits import write_digits
 
     if (output / "split.json").is_file():
         typer.echo(f"already there: {output}")
@@ -48,7 +48,7 @@ def emoji(
     size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
 ) -> None:
     """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
-    from mmfusion.data_pipelines.corpora.emoji import FONT, write_emoji
+    from mmfusion.data_pipelines.converters.emoji import FONT, write_emoji
 
     _say(write_emoji(output, font or FONT, size), output)
 
@@ -76,7 +76,7 @@ def imagenet(
     most_lost: MostLost = 0.1,
 ) -> None:
     """Write pictures by class as shards, and classes.json."""
-    from mmfusion.data_pipelines.corpora.imagenet import write_imagenet
+    from mmfusion.data_pipelines.converters.imagenet import write_imagenet
 
     reader = _reader(size, format)
     made = write_imagenet(
@@ -106,8 +106,8 @@ def captions(
     most_lost: MostLost = 0.1,
 ) -> None:
     """Write captioned pictures as shards."""
-    from mmfusion.data_pipelines.corpora.captions import write_captions
-    from mmfusion.data_pipelines.corpora.tables import Wanted
+    from mmfusion.data_pipelines.converters.annotations import Wanted
+    from mmfusion.data_pipelines.converters.captions import write_captions
 
     wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
     reader = _reader(size, format)
@@ -148,9 +148,9 @@ def interleaved(
     most_lost: MostLost = 0.1,
 ) -> None:
     """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
-    from mmfusion.data_pipelines.corpora.content import Reading
-    from mmfusion.data_pipelines.corpora.interleaved import write_interleaved
-    from mmfusion.data_pipelines.corpora.splitting import Limits
+    from mmfusion.data_pipelines.converters.interleaved import write_interleaved
+    from mmfusion.data_pipelines.converters.interleaved_formats import Reading
+    from mmfusion.data_pipelines.converters.splitting import Limits
 
     made = write_interleaved(
         documents,
@@ -208,7 +208,7 @@ def tokenizer(
     if take and (shards or text):
         raise UserError("tokenizer: --take trains nothing; leave out --shards and --text")
     if take:
-        from mmfusion.data_pipelines.take_tokenizer import take_tokenizer
+        from mmfusion.data_pipelines.import_tokenizer import take_tokenizer
 
         typer.echo(f"wrote {take_tokenizer(take, output)}")
         return
@@ -216,18 +216,18 @@ def tokenizer(
         raise UserError("tokenizer: give --shards or --text to train it from, or --take one")
     from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
-    lines = corpus(shards or [], text or [], say=typer.echo)
+    lines = corpus(shards or [], text or [], report=typer.echo)
     typer.echo(f"wrote {train_tokenizer(lines, output, vocabulary)}")
 
 
-def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "PictureReader":
-    from mmfusion.data_pipelines.pictures import PictureReader
+def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "ImageReader":
+    from mmfusion.data_pipelines.images import ImageReader
 
-    return PictureReader(size, format)
+    return ImageReader(size, format)
 
 
 def _say(made: "Made", output: Path) -> None:
-    from mmfusion.data_pipelines.jobs import LOST, reasons
+    from mmfusion.data_pipelines.shard_writer import LOST, reasons
 
     typer.echo(f"wrote {made.new} of {made.shards + made.missing} shards to {output}")
     if made.missing:

@@ -11,7 +11,7 @@ import typer
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image as Picture
+    from PIL import Image as PILImage
 
     from mmfusion.pipeline import Pipeline
 
@@ -58,7 +58,7 @@ def generate(
     """Draw pictures from text prompts or class labels."""
     if bool(prompts) == bool(label):
         raise UserError("generate: give either prompts or --label")
-    from mmfusion.training.sheet import grid
+    from mmfusion.training.image_grid import grid
 
     asked = prompts or label or []
     wanted = asked * count
@@ -110,7 +110,7 @@ def edit(
     dtype: Dtype = None,
 ) -> None:
     """Draw a part of a picture anew and keep the rest."""
-    from mmfusion.generation.masks import REGIONS
+    from mmfusion.generation.edit_masks import REGIONS
 
     (place,) = _places(output)
     picture = _open(image)
@@ -196,7 +196,7 @@ def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
 
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
-    from mmfusion.generation.items import check_names
+    from mmfusion.generation.arguments import check_names
     from mmfusion.overrides import read_yaml
 
     options = {}
@@ -209,8 +209,8 @@ def _options(given: list[str] | None) -> dict[str, Any]:
     return options
 
 
-def _open(path: Path, remedy: str = "") -> "Picture.Image":
-    from mmfusion.codecs.image import open_picture
+def _open(path: Path, remedy: str = "") -> "PILImage.Image":
+    from mmfusion.codecs.image import open_image
 
     try:
         if not path.is_file():
@@ -220,7 +220,7 @@ def _open(path: Path, remedy: str = "") -> "Picture.Image":
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"picture {path}: cannot be read ({error.strerror})") from None
-    return open_picture(data, f"picture {path}")
+    return open_image(data, f"picture {path}")
 
 
 def _places(path: Path, count: int = 1) -> list[Path]:
@@ -232,12 +232,12 @@ def _places(path: Path, count: int = 1) -> list[Path]:
     Raises:
         UserError: nothing can be written there; before anything is drawn for it.
     """
-    from PIL import Image as Picture
+    from PIL import Image as PILImage
 
     suffix = path.suffix.lower()
-    format = Picture.registered_extensions().get(suffix)
+    format = PILImage.registered_extensions().get(suffix)
     if format and not path.is_dir():
-        if format not in Picture.SAVE:
+        if format not in PILImage.SAVE:
             raise UserError(f"{path}: cannot be written, {suffix} is only read; take .png")
         return [path]
     if suffix[1:].isalpha() and count == 1 and not path.is_dir():
@@ -254,14 +254,14 @@ def _free(folder: Path) -> Path:
     return next(p for p in (folder / NUMBERED.format(n) for n in numbers()) if not p.exists())
 
 
-def _save(picture: "Picture.Image", path: Path, exact: bool) -> None:
-    from PIL import Image as Picture
+def _save(picture: "PILImage.Image", path: Path, exact: bool) -> None:
+    from PIL import Image as PILImage
 
     factor = 1 if exact else max(1, SHOWN // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize(size, Picture.Resampling.NEAREST).save(path)
+        picture.resize(size, PILImage.Resampling.NEAREST).save(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
     note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""

@@ -31,11 +31,11 @@ def train(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     settings = load(config, overrides or [])
     if dry_run:
-        from mmfusion.training.plan import plan
+        from mmfusion.training.estimate import plan
 
         typer.echo(plan(settings, ranks))
         return
-    from mmfusion.data_pipelines.check import check_data
+    from mmfusion.data_pipelines.preflight import check_data
 
     check_data(settings, config)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.config import ImageConfig
-from mmfusion.errors import Damage, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
@@ -28,58 +28,58 @@ MOST_PIXELS = 100_000_000
 VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
 ORIENTATION = 0x0112  # in EXIF
 TURNS = {
-    2: Picture.Transpose.FLIP_LEFT_RIGHT,
-    3: Picture.Transpose.ROTATE_180,
-    4: Picture.Transpose.FLIP_TOP_BOTTOM,
-    5: Picture.Transpose.TRANSPOSE,
-    6: Picture.Transpose.ROTATE_270,
-    7: Picture.Transpose.TRANSVERSE,
-    8: Picture.Transpose.ROTATE_90,
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
 }
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # above all not EPS: it starts Ghostscript
 
 # Pillow's, of large pictures and damaged notes: both are judged here, and one picture can give
 # thousands.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Picture.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
-def open_picture(data: bytes, where: str) -> Picture.Image:
+def open_image(data: bytes, where: str) -> PILImage.Image:
     """Decode a picture and turn it upright; of an animation, the first frame.
 
     Raises:
         Damage: it is not a picture, is cut short, or is unreasonably large.
     """
     try:
-        picture = Picture.open(io.BytesIO(data), formats=FORMATS)
+        picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # decoders raise anything at damaged data
         reason = "no picture format that is read here" if "BytesIO" in str(error) else error
-        raise Damage("picture", f"{where}: {_unreadable(reason)}") from None
+        raise CorruptSample("picture", f"{where}: {_unreadable(reason)}") from None
     try:
         return upright(picture)
-    except Damage as error:
+    except CorruptSample as error:
         raise error.at(where) from None
 
 
-def upright(picture: Picture.Image) -> Picture.Image:
+def upright(picture: PILImage.Image) -> PILImage.Image:
     """A picture with its pixels read, turned as its EXIF notes say; one turned has no notes left.
 
     Raises:
         UserError: it is no PIL picture.
         Damage: its pixels cannot be read (its file is cut short, or closed), or are too many.
     """
-    if not isinstance(picture, Picture.Image):
+    if not isinstance(picture, PILImage.Image):
         raise UserError(
             f"expected a PIL picture, got {type(picture).__name__}; read a file with "
             "PIL.Image.open, an array with PIL.Image.fromarray"
         )
     if picture.width * picture.height > MOST_PIXELS:
         size = f"{picture.width} x {picture.height}"
-        raise Damage("picture", _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}"))
+        raise CorruptSample("picture", _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}"))
     try:
         picture.load()
     except Exception as error:
-        raise Damage("picture", _unreadable(error)) from None
+        raise CorruptSample("picture", _unreadable(error)) from None
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # a picture with damaged notes is still a picture
@@ -97,7 +97,7 @@ def _unreadable(why: object) -> str:
     return f"not a readable picture ({why or type(why).__name__})"
 
 
-def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
+def prepare(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
     """A picture's centre square at `size` pixels, as (size, size, channels) in 0..255.
 
     The crop of ADM (Dhariwal & Nichol 2021), whose reference statistics others compare with: halved
@@ -114,16 +114,16 @@ def prepare(picture: Picture.Image, size: int, channels: int) -> np.ndarray:
             picture = picture.crop((left, top, left + width, top + height))
         while min(picture.size) >= 2 * size:
             half = picture.width // 2, picture.height // 2
-            picture = picture.resize(half, Picture.Resampling.BOX)
+            picture = picture.resize(half, PILImage.Resampling.BOX)
         scale = size / min(picture.size)
         scaled = round(picture.width * scale), round(picture.height * scale)
-        picture = picture.resize(scaled, Picture.Resampling.BICUBIC)
+        picture = picture.resize(scaled, PILImage.Resampling.BICUBIC)
         left, top = (picture.width - size) // 2, (picture.height - size) // 2
         picture = picture.crop((left, top, left + size, top + size))
     return np.asarray(picture).reshape(size, size, channels)
 
 
-def flat(picture: Picture.Image) -> Picture.Image:
+def flat(picture: PILImage.Image) -> PILImage.Image:
     """The one form in which pictures are used: upright, 8 bits, opaque, of mode L or RGB.
 
     Transparent ones are laid on white. Wherever a picture comes from, this is its way in.
@@ -134,25 +134,25 @@ def flat(picture: Picture.Image) -> Picture.Image:
     """
     picture = upright(picture)
     if not min(picture.size):
-        raise Damage("picture", "the picture is empty: it has no pixels")
+        raise CorruptSample("picture", "the picture is empty: it has no pixels")
     if picture.mode in ("I", "F"):
-        raise Damage(
+        raise CorruptSample(
             "picture", f"pictures of mode {picture.mode} have no known range; save them with 8 bits"
         )
     try:
         if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-            return Picture.fromarray(np.rint(_sixteen_bits(picture) / 257).astype(np.uint8))
+            return PILImage.fromarray(np.rint(_sixteen_bits(picture) / 257).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             if picture.mode == "La":
                 picture = picture.convert("LA")
-            white = Picture.new("RGBA", picture.size, "white")
-            picture = Picture.alpha_composite(white, picture.convert("RGBA"))
+            white = PILImage.new("RGBA", picture.size, "white")
+            picture = PILImage.alpha_composite(white, picture.convert("RGBA"))
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # of odd palettes and colours
-        raise Damage("picture", f"the picture's colours cannot be read ({error})") from None
+        raise CorruptSample("picture", f"the picture's colours cannot be read ({error})") from None
 
 
-def _sixteen_bits(picture: Picture.Image) -> np.ndarray:
+def _sixteen_bits(picture: PILImage.Image) -> np.ndarray:
     """Values (H, W) of a grey picture of 16 bits, the one that means transparent as white."""
     values = np.asarray(picture)
     return np.where(values == picture.info.get("transparency", -1), 65535, values)
@@ -170,10 +170,10 @@ def unpatches(tokens: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarr
     )
 
 
-def to_picture(pixels: np.ndarray) -> Picture.Image:
+def to_image(pixels: np.ndarray) -> PILImage.Image:
     """(c, H, W) in [-1, 1] as an 8-bit picture, grey or colour."""
     bytes_ = np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
-    return Picture.fromarray(bytes_[0] if len(bytes_) == 1 else bytes_.transpose(1, 2, 0))
+    return PILImage.fromarray(bytes_[0] if len(bytes_) == 1 else bytes_.transpose(1, 2, 0))
 
 
 class ImageCodec(Protocol):
@@ -181,10 +181,10 @@ class ImageCodec(Protocol):
 
     config: ImageConfig
 
-    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
         """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
 
-    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
         """Normalised latent tokens (B, N, D) as pictures."""
 
 
@@ -194,15 +194,15 @@ class PixelCodec:
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
 
-    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
         c = self.config
         pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
         scaled = pixels.astype(np.float32) / 127.5 - 1
         return patches(scaled.transpose(0, 3, 1, 2), c.patch)
 
-    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
         cells = unpatches(tokens, self.config.grid, self.config.patch)
-        return [to_picture(pixels) for pixels in cells]
+        return [to_image(pixels) for pixels in cells]
 
 
 class AutoencoderCodec:
@@ -244,7 +244,7 @@ class AutoencoderCodec:
             )
         self.scale, self.shift = _scaling(config, vae.config)
 
-    def moments(self, pictures: list[Picture.Image]) -> np.ndarray:
+    def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
         """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
         c = self.config
         pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
@@ -254,15 +254,15 @@ class AutoencoderCodec:
             mean = (posterior.mean - self.shift) * self.scale
             return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
 
-    def encode(self, pictures: list[Picture.Image]) -> np.ndarray:
+    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
         return patches(self.moments(pictures)[:, 0], self.config.patch)
 
-    def decode(self, tokens: np.ndarray) -> list[Picture.Image]:
+    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
         cells = unpatches(tokens, self.config.grid, self.config.patch)
         raw = torch.from_numpy(cells.copy()).to(self.device) / self.scale + self.shift
         with torch.inference_mode():
             pixels = self.vae.decode(raw).sample.float().cpu().numpy()
-        return [to_picture(picture) for picture in pixels]
+        return [to_image(picture) for picture in pixels]
 
 
 def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS, Sampling
 from mmfusion.config.section import PathName, Section, faults
 
-PictureMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
+ImageMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
 CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
 
 
@@ -58,7 +58,7 @@ class Drawn(Asked):
     """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
     features: list[str] = Field(["inception"], min_length=1)
     """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, module:FILE, pixels."""
-    metrics: list[PictureMetric] = Field(
+    metrics: list[ImageMetric] = Field(
         ["fid", "sfid", "is", "precision", "recall", "kid"], min_length=1
     )
 

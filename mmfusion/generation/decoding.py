@@ -50,7 +50,7 @@ class Single:
         generators: list[torch.Generator],
         on_token: OnToken | None,
     ) -> None:
-        self.sampling, self.generators, self.tell = sampling, generators, on_token
+        self.sampling, self.generators, self.callback = sampling, generators, on_token
         self.unspeakable, self.ends = tokenizer.unspeakable, {tokenizer.end_id, tokenizer.image_id}
         self.said: list[list[int]] = [[] for _ in generators]
         self.alive = [True] * len(generators)
@@ -62,8 +62,8 @@ class Single:
             if self.alive[row]:
                 self.said[row].append(token)
                 feed[row] = token
-                if self.tell:
-                    self.tell(row, token)
+                if self.callback:
+                    self.callback(row, token)
         return feed
 
     def answers(self) -> list[list[int]]:
@@ -107,7 +107,7 @@ class Beams:
         device: torch.device,
         on_token: OnToken | None,
     ) -> None:
-        self.sampling, self.tell = sampling, on_token
+        self.sampling, self.callback = sampling, on_token
         self.unspeakable, self.end = tokenizer.unspeakable, tokenizer.end_id
         self.ends = torch.tensor([tokenizer.end_id, tokenizer.image_id], device=device)
         shape = (rows, sampling.beams)
@@ -148,8 +148,8 @@ class Beams:
         answers = [ids[:-1] if ids[-1] in ends else ids for ids in answers]
         for row, ids in enumerate(answers):
             for token in ids:
-                if self.tell:
-                    self.tell(row, token)
+                if self.callback:
+                    self.callback(row, token)
         return answers
 
     def _drop_hopeless(self) -> None:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from mmfusion.codecs.image import ImageCodec, upright
 from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError
-from mmfusion.generation.items import check_names, shown, whole
-from mmfusion.generation.masks import EditMask, regenerated
+from mmfusion.generation.arguments import check_names, shown, whole
+from mmfusion.generation.edit_masks import EditMask, regenerated
 from mmfusion.sequence import Image, Label, Segment, Text, count
 
 COMMON = ("seed", "batch_size", "on_picture", "on_token", "progress")
@@ -30,7 +30,7 @@ OWN = {
 MOST_DIGITS = 20  # of a class number in text
 
 
-class Slot:
+class PromptSlot:
     """A place in a prompt to be filled; keyword arguments override `Sampling` options there."""
 
     def __init__(self, **options: Any) -> None:
@@ -40,20 +40,20 @@ class Slot:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
 
 
-class ImageSlot(Slot):
+class ImageSlot(PromptSlot):
     """A picture is wanted here."""
 
 
-class TextSlot(Slot):
+class TextSlot(PromptSlot):
     """Text is wanted here."""
 
 
-PromptItem = str | Picture.Image | Slot
+PromptItem = str | PILImage.Image | PromptSlot
 Prompt = list[PromptItem]
 
 
 @dataclass(frozen=True)
-class ImagePart:
+class ImageRequest:
     """A picture to generate; with `keep` (N,), those tokens of `latents` (N, D) stay."""
 
     sampling: Sampling
@@ -62,13 +62,13 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
-class TextPart:
+class TextRequest:
     """Text to generate."""
 
     sampling: Sampling
 
 
-Part = Segment | ImagePart | TextPart
+PromptPart = Segment | ImageRequest | TextRequest
 
 
 class PromptReader:
@@ -124,15 +124,15 @@ class PromptReader:
             raise UserError(f"expected an answer of text, got {type(text).__name__}")
         return self.tokenizer.answer(" ".join(clean(text).split()))
 
-    def image_slot(self, task: str, options: dict[str, Any]) -> ImagePart:
+    def image_slot(self, task: str, options: dict[str, Any]) -> ImageRequest:
         """A picture to be generated."""
-        return ImagePart(self.sampling(task, options))
+        return ImageRequest(self.sampling(task, options))
 
-    def text_slot(self, task: str, options: dict[str, Any]) -> TextPart:
+    def text_slot(self, task: str, options: dict[str, Any]) -> TextRequest:
         """Text to be written."""
         if self.tokenizer is None:
             raise UserError("this model reads and writes no text: it has no tokenizer")
-        return TextPart(self.sampling(task, options))
+        return TextRequest(self.sampling(task, options))
 
     def label(self, label: int | str) -> Label:
         """A class by number or name."""
@@ -151,38 +151,38 @@ class PromptReader:
             )
         return Label(int(number))
 
-    def picture(self, picture: Picture.Image) -> Image:
+    def picture(self, picture: PILImage.Image) -> Image:
         """A given picture."""
         return Image(self.codec.encode([picture])[0], self.config.image.grid[1])
 
     def edit(
-        self, picture: Picture.Image, mask: EditMask, task: str, options: dict[str, Any]
-    ) -> ImagePart:
+        self, picture: PILImage.Image, mask: EditMask, task: str, options: dict[str, Any]
+    ) -> ImageRequest:
         """A picture of which the masked tokens are generated anew."""
         picture = upright(picture)
         keep = ~regenerated(mask, self.config.image, picture.size)
-        return ImagePart(self.sampling(task, options), self.picture(picture).latents, keep)
+        return ImageRequest(self.sampling(task, options), self.picture(picture).latents, keep)
 
-    def given(self, prompt: str | Picture.Image | Sequence[str | Picture.Image]) -> list[Segment]:
+    def given(self, prompt: str | PILImage.Image | Sequence[str | PILImage.Image]) -> list[Segment]:
         """What an answer is given: a text, a picture, or a list of them."""
-        items = [prompt] if isinstance(prompt, (str, Picture.Image)) else prompt
+        items = [prompt] if isinstance(prompt, (str, PILImage.Image)) else prompt
         if not isinstance(items, (list, tuple)):
             raise UserError(
                 f"a prompt is a str, a PIL picture or a list of them, not {type(prompt).__name__}"
             )
         return [self.text(i) if isinstance(i, str) else self.picture(i) for i in items]
 
-    def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[Part]:
+    def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[PromptPart]:
         """An interleaved prompt.
 
         Raises:
             UserError: it has no slot, or an item of another kind.
         """
-        parts: list[Part] = []
+        parts: list[PromptPart] = []
         for item in prompt:
             if isinstance(item, str):
                 parts.append(self.text(item))
-            elif isinstance(item, Picture.Image):
+            elif isinstance(item, PILImage.Image):
                 parts.append(self.picture(item))
             elif isinstance(item, ImageSlot):
                 parts.append(self.image_slot("interleaved", {**options, **item.options}))
@@ -193,41 +193,41 @@ class PromptReader:
                     f"a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
                     f"{type(item).__name__}"
                 )
-        if not any(isinstance(item, Slot) for item in prompt):
+        if not any(isinstance(item, PromptSlot) for item in prompt):
             raise UserError(
                 "the prompt has no slot: put mmfusion.ImageSlot() or mmfusion.TextSlot() where "
                 "something is to be generated"
             )
         return parts
 
-    def room(self, part: Part) -> int:
+    def room(self, part: PromptPart) -> int:
         """Tokens that a part takes in the cache."""
-        if isinstance(part, ImagePart):
+        if isinstance(part, ImageRequest):
             return self.config.image.tokens
-        if isinstance(part, TextPart):
+        if isinstance(part, TextRequest):
             return part.sampling.max_new_tokens + 2
         return count([part], self.config.decoder.label_tokens).tokens
 
-    def check_length(self, parts: Sequence[Part], what: str = "the prompt") -> None:
+    def check_length(self, parts: Sequence[PromptPart], what: str = "the prompt") -> None:
         """Refuse a prompt that is longer than anything the model was trained on."""
         limit = self.config.row_length
         used = sum(self.room(part) for part in parts)
         if used > limit:
-            lower = any(isinstance(part, TextPart) for part in parts)
+            lower = any(isinstance(part, TextRequest) for part in parts)
             raise UserError(
                 f"{what} takes {used} tokens with its answers, the model's rows hold {limit}; "
                 f"shorten it{', or lower max_new_tokens' if lower else ''}"
             )
 
 
-def shape_of(parts: Sequence[Part]) -> tuple:
+def shape_of(parts: Sequence[PromptPart]) -> tuple:
     """What must be equal for prompts to be answered side by side."""
 
-    def one(part: Part) -> tuple:
-        if isinstance(part, ImagePart):
+    def one(part: PromptPart) -> tuple:
+        if isinstance(part, ImageRequest):
             kept = 0 if part.keep is None else int(part.keep.sum())
             return "image", part.sampling.model_dump_json(), kept
-        if isinstance(part, TextPart):
+        if isinstance(part, TextRequest):
             return "text", part.sampling.model_dump_json()
         return (type(part).__name__,)
 

@@ -57,8 +57,8 @@ class Session:
     @torch.inference_mode()
     def append(self, segments: list[Segment]) -> None:
         """Append one clean segment to each row, and its null form to the row's twin."""
-        twins = [segment.null() for segment in segments] if self.guided else []
-        self._append([*segments, *twins])
+        unconditional = [segment.null() for segment in segments] if self.guided else []
+        self._append([*segments, *unconditional])
 
     @torch.inference_mode()
     def image(

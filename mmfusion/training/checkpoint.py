@@ -28,8 +28,8 @@ from mmfusion import files, manifest
 from mmfusion.config import Config, save
 from mmfusion.errors import UserError
 from mmfusion.training.ema import Ema
-from mmfusion.training.partition import MOMENTS, Piece, moments
 from mmfusion.training.together import together
+from mmfusion.training.zero_shards import MOMENTS, Piece, moments
 
 log = logging.getLogger("mmfusion")
 WEIGHT, EMA = "weight", "ema"

@@ -6,7 +6,7 @@ At a decay of 0.9999 a bf16 average would round every update away (section 4 use
 import torch
 from torch import Tensor
 
-from mmfusion.training.partition import Piece
+from mmfusion.training.zero_shards import Piece
 
 
 class Ema:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 from mmfusion.training.ema import Ema
-from mmfusion.training.partition import MOMENTS, Piece, moments
+from mmfusion.training.zero_shards import MOMENTS, Piece, moments
 
 PATIENCE = 3
 """Steps in a row that may go wrong; with the last of them a run ends."""

@@ -23,11 +23,11 @@ from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
 from mmfusion.training.health import PATIENCE, Health
-from mmfusion.training.metrics import Lost, Metrics
-from mmfusion.training.partition import pieces
+from mmfusion.training.image_grid import sample_sheet
+from mmfusion.training.metrics import Metrics, SkippedLog
 from mmfusion.training.schedule import learning_rate, progress
-from mmfusion.training.sheet import sample_sheet
 from mmfusion.training.together import Stop, together
+from mmfusion.training.zero_shards import pieces
 
 log = logging.getLogger("mmfusion")
 
@@ -138,7 +138,7 @@ class Trainer:
         """The signal that ended it, or 0."""
         train, state = self.config.train, self.state
         started = time.monotonic() - state.seconds
-        lost = Lost(self.output, state.step, self.rank)
+        lost = SkippedLog(self.output, state.step, self.rank)
         window = torch.zeros(5, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)

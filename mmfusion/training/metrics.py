@@ -58,7 +58,7 @@ class Metrics:
                 self._board.close()
 
 
-class Lost:
+class SkippedLog:
     """What a rank's data could not be used: `lost/rank-00000.jsonl`, one line a sample."""
 
     def __init__(self, folder: Path, first_step: int, rank: int) -> None:

@@ -47,15 +47,15 @@ def fid(
     """
     from mmfusion.eval.distribution import METRICS, impossible, key_of, measure
     from mmfusion.eval.extractors import make_extractor
-    from mmfusion.eval.pictures import open_pictures
+    from mmfusion.eval.image_sets import open_images
 
     asked = [name for name in (metrics or "").replace(",", " ").lower().split() if name]
     for name in asked:
         if name not in METRICS:
             raise UserError(f"--metrics {name}: choose from {', '.join(METRICS)}")
     check_output(output)
-    made = open_pictures(pictures, size)
-    real = open_pictures(reference, size) if reference else None
+    made = open_images(pictures, size)
+    real = open_images(reference, size) if reference else None
     extractor = make_extractor(features)
     figures = measure(made, real, extractor, asked or None, work)
     if figures:  # else they are another rank's

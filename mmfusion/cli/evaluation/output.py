@@ -19,7 +19,7 @@ def check_output(output: Path | None) -> None:
 
 def show(entries: dict[str, Any], output: Path | None) -> None:
     """Print a table of the figures among the entries, and write all of them."""
-    from mmfusion.eval.shown import save, table
+    from mmfusion.eval.formatting import save, table
 
     typer.echo(table(entries))
     if output:

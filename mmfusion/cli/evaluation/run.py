@@ -58,7 +58,7 @@ def evaluate(
 
 def _tell(report: dict[str, Any], last: str) -> None:
     from mmfusion.eval.digits.summary import summary
-    from mmfusion.eval.shown import columns, table
+    from mmfusion.eval.formatting import columns, table
 
     if "judge" in report:
         typer.echo("\n".join(["\nthe digits suite", *columns(summary(report))]))

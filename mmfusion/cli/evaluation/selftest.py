@@ -21,8 +21,8 @@ def selftest(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file")] = None,
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
+    from mmfusion.eval.formatting import save
     from mmfusion.eval.selftest import checks, run
-    from mmfusion.eval.shown import save
 
     check_output(output)
     done: list[dict] = []

@@ -1,0 +1,118 @@
+"""scikit-learn's 1,797 real handwritten digits (8x8) as shards for all four tasks.
+
+The split is fixed: 1,500 for training and 297 held out, stratified, seed 0; it is written to
+`split.json`. The pictures are 8-bit grey: value v of 0..16 becomes round(v * 255 / 16).
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from mmfusion import files
+from mmfusion.rng import generator
+
+from ..shards import write_shards
+from ..tokenizer import train_tokenizer
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+CAPTIONS = [
+    "a handwritten {name}",
+    "the digit {number}",
+    "the number {name}",
+    "a picture of a {name}",
+    "somebody wrote the digit {name}",
+    "{name}, drawn by hand",
+    "this is the numeral {number}",
+    "a small grey image of the number {number}",
+    "handwriting that shows a {name}",
+    "the figure {number} in pen",
+]
+CONTINUATION = "then comes"
+HELD_OUT = 297
+PAIRS = 4  # interleaved samples that begin with each training picture
+
+
+def captions(label: int) -> list[str]:
+    """The differently worded captions of a digit."""
+    return [caption.format(name=NAMES[label], number=label) for caption in CAPTIONS]
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (1797, 8, 8) of 8-bit grey, and labels (1797,)."""
+    from sklearn.datasets import load_digits as load
+
+    values, labels = load(return_X_y=True)
+    grey = np.rint(values * (255 / 16)).astype(np.uint8)
+    return grey.reshape(-1, 8, 8), labels.astype(int)
+
+
+def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and the held-out samples."""
+    from sklearn.model_selection import train_test_split
+
+    train, held_out = train_test_split(
+        np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=0
+    )
+    return np.sort(train), np.sort(held_out)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An 8-bit array as a PNG file."""
+    file = io.BytesIO()
+    PILImage.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def write_digits(folder: Path) -> None:
+    """Write `train`, `held_out` and `interleaved` shards, the tokenizer and the split."""
+    pictures, labels = load_digits()
+    train, held_out = split_digits(labels)
+    for name, part in (("train", train), ("held_out", held_out)):
+        write_shards(
+            folder,
+            name,
+            (
+                (
+                    f"digit{i:04d}",
+                    {
+                        "json": {"label": int(labels[i]), "captions": captions(labels[i])},
+                        "png": png(pictures[i]),
+                    },
+                )
+                for i in part
+            ),
+        )
+    write_shards(folder, "interleaved", _interleaved(pictures, labels, train), per_shard=10_000)
+    corpus = [caption for label in range(10) for caption in captions(label)]
+    train_tokenizer([*corpus, CONTINUATION, *NAMES], folder / "tokenizer.model", 512)
+    split = {"train": train.tolist(), "held_out": held_out.tolist()}
+    files.write(folder / "split.json", json.dumps(split).encode())
+
+
+def _interleaved(
+    pictures: np.ndarray, labels: np.ndarray, part: np.ndarray
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A digit, "then comes", the next digit's name and a picture of it (after nine comes zero)."""
+    for i in part:
+        following = (labels[i] + 1) % 10
+        rng = generator("digits", "interleaved", int(i))
+        for pair, j in enumerate(rng.choice(part[labels[part] == following], PAIRS, False)):
+            content = [
+                {"image": "0.png"},
+                {"text": CONTINUATION},
+                {"answer": NAMES[following]},
+                {"image": "1.png", "target": True},
+            ]
+            yield (
+                f"pair{i:04d}_{pair}",
+                {
+                    "json": {"content": content},
+                    "0.png": png(pictures[i]),
+                    "1.png": png(pictures[j]),
+                },
+            )

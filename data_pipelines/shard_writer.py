@@ -1,0 +1,359 @@
+"""What the preparation jobs share: shards made side by side by any number of processes and hosts.
+
+A job is a list of parts, and each part becomes one shard. The same command may run many times at
+once (`torchrun --nproc-per-node 8 -m mmfusion data ...`) and over again: a process claims a shard
+by a lock, which goes when the process goes, makes it, and renames it into place. What is there is
+left alone. Items that cannot be used are left out, counted by reason and listed in `lost/`.
+"""
+
+import glob
+import gzip
+import io
+import json
+import logging
+import os
+import re
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from mmfusion import files, launcher, locks
+from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.rng import generator
+from mmfusion.texts import begin
+
+from .shards import Members, write_shard
+from .storage import LOST
+
+T = TypeVar("T")
+Sample = tuple[str, Members]
+
+log = logging.getLogger("mmfusion")
+THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing run outside Python's lock
+MOST_WARNINGS = 10  # bad items named one by one; all are listed
+TOLERATED = 10  # losses that are too few to say anything about a rate
+
+
+@dataclass
+class Made:
+    """What a job did.
+
+    Attributes:
+        shards: how many are there now.
+        new: how many of them this process made.
+        missing: how many other processes are still at work on.
+        items: how many this process looked at.
+        lost: how many of all items were left out, by reason.
+    """
+
+    shards: int = 0
+    new: int = 0
+    missing: int = 0
+    items: int = 0
+    lost: Counter = field(default_factory=Counter)
+
+
+class ShardJob(Generic[T]):
+    """What becomes one shard: items by number, each made when it is asked for, by any thread."""
+
+    def __init__(self, items: "Sequence[int] | np.ndarray", make: Callable[[int], T]) -> None:
+        self.items, self.make = items, make
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> T:
+        return self.make(int(self.items[place]))
+
+
+def shuffled(count: int, seed: int | None) -> np.ndarray:
+    """The numbers from 0, shuffled by `seed`; None keeps their order.
+
+    Training takes neighbours in a shard near each other in time.
+    """
+    return np.arange(count) if seed is None else generator("shards", seed).permutation(count)
+
+
+def cut(
+    output: Path,
+    name: str,
+    order: np.ndarray,
+    make: Callable[[int], T],
+    per_shard: int = 2000,
+) -> dict[Path, Callable[[], ShardJob[T]]]:
+    """Items in an order, such as `shuffled`, as parts of one size for `name-00000.tar`, ..."""
+
+    def part(start: int) -> ShardJob[T]:
+        return ShardJob(order[start : start + per_shard], make)
+
+    starts = range(0, len(order), per_shard)
+    return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
+
+
+def write_parts(
+    parts: Mapping[Path, Callable[[], ShardJob[T]]],
+    name: str,
+    what: str,
+    settings: dict[str, Any],
+    finish: Callable[[Iterator[T]], Iterable[Sample]] | None = None,
+    header: dict[str, Any] | None = None,
+    most_lost: float = 0.1,
+) -> Made:
+    """Make those of the shards that are not there yet and that nobody else is making.
+
+    Args:
+        parts: shard to be made -> what opens its part. An item is made into a list of samples
+            (key, members), or into something else that `finish` makes samples of.
+        name: of the shards, for the file beside them that keeps their settings.
+        what: shown beside the bar, and in messages.
+        settings: JSON of all that the shards depend on. Beside shards made with others, none are
+            made.
+        finish: items to samples, all those of a shard at once.
+        header: kept in each shard.
+        most_lost: share of the items that may be unusable.
+
+    Raises:
+        UserError: there is nothing to make, other shards are in the way, or too many items are
+            unusable.
+    """
+    if not parts:
+        raise UserError(f"{what}: there is nothing to read")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"--name {name!r}: letters, digits, `_`, `-` and `.` alone")
+    _same_settings(list(parts), name, settings)
+    made = Made()
+    rank, world, *_ = launcher.place()
+    paths = list(parts)
+    first = rank * len(paths) // world
+    bar = tqdm(total=len(paths), desc=what, unit="shard", disable=rank > 0, bar_format=BAR)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
+        for number in [*range(first, len(paths)), *range(first)]:
+            path = paths[number]
+            with claim(path, static=number % world == rank) as mine:
+                if not mine:
+                    bar.update(path.exists())
+                    continue
+                lost: list[dict[str, Any]] = []
+                items = _each(parts[path](), pool, bar, made, lost, most_lost, what)
+                samples = finish(items) if finish else (s for found in items for s in found)  # type: ignore[attr-defined]
+                write_shard(path, _listing(samples, path, lost), header)
+                made.new += 1
+                bar.n = round(bar.n)
+    made.shards = sum(path.exists() for path in paths)
+    made.missing = len(paths) - made.shards
+    made.lost = Counter(entry["reason"] for path in paths for entry in lost_items(path))
+    return made
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
+
+
+def _each(
+    part: ShardJob[T],
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+    made: Made,
+    lost: list[dict[str, Any]],
+    most_lost: float,
+    what: str,
+) -> Iterator[T]:
+    """The items of a part in order, made by threads a little ahead; what is damaged, to `lost`."""
+    ahead: deque[tuple[int, Future[T]]] = deque()
+    numbers, finished = iter(range(len(part))), bar.n
+    while True:
+        for number in numbers:
+            ahead.append((number, pool.submit(part.__getitem__, number)))
+            if len(ahead) >= 4 * THREADS:
+                break
+        if not ahead:
+            return
+        number, future = ahead.popleft()
+        made.items += 1
+        try:
+            yield future.result()
+        except CorruptSample as error:
+            item = int(part.items[number])
+            lost.append({"item": item, "reason": error.reason, "what": str(error)})
+            made.lost[error.reason] += 1
+            total = made.lost.total()
+            if total <= MOST_WARNINGS:
+                log.warning("left out: %s", error)
+            expected = made.items - number - 1 + len(part)  # items, at the end of this part
+            if total > TOLERATED + most_lost * expected or total == len(part) == made.items:
+                raise UserError(
+                    f"{what}: {total} of {made.items} items cannot be used ({reasons(made.lost)}); "
+                    f"the last: {error}"
+                ) from None
+        bar.n = finished + (number + 1) / len(part)
+        bar.update(0)
+
+
+def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) -> Iterator[Sample]:
+    """The samples; after the last one, what was left out is written down."""
+    yield from samples
+    listed = path.parent / LOST / f"{path.stem}.jsonl"
+    if lost:
+        files.write(listed, "".join(json.dumps(entry) + "\n" for entry in lost).encode())
+    else:
+        files.remove(listed)
+
+
+def lost_items(shard: Path) -> list[dict[str, Any]]:
+    """What was left out of a shard when it was made: `item`, `reason` and `what` of each."""
+    try:
+        text = (shard.parent / LOST / f"{shard.stem}.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def reasons(counts: Counter) -> str:
+    """Losses by reason: "3 picture, 1 caption"."""
+    return ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+
+
+@contextmanager
+def claim(path: Path, static: bool = True) -> Iterator[bool]:
+    """Whether this process is the one to make a file: it is not there, and nobody else is at it.
+
+    The claim is a lock, and goes with its process. Where the file system has no locks, `static`
+    says whose it is.
+    """
+    if path.exists():
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.locked(path, wait=False) as held:
+        mine = static if held is None else held
+        if held:
+            files.remove_leftovers(path)
+        yield mine and not path.exists()
+
+
+def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> None:
+    """Write the settings beside the shards, or make sure that they are those."""
+    folder = paths[0].parent
+    path = folder / f"{name}.settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    if not path.exists():
+        if _there(paths, name):
+            raise UserError(
+                f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
+                "made; delete them, or give another --output or --name"
+            )
+        files.create(path, text.encode())
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
+    after = json.loads(text)
+    if before != after and not _under_way(paths) and not _there(paths, name):
+        files.write(path, text.encode())  # those of a run that came to nothing
+    elif before != after:
+        changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+        raise UserError(
+            f"{folder}: its shards {name}-*.tar were made with other settings ("
+            + ", ".join(f"{k}: {before.get(k)!r}, now {after.get(k)!r}" for k in changed[:3])
+            + f"); delete them and {path.name}, or give another --output or --name"
+        )
+
+
+def _under_way(paths: list[Path]) -> bool:
+    """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
+    for path in paths:
+        if path.with_name(f".{path.name}.lock").exists():
+            with locks.locked(path, wait=False) as held:
+                if held is False:
+                    return True
+    return False
+
+
+def _there(paths: list[Path], name: str) -> bool:
+    others = paths[0].parent.glob(f"{glob.escape(name)}-*.tar")
+    numbered = re.compile(re.escape(name) + r"-\d{5,}")
+    return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
+
+
+class JsonLines:
+    """The lines of a JSONL, by place; only where they begin is held in memory.
+
+    What is compressed (`.gz`) has no places to begin at, and is held as a whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Find the lines.
+
+        Raises:
+            UserError: the file cannot be read, or holds nothing.
+        """
+        self.path = path
+        self._whole: bytes | None = None
+        starts, numbers, at = [], [], 0
+        try:
+            if path.suffix == ".gz":
+                self._whole = gzip.decompress(path.read_bytes())
+            with self.open() as file:
+                for number, line in enumerate(file, 1):
+                    if not at:
+                        begin(line, path)
+                    if line.strip():
+                        starts.append(at)
+                        numbers.append(number)
+                    at += len(line)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+        if not starts:
+            raise UserError(f"{path}: holds no lines; expected one JSON object a line")
+        self._starts, self._numbers = np.array([*starts, at]), np.array(numbers)
+
+    def open(self) -> BinaryIO:
+        """The file, decompressed."""
+        return self.path.open("rb") if self._whole is None else io.BytesIO(self._whole)
+
+    def lines(self) -> Iterator[bytes]:
+        """All of them, in order."""
+        with self.open() as file:
+            yield from (line for line in file if line.strip())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def where(self, place: int) -> str:
+        """File and line number, for messages."""
+        return f"{self.path}:{self._numbers[place]}"
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """The object on a line.
+
+        Raises:
+            Damage: it is not one.
+        """
+        with self.open() as file:
+            file.seek(self._starts[place])
+            line = file.readline()
+        return facts(line, self.where(place))
+
+
+def facts(line: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Damage: it is not one.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorruptSample("json", f"{where}: not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CorruptSample("json", f"{where}: expected a JSON object")
+    return found

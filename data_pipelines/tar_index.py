@@ -1,0 +1,222 @@
+"""What a tar shard holds and where, found by reading it from end to end.
+
+A damaged tar loses no more than what is damaged: after a header that cannot be read, the next one
+that can be is looked for. What is lost is listed with its reason.
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from mmfusion.errors import CorruptSample, printable
+
+from . import storage
+
+HEADER = "__mmfusion__"  # webdataset, too, passes over names of this form
+BLOCK = 512  # bytes; a tar consists of such blocks
+MOST_HEADER = 1 << 20  # bytes of a shard's header
+MOST_EXTENDED = 1 << 20  # bytes of an extended header: a long name, or PAX facts
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+MOST_NAME = 4096  # characters of a member's name
+MOST_TOLD = 200  # characters of a name in a message
+MOST_HOLES = 1000  # damaged places after which the rest of a shard is left unread
+
+
+class Member(NamedTuple):
+    """One file of a sample."""
+
+    ext: str
+    offset: int
+    size: int
+    digest: bytes
+
+
+class LostPart(NamedTuple):
+    """A part of a shard that cannot be used."""
+
+    name: str
+    reason: str
+    what: str
+
+
+class Header(tarfile.TarInfo):
+    """A tar's header that does not let tarfile read an extended header of any size to memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Header":
+        """A header from its 512 bytes.
+
+        Raises:
+            Damage: what follows it is an extended header of more than `MOST_EXTENDED` bytes.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENDED and not 0 <= header.size <= MOST_EXTENDED:
+            raise CorruptSample("shard", f"an extended header of {header.size:,} bytes")
+        return header
+
+
+@dataclass
+class Contents:
+    """What reading a shard from end to end found."""
+
+    bytes: int
+    header: dict = field(default_factory=dict)
+    samples: dict[str, dict[str, Member]] = field(default_factory=dict)
+    lost: list[LostPart] = field(default_factory=list)
+
+
+def scan(shard: str, digests: bool = True) -> Contents:
+    """Read a shard from end to end; without `digests`, only the tar's own headers.
+
+    Raises:
+        Damage: it cannot be read, or nothing of it is a tar file.
+    """
+    contents = Contents(storage.size(shard))
+    try:
+        with storage.open_file(shard) as file:
+            for member in plain_files(file, contents):
+                _take(member, file, contents, digests)
+    except (OSError, tarfile.TarError) as error:
+        raise CorruptSample("shard", f"shard {shard}: cannot be read ({error})") from None
+    empty = not contents.header and contents.bytes > tarfile.RECORDSIZE
+    if not contents.samples and (contents.lost or empty):
+        what = contents.lost[0].what if contents.lost else "nothing in it is a part of a sample"
+        raise CorruptSample("shard", f"shard {shard}: not a tar file with samples ({what})")
+    return contents
+
+
+def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[tarfile.TarInfo]:
+    """The plain files of a tar that are whole; what is not goes to `contents.lost`.
+
+    The tar may lie in another file: from `start` to `contents.bytes`.
+    """
+    at, size = start, contents.bytes
+    hole: int | None = None
+    why = ""
+    for _ in range(MOST_HOLES):
+        end, cut, told = at, False, ""
+        try:
+            file.seek(at)
+            with tarfile.TarFile(fileobj=file, mode="r", tarinfo=Header) as tar:
+                while not cut and (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    if member.size < 0 or tar.offset <= end:
+                        raise ValueError("a size that leads back")
+                    cut = member.offset_data + member.size > size
+                    if cut:
+                        contents.lost.append(_lost(member, "shard", "it is cut short"))
+                    elif member.isreg() and not member.issparse():
+                        yield member
+                    elif not member.isdir():
+                        contents.lost.append(_lost(member, "member", "no plain file"))
+                    end = member.offset_data if cut else tar.offset
+                end = end if cut else tar.offset
+        except OSError:
+            raise
+        except CorruptSample as error:
+            told = f" ({error})"
+        except Exception:  # a header that cannot be read, at `end`: tarfile raises many things
+            pass
+        marked = not cut and _is_zero(file, end)  # the end, or a hole in the file
+        found = _next_header(file, end if cut else end + BLOCK, size)
+        if found is None and marked:
+            return
+        if cut:
+            hole = None
+        else:
+            if end == at and hole is not None:  # it goes on
+                contents.lost.pop()
+            else:
+                hole, why = end, told
+            what = f"bytes {hole} to {found or size} are no members{why}"
+            if end + BLOCK > size:
+                what = "the end mark is missing: it was cut short"
+            contents.lost.append(LostPart("", "shard", what))
+        if found is None:
+            return
+        at = found
+    contents.lost.append(
+        LostPart("", "shard", f"bytes {at} to {size}: the rest, after so much damage")
+    )
+
+
+def _is_zero(file: BinaryIO, at: int) -> bool:
+    file.seek(at)
+    block = file.read(BLOCK)
+    return len(block) == BLOCK and not any(block)
+
+
+def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
+    """Where the next block that is a member's header lies."""
+    at = start
+    while at < size:
+        file.seek(at)
+        read = file.read(min(BLOCK * 2048, size - at))
+        for place in range(0, len(read) - BLOCK + 1, BLOCK):
+            block = read[place : place + BLOCK]
+            if block[257:262] == b"ustar":
+                try:
+                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                except tarfile.HeaderError:
+                    continue
+                return at + place
+        at += len(read) or size
+    return None
+
+
+def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents, digests: bool) -> None:
+    """Put a member where it belongs: into a sample, the header, or what is lost."""
+    name = printable(member.name)
+    file.seek(member.offset_data)
+    if name == HEADER:
+        contents.header, lost = _header(file.read(min(member.size, MOST_HEADER + 1)))
+        if lost:
+            contents.lost.append(_lost(member, "json", lost))
+        return
+    parts = name.split("/")
+    head, base = "/".join(parts[:-1]), parts[-1]
+    key, dot, ext = base.partition(".")
+    ext = ext.lower()
+    if not key or not dot or (key.startswith("__") and key.endswith("__")):
+        return  # hidden, or no part of a sample
+    if name.startswith("/") or ".." in re.split(r"[/\\]", member.name):
+        contents.lost.append(_lost(member, "member", "a name that leads out of the shard"))
+        return
+    if len(name) > MOST_NAME:
+        contents.lost.append(_lost(member, "member", "a name of more than 4,096 characters"))
+        return
+    sample = contents.samples.setdefault(f"{head}/{key}" if head else key, {})
+    if ext in sample:
+        contents.lost.append(_lost(member, "member", "the name is there twice"))
+        return
+    digest, left = hashlib.sha256(), member.size * digests
+    while left > 0 and (data := file.read(min(left, 1 << 20))):
+        digest.update(data)
+        left -= len(data)
+    sample[ext] = Member(ext, member.offset_data, member.size, digest.digest())
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], str]:
+    """A shard's header, or what is wrong with it."""
+    try:
+        if len(data) > MOST_HEADER:
+            raise ValueError("too long")
+        found = json.loads(data)
+        json.dumps([[found]])  # it must fit into the index, too
+    except (ValueError, RecursionError):
+        found = None
+    return (found, "") if isinstance(found, dict) else ({}, "the shard's header is not valid JSON")
+
+
+def _lost(member: tarfile.TarInfo, reason: str, what: str) -> LostPart:
+    return LostPart(printable(member.name[:MOST_TOLD]), reason, what)

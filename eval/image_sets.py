@@ -1,0 +1,203 @@
+"""Sets of pictures to be measured: a folder, shards, or the npz files of the ADM suite.
+
+Nothing is in memory but what is asked for, and nothing is left out: a distance over a set with
+silent holes would be wrong, so a damaged picture is an error that names it.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from mmfusion.codecs.image import flat, open_image, prepare
+from mmfusion.data_pipelines.images import SUFFIXES
+from mmfusion.data_pipelines.samples import PICTURES
+from mmfusion.data_pipelines.shards import Shards
+from mmfusion.data_pipelines.storage import beside, expand, is_remote
+from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.manifest import sha256
+
+from .metrics import Moments
+
+THREADS = min(8, os.cpu_count() or 1)  # reading and decoding run outside Python's lock
+
+
+class ImageSet(ABC):
+    """Pictures by number, each uint8 (H, W, 3), upright, transparent ones laid on white.
+
+    Attributes:
+        name: where they are.
+        size: side in pixels that they are resized and cut to, as for training; None keeps theirs.
+        moments: of a reference file, of Inception's "features" and "spatial" ones.
+        side: height and width of the pictures beside the moments, of which these were made.
+        passed_over: how many files in a folder are no pictures that are read here.
+    """
+
+    side: tuple[int, int] | None = None
+    passed_over = 0
+
+    def __init__(self, name: str, size: int | None) -> None:
+        if size is not None and size < 1:
+            raise UserError(f"size {size}: pictures have one pixel or more")
+        self.name, self.size = name, size
+        self.moments: dict[str, Moments] = {}
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def picture(self, number: int) -> PILImage.Image:
+        """A picture as it is stored."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the contents."""
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Picture `number`.
+
+        Raises:
+            UserError: it is damaged; the message names it.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        try:
+            picture = self.picture(number)
+            if self.size is not None:
+                return prepare(picture, self.size, 3)
+            return np.asarray(flat(picture).convert("RGB"))
+        except CorruptSample as error:
+            raise UserError(
+                f"{error.at(self.place(number))}; mend it or take it out of the set: a figure over "
+                "the others alone could not be compared"
+            ) from None
+
+    def place(self, number: int) -> str:
+        """Where a picture is, for messages."""
+        return f"{self.name}, picture {number}"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.__getitem__, range(len(self)))
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Some of the pictures, decoded side by side."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(self.__getitem__, numbers))
+
+
+def open_images(path: str, size: int | None = None) -> ImageSet:
+    """The pictures of a folder and the folders in it, of shards (glob, braces, URL), or of an npz.
+
+    Raises:
+        UserError: there is nothing, or nothing that can be used.
+    """
+    path = str(path)
+    found = expand(path)
+    if (found or [path])[0].endswith(".tar") or is_remote(path):
+        return ShardImages(path, size)
+    if not found:
+        raise UserError(f"{path}: no such file or folder; {beside(path)}")
+    if len(found) > 1:
+        raise UserError(f"{path}: names {len(found)} files or folders, which are no shards (.tar)")
+    if Path(found[0]).is_dir():
+        return FolderImages(found[0], size)
+    if found[0].endswith(".npz"):
+        from .npz import NpzImages
+
+        return NpzImages(found[0], size)
+    raise UserError(f"{path}: no set of pictures; give a folder, shards (.tar) or an .npz")
+
+
+class FolderImages(ImageSet):
+    """Picture files, sorted by their path; hidden ones and others, which are counted, are not.
+
+    Attributes:
+        names: paths below the folder.
+    """
+
+    def __init__(self, name: str, size: int | None = None) -> None:
+        super().__init__(name, size)
+        self._root = Path(name)
+        files = sorted(_files(name))
+        self.names = [name for name in files if name.lower().endswith(SUFFIXES)]
+        self.passed_over = len(files) - len(self.names)
+        if not self.names:
+            tars = any(self._root.glob("*.tar"))
+            remedy = f"; for the shards in it, give '{self._root}/*.tar'" if tars else ""
+            raise UserError(f"{name}: no pictures in this folder ({' '.join(SUFFIXES)}){remedy}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def place(self, number: int) -> str:
+        return str(self._root / self.names[number])
+
+    def picture(self, number: int) -> PILImage.Image:
+        place = self.place(number)
+        try:
+            data = Path(place).read_bytes()
+        except OSError as error:
+            raise CorruptSample(
+                "picture", f"{place}: cannot be read ({first_line(error)})"
+            ) from None
+        return open_image(data, place)
+
+    @cached_property
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        paths = [self._root / name for name in self.names]
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = tqdm(pool.map(sha256, paths), "hashing", len(paths), leave=False, delay=2)
+            for name, digest in zip(self.names, found, strict=True):
+                total.update(f"{digest} {name}\n".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+
+
+def _files(root: str) -> Iterator[str]:
+    """Paths of files below `root` that are not hidden; linked folders are followed, each once."""
+    seen = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in files:
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and os.path.isfile(path):
+                yield Path(os.path.relpath(path, root)).as_posix()
+
+
+class ShardImages(ImageSet):
+    """The samples' own pictures of webdataset shards."""
+
+    def __init__(self, name: str, size: int | None) -> None:
+        super().__init__(name, size)
+        self._shards = Shards(name)
+        if self._shards.lost:
+            path, lost = self._shards.lost[0]
+            raise UserError(
+                f"{name}: {len(self._shards.lost)} samples or shards cannot be used, the first in "
+                f"{path}: {lost.what}; mend or remove them (`mmfusion data verify`)"
+            )
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def place(self, number: int) -> str:
+        return ":".join(self._shards.place(number))
+
+    def picture(self, number: int) -> PILImage.Image:
+        return self._shards.sample(number, PICTURES).picture()
+
+    @property
+    def digest(self) -> str:
+        return self._shards.digest

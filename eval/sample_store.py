@@ -1,0 +1,294 @@
+"""A pipeline whose answers are made side by side by all processes, and kept on disk.
+
+Answers come in files of a fixed size, cut by their number: which process makes a file, and whether
+in this run or one that was killed before, changes nothing in it. Files are shards, so pictures can
+be looked at, scored by other programs, or trained on. What is asked decides the folder's name, so
+answers to another question, of other weights or with other options, are never taken for these.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from mmfusion import Pipeline
+from mmfusion.config import ModelConfig
+from mmfusion.data_pipelines.shards import Shards, write_shard
+from mmfusion.errors import UserError, first_line
+from mmfusion.files import append, write
+from mmfusion.generation.likelihood import Likelihood
+
+from . import work
+
+VERSION = 1
+"""Of what is in the files."""
+SECONDS = "seconds.jsonl"
+
+Answer = list[str | PILImage.Image | dict[str, Any]]
+
+
+class StoredSamples(Sequence[Any]):
+    """Answers on disk: a picture, a text, or with several slots the list of both, by number.
+
+    Attributes:
+        folder: of the shards.
+        pattern: that names them.
+        digest: SHA-256 of what they hold.
+    """
+
+    def __init__(self, folder: Path, paths: list[Path]) -> None:
+        self.folder = folder
+        self.pattern = f"{folder}/*.tar"
+        self._shards = Shards([str(path) for path in paths])
+        self.digest = self._shards.digest
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        sample = self._shards[int(number)]
+        try:
+            made = {ext: _read(ext, sample[ext]) for ext in sorted(sample) if ext != "json"}
+        except (OSError, UnicodeDecodeError) as error:
+            told = f"{sample.where}: {first_line(error)}; delete {self.folder} and start again"
+            raise UserError(told) from None
+        if not made:
+            return sample.json()
+        return made.get("png", made.get("txt", list(made.values())))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+
+class SampleStore:
+    """Takes a pipeline's place in an evaluation; see `Pipeline` for its methods."""
+
+    def __init__(
+        self, pipeline: Pipeline, folder: Path, model: str, seed: int = 0, batch: int = 100
+    ) -> None:
+        """Keep answers under `folder`.
+
+        Args:
+            model: SHA-256 of all that the model is: weights, config, tokenizer, autoencoder.
+            seed: answer i uses seed + i.
+            batch: answers made side by side and kept as one file.
+        """
+        self.pipeline, self.folder = pipeline, folder
+        self.model, self.seed, self.batch = model, seed, batch
+        weight = pipeline.decoder.latent_in.weight
+        self.kind = [weight.device.type, str(weight.dtype)]
+        self.seconds: dict[str, float] = {}
+        """Spent on the answers of each task, over all processes and runs."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.pipeline.config
+
+    def check(self, task: str, options: dict[str, Any]) -> None:
+        """Refuse options that the model cannot answer with, before anything is asked.
+
+        Raises:
+            UserError: naming the option.
+        """
+        read = self.pipeline.read
+        slot = read.text_slot if task == "image_to_text" else read.image_slot
+        parts = [slot(task, options)]
+        if task == "image_to_text":
+            parts.append(read.image_slot("interleaved", {}))  # as long as a given picture
+        read.check_length(parts, f"a picture in {task}")
+
+    def fits(self, text: str) -> bool:
+        """Whether a row of the model holds a picture with this text, asked for or given."""
+        read = self.pipeline.read
+        picture = read.image_slot("interleaved", {})
+        for segment in (read.text(text), read.answer(text)):
+            try:
+                read.check_length([segment, picture])
+            except UserError:
+                return False
+        return True
+
+    def class_to_image(self, labels: Sequence[int | str], **options: Any) -> StoredSamples:
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            return [[p] for p in self.pipeline.class_to_image(labels[at], **common)]
+
+        facts = [{"label": label} if isinstance(label, int) else {} for label in labels]
+        return self._kept("class_to_image", len(labels), [list(labels)], ask, options, facts)
+
+    def text_to_image(self, prompts: Sequence[str], **options: Any) -> StoredSamples:
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            return [[p] for p in self.pipeline.text_to_image(prompts[at], **common)]
+
+        facts = [{"captions": [prompt]} for prompt in prompts]
+        return self._kept("text_to_image", len(prompts), [list(prompts)], ask, options, facts)
+
+    def image_to_text(self, images: Sequence[PILImage.Image], **options: Any) -> StoredSamples:
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            return [[text] for text in self.pipeline.image_to_text(images[at], **common)]
+
+        return self._kept("image_to_text", len(images), [images], ask, options)
+
+    def edit(
+        self, image: Sequence[PILImage.Image], mask: Any, prompt: Any = None, label: Any = None,
+        **options: Any,
+    ) -> StoredSamples:  # fmt: skip
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            mine = [v[at] if isinstance(v, list) else v for v in (mask, prompt, label)]
+            return [[p] for p in self.pipeline.edit(image[at], *mine, **common)]
+
+        return self._kept("edit", len(image), [image, mask, prompt, label], ask, options)
+
+    def generate(self, prompt: Sequence[list[Any]], **options: Any) -> list[list[Any]]:
+        """The prompts with their slots filled."""
+        slots = [
+            [i for i, item in enumerate(p) if not isinstance(item, (str, PILImage.Image))]
+            for p in prompt
+        ]
+
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            filled = self.pipeline.generate(list(prompt[at]), **common)
+            return [[f[i] for i in s] for f, s in zip(filled, slots[at], strict=True)]
+
+        kept = self._kept("interleaved", len(prompt), [prompt], ask, options)
+        filled = [list(p) for p in prompt]
+        for items, places, made in zip(filled, slots, kept, strict=True):
+            found = made if isinstance(made, list) else [made]
+            for place, item in zip(places, found, strict=True):
+                items[place] = item
+        return filled
+
+    def log_likelihood(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[Likelihood]:
+        def ask(at: slice, **common: Any) -> list[Answer]:
+            size = common["batch_size"]
+            found = self.pipeline.log_likelihood(prompts[at], answers[at], batch_size=size)
+            return [[asdict(each)] for each in found]
+
+        kept = self._kept("log_likelihood", len(answers), [prompts, list(answers)], ask, {})
+        return [Likelihood(**each) for each in kept]
+
+    def _kept(
+        self,
+        task: str,
+        count: int,
+        asked: list[Any],
+        ask: Callable[..., list[Answer]],
+        options: dict[str, Any],
+        facts: Sequence[dict[str, Any]] | None = None,
+    ) -> StoredSamples:
+        """The answers to what is asked, made where they are not there."""
+        question = {
+            "version": VERSION,
+            "task": task,
+            "model_sha256": self.model,
+            "kind": self.kind,
+            "count": count,
+            "seed": self.seed,
+            "batch": self.batch,
+            "options": options,
+            "sampling": self.config.generation.model_dump().get(task),
+            "asked_sha256": _digest(asked),
+        }
+        folder = self.folder / f"{task}-{_digest(question)[:12]}"
+        described = folder / "question.json"
+        if not described.exists():
+            text = json.dumps({**question, "options": _plain(options)}, indent=1)
+            write(described, text.encode("utf-8", "replace"))
+
+        def make(start: int, path: Path) -> None:
+            begun = time.perf_counter()
+            at = slice(start, min(start + self.batch, count))
+            made = ask(at, seed=self.seed + start, batch_size=self.batch, **options)
+            # Before the file is there: others go on as soon as it is.
+            entry = {"file": path.name, "seconds": time.perf_counter() - begun}
+            append(folder / SECONDS, json.dumps(entry) + "\n")
+            write_shard(
+                path,
+                (
+                    (f"{start + i:08d}", _members(answer, facts[start + i] if facts else {}))
+                    for i, answer in enumerate(made)
+                ),
+            )
+
+        starts = range(0, count, self.batch)
+        parts = {folder / f"{n:08d}.tar": partial(make, start) for n, start in enumerate(starts)}
+        unit = {"image_to_text": "caption", "log_likelihood": "text"}.get(task, "picture")
+        work.share(parts, task.replace("_", " "), unit, count, self.batch)
+        self.seconds[task] = self.seconds.get(task, 0.0) + _seconds(folder / SECONDS)
+        return StoredSamples(folder, list(parts))
+
+
+def _seconds(log: Path) -> float:
+    """What the files took: the last entry of each, since one may have been made twice."""
+    latest: dict[str, float] = {}
+    for line in log.read_text("utf-8").split("\n") if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+            latest[entry["file"]] = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a kill
+    return sum(latest.values())
+
+
+def _members(answer: Answer, facts: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"json": facts} if facts else {}
+    for place, item in enumerate(answer):
+        head = f"{place}." if len(answer) > 1 else ""
+        if isinstance(item, dict):
+            found["json"] = item
+        elif isinstance(item, str):
+            found[f"{head}txt"] = item.encode("utf-8", "replace")
+        else:
+            file = io.BytesIO()
+            item.save(file, "png")
+            found[f"{head}png"] = file.getvalue()
+    return found
+
+
+def _read(ext: str, data: bytes) -> str | PILImage.Image:
+    if ext.endswith("txt"):
+        return data.decode("utf-8")
+    picture: PILImage.Image = PILImage.open(io.BytesIO(data), formats=["PNG"])
+    picture.load()
+    return picture
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of plain data, arrays and pictures, and of what has a digest of its own."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, PILImage.Image):
+            digest.update(f"picture {value.mode} {value.size} ".encode())
+            digest.update(value.tobytes())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"array {value.dtype} {value.shape} ".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(own := getattr(value, "digest", None), str):
+            digest.update(f"digest {own} ".encode())
+        elif isinstance(value, dict):
+            add([[key, value[key]] for key in sorted(value)])
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            digest.update(f"list {len(value)} ".encode())
+            for item in value:
+                add(item)
+        else:
+            text = repr(value).encode("utf-8", "backslashreplace")
+            digest.update(f"item {len(text)} ".encode() + text)
+
+    add(value)
+    return digest.hexdigest()
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: json.loads(json.dumps(value, default=repr)) for name, value in options.items()}

@@ -1,0 +1,105 @@
+"""Which tokens an edit regenerates (CausalFusion, section 6)."""
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from mmfusion.codecs.image import flat
+from mmfusion.config import ImageConfig
+from mmfusion.errors import UserError
+from mmfusion.generation.arguments import shown
+
+REGIONS = ("top", "bottom", "left", "right", "center", "outpaint")
+
+EditMask = str | PILImage.Image | np.ndarray | torch.Tensor
+
+
+def region(name: str, rows: int, columns: int) -> np.ndarray:
+    """A named part of a grid as booleans (rows, columns): a half, the centre, or all around it."""
+    mask = np.zeros((rows, columns), bool)
+    middle = (slice(rows // 4, rows - rows // 4), slice(columns // 4, columns - columns // 4))
+    match name:
+        case "top":
+            mask[: rows // 2] = True
+        case "bottom":
+            mask[rows // 2 :] = True
+        case "left":
+            mask[:, : columns // 2] = True
+        case "right":
+            mask[:, columns // 2 :] = True
+        case "center":
+            mask[middle] = True
+        case "outpaint":
+            mask[:] = True
+            mask[middle] = False
+        case _:
+            raise UserError(
+                f"mask {shown(name)}: no such region; choose one of {', '.join(REGIONS)}"
+            )
+    return mask
+
+
+def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> np.ndarray:
+    """Tokens (N,) that a mask touches: they are generated anew.
+
+    Args:
+        mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew; pictures are laid on
+            white, so what is transparent, too) or an array (H, W) (nonzero is); of the proportions
+            of the picture to be edited, whose centre square the model sees, or as large as the
+            model's pictures or its token grid.
+        size: width and height of the picture to be edited, upright.
+
+    Raises:
+        UserError: unknown name, no mask, wrong size, or a mask that regenerates nothing or
+            everything.
+    """
+    rows, columns = config.grid
+    if isinstance(mask, str):
+        cells = region(mask, rows, columns)
+    else:
+        if isinstance(mask, PILImage.Image):
+            pixels = np.asarray(flat(mask).convert("L")) > 127
+        elif isinstance(mask, torch.Tensor):
+            pixels = (mask != 0).cpu().numpy()
+        elif isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
+            pixels = mask != 0
+        else:
+            raise UserError(
+                f"mask {shown(mask)}: give a picture, an array of numbers, or one of "
+                f"{', '.join(REGIONS)}"
+            )
+        alike = pixels.ndim == 2 and pixels.size > 0
+        alike = alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
+        if not alike and pixels.shape not in ((config.size, config.size), (rows, columns)):
+            raise UserError(
+                f"mask of size {'x'.join(map(str, pixels.shape[::-1]))}: needs the proportions of "
+                f"the picture, {size[0]}x{size[1]}, or {config.size}x{config.size}, as the model's "
+                f"pictures, or {columns}x{rows}, as its token grid"
+            )
+        cells = touched(pixels, rows, columns)
+    if cells.all() or not cells.any():
+        what = "everything" if cells.all() else "nothing"
+        raise UserError(
+            f"the mask regenerates {what}; it must be white in a part of the picture "
+            "(for a whole picture use text_to_image or class_to_image)"
+        )
+    return cells.reshape(-1)
+
+
+def touched(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Cells (rows, columns) of the centre square of (H, W) booleans that hold a true pixel."""
+    side = min(pixels.shape)
+    top, left = ((length - side) // 2 for length in pixels.shape)
+    square = pixels[top : top + side, left : left + side]
+    # On a mask finer than the grid each pixel has a cell; on a coarser one each cell has a pixel.
+    count_r, count_c = max(side, rows), max(side, columns)
+    square = square[
+        np.ix_(np.arange(count_r) * side // count_r, np.arange(count_c) * side // count_c)
+    ]
+    cells = np.zeros((rows, columns), bool)
+    at_row, at_column = (
+        np.arange(count_r) * rows // count_r,
+        np.arange(count_c) * columns // count_c,
+    )
+    np.logical_or.at(cells, np.ix_(at_row, at_column), square)
+    return cells
