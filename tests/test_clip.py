@@ -557,7 +557,7 @@ def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
         np.testing.assert_array_equal(pairs.pictures, alone.pictures)
         np.testing.assert_array_equal(pairs.texts, alone.texts)
     with monkeypatch.context() as patch:
-        patch.setattr(Clip, "embed_pictures", None)  # all is there
+        patch.setattr(Clip, "embed_images", None)  # all is there
         shared()
     made[0].write_bytes(kept[made[0]][:-9])  # and it is made again
     np.testing.assert_array_equal(shared().pictures, alone.pictures)

@@ -159,8 +159,8 @@ def test_a_large_compressed_npz_is_not_held_in_memory(tmp_path: Path) -> None:
             file.write(bytes(100 * 256 * 256 * 3))
     code = (
         "import resource, sys\n"
-        "from mmfusion.eval.image_sets import open_pictures\n"
-        "found = open_pictures(sys.argv[1])\n"
+        "from mmfusion.eval.image_sets import open_images\n"
+        "found = open_images(sys.argv[1])\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "limit = used + 150_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"

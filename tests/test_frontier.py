@@ -590,7 +590,7 @@ def test_a_reference_of_moments_serves_inception(monkeypatch: pytest.MonkeyPatch
         moments, digest = {"features": (real.mean(0), np.cov(real, rowvar=False))}, "cd"
 
     monkeypatch.setattr(measuring, "make_extractor", lambda *_: Fixed())
-    monkeypatch.setattr(measuring, "open_pictures", lambda *_: Reference())
+    monkeypatch.setattr(measuring, "open_images", lambda *_: Reference())
     quality, facts = frechet_to("reference.npz", 8, "inception", None)
     pixels = np.rint((made + 9) * 10).astype(np.uint8)
     pictures = [PILImage.fromarray(np.tile(p, (8, 8, 1))) for p in pixels]

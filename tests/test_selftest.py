@@ -151,7 +151,7 @@ def test_adm_figures_are_asked_for_and_judged(
     for module, name, function in (
         ("distribution", "measure", measure),
         ("extractors", "make_extractor", lambda spec, device: (spec, device)),
-        ("pictures", "open_pictures", lambda path: path),
+        ("image_sets", "open_images", lambda path: path),
     ):
         stand_in = ModuleType(module)
         setattr(stand_in, name, function)
