@@ -81,8 +81,8 @@ def serves(members: Sequence[str], facts: Container[str]) -> bool:
         facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
-    message = any(ext in FACTS for ext in members)
-    return "content" in facts or (any(own) and (message or all(own)))
+    told = any(fact in facts for fact in ("label", "captions"))
+    return "content" in facts or (any(own) and (told or all(own)))
 
 
 def shown_members(members: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ Nothing in it is ever run or unpickled, so a folder from somebody else is safe t
 
 import hashlib
 import json
+import os
 import shutil
 from functools import reduce
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, first_line
-from mmfusion.manifest import MANIFEST, check, digests, replacing, settled, sha256, verify
+from mmfusion.manifest import MANIFEST, check, digests, listed, replacing, settled, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
 EXPORTED = "exported model"
@@ -72,10 +73,10 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     """
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     try:
         for folder in (path, path / "model"):  # of a run
-            if (folder / CONFIG).is_file():
+            if CONFIG in listed(folder) or all((folder / n).is_file() for n in (CONFIG, WEIGHTS)):
                 return folder
         is_folder = path.is_dir()
     except OSError as error:
@@ -85,8 +86,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return SHIPPED / name
     if is_folder:
         raise UserError(
-            f"model {name}: the folder has no {CONFIG}; give the folder of a run that has trained, "
-            "or an exported one"
+            f"model {name}: the folder holds no model ({CONFIG}, {WEIGHTS}, {MANIFEST}); give the "
+            "folder of a run that has trained, or an exported one"
         )
     if isinstance(name, Path) or not may_be_hub_id(name):
         raise UserError(

@@ -79,12 +79,13 @@ def join(gpus: int = 0) -> Place:
         UserError: as `place`; or nothing says where to meet, or there are too few GPUs.
     """
     found = place()
-    tasks = _number("SLURM_NTASKS") or _number("SLURM_NPROCS") or 1
-    if _outside_step() and tasks > 1 and not any(_given(kind[0]) for kind in KINDS[:-1]):
+    counts = {name: _number(name) or 0 for name in (*SLURM[1], SLURM[0], SLURM[2])}
+    many = [f"{n}={c}" for n, c in counts.items() if c > (n in SLURM[1])]  # ranks count from 0
+    if _outside_step() and many and not any(_given(kind[0]) for kind in KINDS[:-1]):
         raise UserError(
-            f"SLURM_NTASKS={tasks}, but this process is not of a step that srun has started, and "
-            "would train alone; start it as `srun mmfusion train ...`, or set RANK=0 and "
-            "WORLD_SIZE=1 if it is meant to be alone"
+            f"{many[0]}, but this process is not of a step that srun has started, and would train "
+            "alone; start it as `srun mmfusion train ...`, or set RANK=0 and WORLD_SIZE=1 if it is "
+            "meant to be alone"
         )
     # With one GPU each process may see its own alone, whatever its number on the host.
     if found.local is not None and found.local >= gpus > 1:
@@ -124,8 +125,8 @@ def _outside_step() -> bool:
 def _meeting(found: Place) -> tuple[str, int]:
     """Address and port of rank 0."""
     address, port = _given("MASTER_ADDR"), _number("MASTER_PORT", 65535)
-    if found.world == 1:
-        return (address, port) if address and port else ("127.0.0.1", _free_port())
+    if found.world == 1:  # nobody to meet, and the port may be another job's
+        return "127.0.0.1", _free_port()
     if found.slurm:
         start, count = SLURM_PORTS
         job, step = (_number(n, 2**63) or 0 for n in ("SLURM_JOB_ID", "SLURM_STEP_ID"))

@@ -137,11 +137,21 @@ def check(folder: Path, what: str, mark: str) -> None:
     _heal(folder)
     real = Path(os.path.realpath(folder))
     try:
-        if files.is_free(real) or (mark in listed(real) and (real / mark).is_file()):
+        if files.is_free(real) or _is_ours(real, mark):
             return
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     raise UserError(f"{folder}: is there and is no {what}; give another folder")
+
+
+def _is_ours(folder: Path, mark: str) -> bool:
+    """Whether the manifest is of what lies there: it says so of the smallest file beside `mark`."""
+    found = listed(folder)
+    if mark not in found or not (folder / mark).is_file():
+        return False
+    others = [folder / name for name in found if name != mark and (folder / name).is_file()]
+    smallest = min(others, key=lambda path: path.stat().st_size, default=None)
+    return smallest is None or found[smallest.relative_to(folder).as_posix()] == sha256(smallest)
 
 
 @contextmanager
@@ -188,8 +198,9 @@ def finish(folder: Path) -> None:
         return
     for name in new:
         files.move(part / name, folder / name)
-    for name in listed(folder).keys() - new.keys():
-        _remove(folder, name)
+    for name, digest in listed(folder).items():
+        if name not in new and (folder / name).is_file() and sha256(folder / name) == digest:
+            _remove(folder, name)
     files.move(part / MANIFEST, folder / MANIFEST)
     sync(folder)
     files.remove_folder(part)

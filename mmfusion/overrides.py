@@ -10,7 +10,17 @@ from mmfusion.errors import UserError, first_line
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does."""
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number] and key != "<<":
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} is there twice",
+                    problem_mark=node.value[number][0].start_mark,
+                )
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

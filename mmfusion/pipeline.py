@@ -1,5 +1,6 @@
 """The public way to use a model: class→image, text→image, image→text, editing, interleaving."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ class Pipeline:
             raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
         weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
         try:
-            export.export(self.config, weights, Path(folder))
+            export.export(self.config, weights, Path(os.path.expanduser(folder)))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: cannot be written ({first_line(error)})") from None
 

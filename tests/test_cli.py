@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import model_config, picture, random_decoder, run_config
 from material import encoded
+from material import run as command
 from PIL import Image as PILImage
 
 import mmfusion
@@ -24,6 +26,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig, load, save
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.export import export
+from mmfusion.training.loop import _check_output
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMMANDS = ("train", "generate", "caption", "edit", "chat", "eval", "data", "import")
@@ -119,7 +122,6 @@ def image(tmp_path: Path) -> Path:
         (["a", "--set", "batch_size=0"], ["batch_size"]),
         (["a", "--set", "on_picture=1"], ["on_picture"]),
         (["a", "--seed", str(2**70)], ["seed"]),
-        (["a", "-o", "picture.xyz"], ["picture.xyz", "cannot be written"]),
         (["a", "-o", "picture.psd"], ["picture.psd", "cannot be written"]),
         (["a", "b", "-o", __file__], [__file__, "no folder"]),
         (["a", "--device", "gpu"], ["device gpu", "cuda"]),
@@ -477,6 +479,8 @@ OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder al
     ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
     ("run-1.0", 1, False, ["run-1.0/0000.png"]),
     ("plain", 1, False, ["plain/0000.png"]),
+    ("exp.final", 1, False, ["exp.final/0000.png"]),
+    ("m.tar.gz", 1, False, ["m.tar.gz/0000.png"]),
     ("there", 1, True, ["there/0000.png"]),
     ("best.model", 1, True, ["best.model/0000.png"]),
     ("sheet.png", 2, True, ["sheet.png/0000.png", "sheet.png/0001.png"]),
@@ -779,3 +783,83 @@ def test_a_dry_run_needs_no_data(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert re.search(r"\b6\d\d,\d{3},\d{3}\b|\b7\d\d,\d{3},\d{3}\b", figures["parameters"])
     assert "GiB" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/0000.png").write_text("mine")
+    for number in (1, 2):
+        assert (
+            command(
+                "generate",
+                "--label",
+                "3",
+                "--set",
+                "num_inference_steps=2",
+                "-o",
+                tmp_path / "album",
+            )
+            == 0
+        )
+        assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
+    assert (tmp_path / "album/0000.png").read_text() == "mine"
+
+
+def test_a_picture_without_room_leaves_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.bmp").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        assert (
+            command(
+                "generate",
+                "--label",
+                "3",
+                "--set",
+                "num_inference_steps=2",
+                "-o",
+                tmp_path / "old.bmp",
+            )
+            == 2
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "old.bmp" in capsys.readouterr().err
+    assert (tmp_path / "old.bmp").read_text() == "old"
+
+
+def test_home_in_paths_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        command("generate", "--label", "3", "--set", "num_inference_steps=2", "--output=~/a.png")
+        == 0
+    )
+    assert (
+        command("generate", "--label", "3", "--set", "num_inference_steps=2", "-o", "~/b.png") == 0
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_digits_replace_nothing_and_are_made_whole(tmp_path: Path) -> None:
+    mine = tmp_path / "mine/held_out-00000.tar"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert command("data", "digits", "-o", mine.parent) == 2
+    assert mine.read_text() == "mine"
+    data = tmp_path / "data"
+    assert command("data", "digits", "-o", data) == 0
+    (data / "tokenizer.model").unlink()
+    assert command("data", "digits", "-o", data) == 0
+    assert (data / "tokenizer.model").is_file()
+
+
+def test_training_writes_into_no_folder_of_something_else(tmp_path: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "training.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("a: b")
+        with pytest.raises(UserError, match=name):
+            _check_output(tmp_path / name)
+    _check_output(tmp_path / "new")

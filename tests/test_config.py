@@ -499,3 +499,9 @@ def test_candidates_of_a_picture_are_ranked_with_a_length_penalty() -> None:
         EvaluationConfig.model_validate({"text_to_image": raw | {"best_of": 1}})
     with pytest.raises(ValueError, match="beams would change nothing"):
         EvaluationConfig.model_validate({"text_to_image": raw | {"sampling": {"beams": 2}}})
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("train:\n  lr: 3.0e-4\n  lr: 1\n")
+    with pytest.raises(UserError, match=r"twice\.yaml(?s:.*)'lr'"):
+        load(str(tmp_path / "twice.yaml"))

@@ -67,6 +67,14 @@ def make_extension(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"manifest_version": 3, "config.json": "settings"}')
 
 
+def make_lookalike(folder: Path) -> None:
+    """A manifest that lists the user's own files, with digests that are not theirs."""
+    make_notes(folder)
+    (folder / "config.json").write_text("{}")
+    made_up = dict.fromkeys(("config.json", "notes"), "0" * 64)
+    (folder / "manifest.json").write_text(json.dumps(made_up))
+
+
 def make_checkpoint(folder: Path) -> None:
     make_notes(folder)
     (folder / "state.json").write_text("{}")
@@ -80,6 +88,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "a model of another project": make_model_of_others,
     "an extension of a browser": make_extension,
     "a sealed folder of another kind": make_checkpoint,
+    "a manifest with digests of something else": make_lookalike,
 }
 
 

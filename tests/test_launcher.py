@@ -88,6 +88,7 @@ def test_what_makes_no_sense_is_named(
         ("RANK=0 WORLD_SIZE=1 MASTER_PORT=many", "MASTER_PORT=many"),
         ("RANK=0 WORLD_SIZE=1 MASTER_PORT=70000", "MASTER_PORT=70000"),
         ("RANK=4 WORLD_SIZE=8 LOCAL_RANK=4 MASTER_ADDR=a", "LOCAL_RANK=4"),
+        ("SLURM_PROCID=1 SLURM_LOCALID=1", "SLURM_PROCID=1"),
         ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", "MASTER_ADDR"),
         ("SLURM_PROCID=0 SLURM_NTASKS=3 SLURM_LOCALID=0", "srun"),
         ("SLURM_PROCID=1 SLURM_NTASKS=3 SLURM_LOCALID=1", "srun"),
@@ -111,7 +112,7 @@ NODES = "SLURM_STEP_NODELIST=gpu-[007-009,012],other SLURM_JOB_ID=123456789"
         ("RANK=0 WORLD_SIZE=1", 0, {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}),
         ("RANK=0 MASTER_ADDR=elsewhere", 0, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}),
         # one that hosts a meeting point for its processes
-        ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=h MASTER_PORT=77", 0, {"MASTER_PORT": "77"}),
+        ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=h MASTER_PORT=77", 0, {"MASTER_ADDR": "127.0.0.1"}),
         ("RANK=5 WORLD_SIZE=8 MASTER_ADDR=h", 4, {"LOCAL_RANK": "1", "MASTER_PORT": "29500"}),
         ("RANK=5 WORLD_SIZE=8 LOCAL_RANK=5 MASTER_ADDR=h", 1, {"LOCAL_RANK": "0"}),
         (f"{STEP} {NODES}", 2, {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "gpu-007"}),

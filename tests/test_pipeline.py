@@ -518,3 +518,15 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(here: list[str]) -> None:
     assert not here
     refused(lambda: locate("org/name"), "org/name", "no such folder", "hub", "no network")
     assert here == ["org/name"]
+
+
+def test_a_folder_with_a_config_of_something_else_hides_no_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("digits", "digits/model"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text("{}")
+        assert locate("digits") == SHIPPED / "digits"
+    with pytest.raises(UserError, match="digits"):
+        locate("./digits")

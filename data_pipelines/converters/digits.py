@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import files
+from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
 from ..shards import write_shards
@@ -34,6 +35,10 @@ CAPTIONS = [
 ]
 CONTINUATION = "then comes"
 HELD_OUT = 297
+SPLIT = "split.json"
+WRITTEN = (
+    SPLIT, "train-00000.tar", "held_out-00000.tar", "interleaved-00000.tar", "tokenizer.model",
+)  # fmt: skip
 PAIRS = 4  # interleaved samples that begin with each training picture
 
 
@@ -68,10 +73,25 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_digits(folder: Path) -> None:
-    """Write `train`, `held_out` and `interleaved` shards, the tokenizer and the split."""
+def write_digits(folder: Path) -> bool:
+    """Write `train`, `held_out` and `interleaved` shards, the tokenizer and the split.
+
+    Returns:
+        Whether there was anything to write.
+
+    Raises:
+        UserError: the folder holds something else, whose files would be replaced.
+    """
+    there = [name for name in WRITTEN if (folder / name).is_file()]
+    ours = _is_split(folder / SPLIT)
+    if ours and len(there) == len(WRITTEN):
+        return False
+    if there and not ours:
+        raise UserError(f"{folder / there[0]}: is there and not of these data; give another folder")
     pictures, labels = load_digits()
     train, held_out = split_digits(labels)
+    split = {"train": train.tolist(), "held_out": held_out.tolist()}
+    files.write(folder / SPLIT, json.dumps(split).encode())
     for name, part in (("train", train), ("held_out", held_out)):
         write_shards(
             folder,
@@ -90,8 +110,16 @@ def write_digits(folder: Path) -> None:
     write_shards(folder, "interleaved", _interleaved(pictures, labels, train), per_shard=10_000)
     corpus = [caption for label in range(10) for caption in captions(label)]
     train_tokenizer([*corpus, CONTINUATION, *NAMES], folder / "tokenizer.model", 512)
-    split = {"train": train.tolist(), "held_out": held_out.tolist()}
-    files.write(folder / "split.json", json.dumps(split).encode())
+    return True
+
+
+def _is_split(path: Path) -> bool:
+    """Whether a file is the split that `write_digits` writes first."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() == {"train", "held_out"}
 
 
 def _interleaved(

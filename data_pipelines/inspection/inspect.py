@@ -1,5 +1,6 @@
 """Looks into shards: figures, a contact sheet, and documents as the decoder gets them."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -92,10 +93,12 @@ def inspect(
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, the same bytes each time."""
-    with warnings.catch_warnings(), files.writing(path) as part:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
         # The font has Latin, Greek and Cyrillic letters; others show as boxes.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure.savefig(part, format="png", dpi=100, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    files.write(path, file.getvalue())
 
 
 def _sources(facts: dict[str, Any], task: TaskName | None, config: Config) -> list[SourceConfig]:

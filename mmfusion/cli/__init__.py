@@ -56,6 +56,14 @@ app.add_typer(imports, name="import")
 LOCAL_RANK = "--local_rank=", "--local-rank="
 
 
+def _at_home(argument: str) -> str:
+    """`~/x` and `--output=~/x`, which shells leave as it is, with the home folder's path."""
+    option, equals, value = argument.rpartition("=")
+    if value.startswith("~") and (not option or option.startswith("-")):
+        return option + equals + os.path.expanduser(value)
+    return argument
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2, and a line that says what to mend, for a user's mistake."""
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
@@ -63,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # any name can be shown
         getattr(stream, "reconfigure", dict)(errors="backslashreplace")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [_at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     for argument in [a for a in given if a.startswith(LOCAL_RANK)]:  # launchers append it
         os.environ["LOCAL_RANK"] = os.environ.get("LOCAL_RANK") or argument.partition("=")[2]
         given.remove(argument)

@@ -32,10 +32,9 @@ def digits(output: Output = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
     from mmfusion.data_pipelines.converters.digits import write_digits
 
-    if (output / "split.json").is_file():
+    if not write_digits(output):
         typer.echo(f"already there: {output}")
         return
-    write_digits(output)
     typer.echo(f"wrote {output}")
 
 

@@ -1,8 +1,10 @@
 """`mmfusion generate`, `caption`, `edit` and `chat`."""
 
+import io
 import os
 from contextlib import suppress
 from itertools import count as numbers
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
     from mmfusion.pipeline import Pipeline
 
-Model = Annotated[str, typer.Option(help="a shipped name, an exported folder or a hub id")]
+Model = Annotated[
+    str, typer.Option(help="a shipped name, the folder of a model or of a run, or a hub id")
+]
 Seed = Annotated[int, typer.Option(help="picture i uses seed + i")]
 Set = Annotated[
     list[str] | None,
@@ -175,7 +179,7 @@ def chat(
                 if command == "/say":
                     typer.echo(made)
                 else:
-                    _save(made, _free(output), exact)
+                    _save(made, _free(output)[0], exact)
                 if made:  # an empty text would be refused as a prompt from then on
                     prompt.append(made)
             elif command.startswith("/"):
@@ -197,15 +201,10 @@ def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
     from mmfusion.generation.arguments import check_names
-    from mmfusion.overrides import read_yaml
+    from mmfusion.overrides import read_option
 
-    options = {}
-    for item in given or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item}: write it as name=value")
-        check_names([name], tuple(Sampling.model_fields), "--set")
-        options[name] = read_yaml(value, item)
+    options = dict(read_option(Sampling, item, "--set") for item in given or [])
+    check_names(list(options), tuple(Sampling.model_fields), "--set")
     return options
 
 
@@ -240,29 +239,30 @@ def _places(path: Path, count: int = 1) -> list[Path]:
         if format not in PILImage.SAVE:
             raise UserError(f"{path}: cannot be written, {suffix} is only read; take .png")
         return [path]
-    if suffix[1:].isalpha() and count == 1 and not path.is_dir():
-        raise UserError(
-            f"{path}: cannot be written, no picture format ends so; take .png, or make the folder"
-        )
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is no folder, and no picture format ends so; take another name")
-    return [path / NUMBERED.format(number) for number in range(count)]
+    return _free(path, count)
 
 
-def _free(folder: Path) -> Path:
-    """The first numbered picture of a folder that is not there yet."""
-    return next(p for p in (folder / NUMBERED.format(n) for n in numbers()) if not p.exists())
+def _free(folder: Path, count: int = 1) -> list[Path]:
+    """The first numbered pictures of a folder that are not there yet."""
+    names = (folder / NUMBERED.format(n) for n in numbers())
+    return list(islice((path for path in names if not path.exists()), count))
 
 
 def _save(picture: "PILImage.Image", path: Path, exact: bool) -> None:
     from PIL import Image as PILImage
 
+    from mmfusion import files
+
     factor = 1 if exact else max(1, SHOWN // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
+    file = io.BytesIO()  # Pillow does not notice a disk that is full
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize(size, PILImage.Resampling.NEAREST).save(path)
+        format = PILImage.registered_extensions()[path.suffix.lower()]
+        picture.resize(size, PILImage.Resampling.NEAREST).save(file, format)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
+    files.write(path, file.getvalue())
     note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""
     typer.echo(f"{path}{note}")

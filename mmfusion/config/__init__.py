@@ -5,7 +5,7 @@ Any key can be overridden on the command line as `train.lr=3e-4`.
 """
 
 from mmfusion.config.evaluation import EvaluationConfig
-from mmfusion.config.files import find, load, load_evaluation, save
+from mmfusion.config.files import find, is_run, load, load_evaluation, save
 from mmfusion.config.model import (
     DecoderConfig,
     DiffusionConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "build",
     "find",
+    "is_run",
     "load",
     "load_evaluation",
     "save",

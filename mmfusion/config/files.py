@@ -184,6 +184,15 @@ def _named(config: Config) -> Config:
     return config.model_copy(update={"classes": names, "classes_file": None, "class_count": None})
 
 
+def is_run(path: Path) -> bool:
+    """Whether a file is the config of a run, of this version or another."""
+    try:
+        found = read_yaml(read_text(path), str(path))
+    except (OSError, UserError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {"image", "decoder", "data", "train"}
+
+
 def save(config: Section, path: Path) -> None:
     """Write a resolved config as YAML."""
     write(path, write_yaml(config.model_dump()).encode())

@@ -1,5 +1,6 @@
 """A sheet of pictures that the exported model makes while it is still training."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
     if not pictures:
         return np.zeros((1, 1, 3), np.uint8)
     sheet = grid(pictures, columns=MOST_CLASSES)
-    with files.writing(path) as part:
-        sheet.save(part, "png")
+    file = io.BytesIO()  # Pillow does not notice a disk that is full
+    sheet.save(file, "png")
+    files.write(path, file.getvalue())
     return np.asarray(sheet.convert("RGB"))
 
 

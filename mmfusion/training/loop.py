@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from mmfusion import files, jsonl, launcher, locks, losses
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import Config, save
+from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import check_folder, export
@@ -30,6 +30,7 @@ from mmfusion.training.together import Stop, together
 from mmfusion.training.zero_shards import pieces
 
 log = logging.getLogger("mmfusion")
+CONFIG = "config.yaml"
 
 
 class Rows(Protocol):
@@ -40,6 +41,20 @@ class Rows(Protocol):
     def layout(self) -> dict[str, Any]: ...
     def state(self) -> dict[int, list[int]]: ...
     def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None: ...
+
+
+def _check_output(folder: Path) -> None:
+    """Make sure that a run may write there: to a run's folder, or where nothing has its names.
+
+    Raises:
+        UserError: a file is not a run's.
+    """
+    check_folder(folder / "model")
+    for name in (CONFIG, "metrics.jsonl", "training.json"):
+        if (folder / name).exists() and not is_run(folder / CONFIG):
+            raise UserError(
+                f"{folder / name}: is there and of no run; give another folder as train.output"
+            )
 
 
 class Trainer:
@@ -57,7 +72,7 @@ class Trainer:
         precision(config)
         if launcher.place().rank == 0:  # before ranks meet: two runs may have chosen one port
             locks.keep(self.output, "trains")
-            check_folder(self.output / "model")
+            _check_output(self.output)
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
         self._same_data()
@@ -121,8 +136,6 @@ class Trainer:
         """
         with Stop(said=self.rank == 0) as self.stop:
             with together():
-                if self.rank == 0:
-                    save(self.config, self.output / "config.yaml")
                 metrics = Metrics(self.config, self.state.step, self.rank == 0)
             try:
                 stopped = self._run(metrics, until)
@@ -144,6 +157,8 @@ class Trainer:
         metrics.advance(share)
         if share >= 1 or (until is not None and state.step >= until):
             return 0
+        if self.rank == 0:
+            save(self.config, self.output / CONFIG)
         self._describe(complete=False)
         rows, due = iter(self.rows), False
         since, since_step = time.monotonic(), state.step
