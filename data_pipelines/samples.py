@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
@@ -73,16 +73,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def serves(members: Sequence[str], facts: Container[str]) -> bool:
+def serves(members: Sequence[str], facts: Collection[str]) -> bool:
     """Whether a sample is of use: to a task, or as a picture by itself, as evaluations take them.
+
+    Facts of any name may be captions or labels: the commands that make shards take their names.
 
     Args:
         members: its extensions.
         facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
-    told = any(fact in facts for fact in ("label", "captions"))
-    return "content" in facts or (any(own) and (told or all(own)))
+    return "content" in facts or (any(own) and (bool(facts) or all(own)))
 
 
 def shown_members(members: Iterable[str]) -> str:

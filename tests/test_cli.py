@@ -509,7 +509,8 @@ def test_an_edit_goes_into_a_folder_too(run: Run, model: Path, image: Path, tmp_
     common = ("edit", image, "--mask", "top", "--label", 3, "--model", model)
     assert run(*common, "-o", tmp_path / "edits.v1")[0] == 0
     assert (tmp_path / "edits.v1/0000.png").is_file()
-    assert_refused(run(*common, "-o", "edited.tiff2x.abc"), "edited.tiff2x.abc")
+    assert run(*common, "-o", "edited.tiff2x.abc")[0] == 0
+    assert (tmp_path / "edited.tiff2x.abc/0000.png").is_file()
 
 
 def test_a_device_and_a_precision_are_chosen(
