@@ -177,7 +177,7 @@ def test_bad_rows_are_told_by_file_and_row(pictures: Path, tmp_path: Path):
         e["what"].partition("r.csv:")[2] for e in lost_items(tmp_path / "out/train-00000.tar")
     )
     assert [line[:3] for line in told] == ["3: ", "4: ", "5: ", "7: ", "8: "]
-    assert told[0] == "3: has 2 columns, not 3"
+    assert told[0].startswith("3: has 2 columns, not 3")
     assert "not UTF-8" in told[2]
 
 

@@ -22,10 +22,10 @@ from ..images import ImageReader
 from ..samples import Sample as Given
 from ..shard_writer import Made, Sample, cut, facts, shuffled, write_parts
 from ..shards import Members, Shards
+from .caption_table import Recaptions
 from .devkit import DEVKIT, WNID, Labels, beside, read_labels
 from .image_folders import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .inputs import digest
-from .recaption import Recaptions
 from .reshard import reshard
 
 TEMPLATES = ("{name}", "a photo of a {name}", "a picture of a {name}")
