@@ -16,6 +16,7 @@ of our own format is left out as a whole: its answers may be about the picture.
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
@@ -29,7 +30,7 @@ from ..shard_writer import MOST_WARNINGS, Made, Sample, cut, write_parts
 from .image_files import ImageFiles, read_table
 from .inputs import digest
 from .interleaved_formats import FIELDS, Document, ImageItem, Item, Reading, TextItem, parse
-from .records import open_all
+from .records import Records, open_all
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
@@ -69,28 +70,8 @@ def write_interleaved(
         raise UserError(f"--images {images}: no such folder")
     table = read_table(image_table, images) if image_table else {}
     files = ImageFiles(reader, images, table)
-    count = limits.counter()
     partly = _Partly()
-
-    def samples(number: int) -> list[Sample]:
-        where = records.where(number)
-        document = parse(records[number], reading, where)
-        document, left_out = _with_members(
-            document, files, records.file(number).path.parent, partly
-        )
-        pieces, dropped = split(document.joined(), limits, count, document.web)
-        if not pieces:
-            if left_out:
-                raise CorruptSample(
-                    "picture", f"{where}: nothing to learn without its pictures ({left_out[0]})"
-                )
-            raise CorruptSample(
-                "content", f"{where}: nothing to learn: no part is an answer or a target"
-            )
-        left_out += [_told(piece) for piece in dropped]
-        partly.note(where, left_out, stretches=len(dropped))
-        return _samples(f"{number:08d}", pieces, left_out)
-
+    make = _maker(records, files, reading, limits, partly)
     inputs = [*(file.path for file in records.files), image_table, limits.tokenizer]
     settings = {
         "from": str(pattern), "items": len(records), "seed": seed, **asdict(reader),
@@ -99,10 +80,32 @@ def write_interleaved(
         "image_table": image_table and str(image_table), "per_shard": per_shard,
         "input_files": digest(inputs),
     }  # fmt: skip
-    parts = cut(output, name, records.order(seed), samples, per_shard)
+    parts = cut(output, name, records.order(seed), make, per_shard)
     made = write_parts(parts, name, str(pattern), settings, most_lost=most_lost)
     partly.tell()
     return made
+
+
+def _maker(
+    records: Records, files: ImageFiles, reading: Reading, limits: Limits, partly: "_Partly"
+) -> Callable[[int], list[Sample]]:
+    count = limits.counter()
+
+    def make(number: int) -> list[Sample]:
+        where, folder = records.where(number), records.file(number).path.parent
+        document = parse(records[number], reading, where)
+        document, left_out = _with_members(document, files, folder, partly)
+        pieces, dropped = split(document.joined(), limits, count, document.web)
+        told = f"{where}: nothing to learn"
+        if not pieces and left_out:
+            raise CorruptSample("picture", f"{told} without its pictures ({left_out[0]})")
+        if not pieces:
+            raise CorruptSample("content", f"{told}: no part is an answer or a target")
+        left_out += [_told(piece) for piece in dropped]
+        partly.note(where, left_out, stretches=len(dropped))
+        return _samples(f"{number:08d}", pieces, left_out)
+
+    return make
 
 
 class _Partly:
