@@ -402,7 +402,7 @@ def test_lines_of_a_text_end_at_newlines_alone(tmp_path: Path):
     save(tmp_path / "[1] a.txt", data)
     save(tmp_path / "b.txt", b"four\n")
     said: list[str] = []
-    lines = corpus([], [f"{tmp_path}/[1] a.txt", f"{tmp_path}/b*.txt"], say=said.append)
+    lines = corpus([], [f"{tmp_path}/[1] a.txt", f"{tmp_path}/b*.txt"], report=said.append)
     assert lines == ["one\u2028still", "two\x0b\x0c\x85 \r too", "three", "four"]
     assert "3 lines of its 3" in said[0]
     with pytest.raises(UserError, match=r"w\.txt: is UTF-16"):
