@@ -14,8 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from mmfusion.codecs.text import CONTROL, END, Tokenizer
 from mmfusion.codecs.vocabulary import FILES, FastTokenizer, SentencePiece, kind
 from mmfusion.errors import UserError, first_line
-
-from .tokenizer import save_tokenizer
+from mmfusion.files import write
 
 NAMES = {
     ".model": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -31,9 +30,6 @@ def take_tokenizer(source: str, path: Path) -> Path:
     Args:
         source: a file, a folder that holds one, or a hub id.
         path: ends in `.model` for a sentencepiece model, in `.json` for a `tokenizer.json`.
-
-    Raises:
-        UserError: there is no tokenizer of that kind, it is damaged, or it has no place for them.
     """
     if path.suffix not in FILES:
         raise UserError(
@@ -42,7 +38,7 @@ def take_tokenizer(source: str, path: Path) -> Path:
         )
     found = _find(source, path.suffix)
     data = _with_json(found) if path.suffix == ".json" else _with_sentencepiece(found)
-    save_tokenizer(data, path)
+    write(path, data)
     Tokenizer(path)
     return path
 

@@ -12,10 +12,10 @@ from typing import Any
 import sentencepiece
 from tqdm import tqdm
 
-from mmfusion import files
 from mmfusion.codecs.text import CONTROL, clean
 from mmfusion.codecs.vocabulary import kind
 from mmfusion.errors import CorruptSample, UserError
+from mmfusion.files import write
 from mmfusion.rng import generator
 from mmfusion.texts import begin
 
@@ -37,9 +37,6 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
     """Train a byte-fallback BPE model of at most `vocabulary` pieces and write it to `path`.
 
     All of the text is trained from, however long its lines are.
-
-    Raises:
-        UserError: the corpus is empty or the vocabulary too small for it.
     """
     if kind(path) != ".model":
         raise UserError(
@@ -68,7 +65,8 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
         )
     except RuntimeError as error:
         raise UserError(f"tokenizer {path}: cannot be trained ({error})") from None
-    return save_tokenizer(model.getvalue(), path)
+    write(path, model.getvalue())
+    return path
 
 
 def _pieces(line: str) -> Iterator[str]:
@@ -81,12 +79,6 @@ def _pieces(line: str) -> Iterator[str]:
         yield from PIECE.findall(text)
     elif text.strip():
         yield text
-
-
-def save_tokenizer(data: bytes, path: Path) -> Path:
-    """Write a tokenizer's file, which appears under its name only when it is whole."""
-    files.write(path, data)
-    return path
 
 
 def corpus(
@@ -104,10 +96,7 @@ def corpus(
         patterns: globs, braces or URLs of shards.
         files: UTF-8 text: paths or globs. Lines end at \n alone.
         most: lines that are returned.
-        say: gets a line on each source: how much of it was read.
-
-    Raises:
-        UserError: shards or a file cannot be read.
+        report: gets a line on each source: how much of it was read.
     """
     sources: list[_Samples | _Lines] = [
         *map(_Samples, patterns),

@@ -145,9 +145,9 @@ def test_karpathys_splits_are_taken_by_name(pictures: Path, tmp_path: Path):
     assert made(tmp_path / "train") == {"a.jpg": ["a one", "a two"], "d.jpg": ["d one", "d two"]}
     assert run(*command, tmp_path / "more", "--split", "restval") == 0
     assert sorted(made(tmp_path / "more")) == ["a.jpg", "b.jpg", "d.jpg"]
-    with pytest.raises(UserError, match=r"holds the splits restval, train, val; say which"):
+    with pytest.raises(UserError, match="--split train"):
         write_captions(path, tmp_path / "out")
-    with pytest.raises(UserError, match=r"no rows of the split tset; it has restval, train, val"):
+    with pytest.raises(UserError, match="split tset; it has restval, train, val"):
         write_captions(path, tmp_path / "out", wanted=Wanted(splits=("train", "tset")))
     plain = save(tmp_path / "a.csv", b"image,caption\na.jpg,a\n")
     with pytest.raises(UserError, match=r"has no column `split`"):
@@ -156,29 +156,13 @@ def test_karpathys_splits_are_taken_by_name(pictures: Path, tmp_path: Path):
 
 def test_columns_are_named_where_they_are_unusual(pictures: Path, tmp_path: Path):
     path = save(tmp_path / "odd.csv", b"where,says\npictures/a.jpg,a dog\n")
-    with pytest.raises(UserError, match=r"holds the image\? It has where, says; name it with --im"):
+    with pytest.raises(UserError, match=r"It has where, says; .*--image-column"):
         write_captions(path, tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds the captions\? .* --caption-column"):
+    with pytest.raises(UserError, match="--caption-column"):
         write_captions(path, tmp_path / "out", wanted=Wanted(image="where"))
     command = ("data", "captions", path, "--image-column", "where", "--caption-column", "says")
     assert run(*command, "-o", tmp_path / "out") == 0
     assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
-
-
-def test_bad_rows_are_told_by_file_and_row(pictures: Path, tmp_path: Path):
-    data = (
-        b"image| number| comment\na.jpg| 0|a dog\nb.jpg| 4   a cat\na.jpg| 1| \n"
-        b"b.jpg| 1|\xff\nc.jpg| 0|a cow\n| 0|none\nnone.jpg| 0|none\n"
-    )
-    path = save(tmp_path / "pictures/r.csv", data)
-    assert write_captions(path, tmp_path / "out", seed=None).lost == {"caption": 3, "picture": 2}
-    assert made(tmp_path / "out") == {"a.jpg": ["a dog"], "c.jpg": ["a cow"]}
-    told = sorted(
-        e["what"].partition("r.csv:")[2] for e in lost_items(tmp_path / "out/train-00000.tar")
-    )
-    assert [line[:3] for line in told] == ["3: ", "4: ", "5: ", "7: ", "8: "]
-    assert told[0] == "3: has 2 columns, not 3"
-    assert "not UTF-8" in told[2]
 
 
 def test_bad_entries_of_json_are_told(pictures: Path, tmp_path: Path):
@@ -195,33 +179,38 @@ def test_bad_entries_of_json_are_told(pictures: Path, tmp_path: Path):
     assert any("coco.json: annotation 2: expected a JSON object" in what for what in whats)
 
 
+UTF16 = '{"image": "a.jpg", "caption": "ä"}\n'.encode("utf-16")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
         ("a.json", b"{", r"a\.json: not valid JSON"),
-        ("a.json", b'{"a": 1}', r"expected a list of objects, or an object with `images`"),
-        ("a.csv", b"", r"which column holds the image\? It has none"),
-        ("a.csv", b"image,caption\n", r"there is nothing to read"),
+        ("a.json", b'{"a": 1}', r"a\.json: .*`images`"),
+        ("a.csv", b"", r"a\.csv: .*image"),
+        ("a.csv", b"image,caption\n", "nothing to read"),
         ("a.parquet", b"PAR1", r"a\.parquet: cannot be read"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read"),
         ("a.csv.gz", b"no gzip", r"a\.csv\.gz: cannot be read"),
-        ("a.jsonl", b"\n", r"holds no lines"),
-        ("a.xlsx", b"", r"no kind of table that is read here; expected \.jsonl"),
+        ("a.jsonl", b"\n", r"a\.jsonl: holds no lines"),
+        ("a.xlsx", b"", r"a\.xlsx: .*\.jsonl"),
+        ("a.csv", UTF16, r"a\.csv: is UTF-16"),
+        ("a.jsonl", UTF16, r"a\.jsonl: is UTF-16"),
+        ("a.jsonl.gz", gzip.compress(UTF16), r"a\.jsonl\.gz: is UTF-16"),
+        ("b.csv", b"", r"a\.\*: no such file"),
+        ("a.d/b", b"", r"a\.\*: is a folder"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, told: str):
+    save(tmp_path / name, data)
     with pytest.raises(UserError, match=told):
-        write_captions(save(tmp_path / name, data), tmp_path / "out")
+        write_captions(f"{tmp_path}/a.*", tmp_path / "out")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"none\.csv: no such file"):
-        write_captions(tmp_path / "none.csv", tmp_path / "out")
-    with pytest.raises(UserError, match=r"is a folder; give its files"):
-        write_captions(tmp_path, tmp_path / "out")
+def test_tables_are_read_one_at_a_time(tmp_path: Path):
     for name in "ab":
         save(tmp_path / f"{name}.csv", b"image,caption\n")
-    with pytest.raises(UserError, match=r"2 files are given; one table is read at a time"):
+    with pytest.raises(UserError, match="2 files"):
         write_captions(f"{tmp_path}/*.csv", tmp_path / "out")
 
 
@@ -373,9 +362,7 @@ def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         lost = write_captions(source, tmp_path / "out").lost
     assert lost["shard"] == 1
-    told = f"{half}: is damaged, and may have lost many samples ("
-    assert told in caplog.text
-    assert "was cut short); copy it anew" in caplog.text
+    assert f"{half}: is damaged" in caplog.text
     assert f"{whole}: is damaged" not in caplog.text
     assert not lost_items(tmp_path / "out/train-00000.tar")
     whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00001.tar")]
@@ -400,19 +387,15 @@ def test_options_that_would_go_unheeded_are_refused(pictures: Path, tmp_path: Pa
     pa.parquet.write_table(
         pa.table({"jpg": [JPEGS["a.jpg"]], "caption": ["a"]}), tmp_path / "t.parquet"
     )
+    held, nowhere = tmp_path / "t.parquet", Wanted(tmp_path / "no")
     for source, wanted, key, told in (
-        (
-            tar,
-            Wanted(captions="nope"),
-            None,
-            r"--caption-column nope: is not for tars \(.*leave it",
-        ),
-        (tar, Wanted(image="nope"), None, r"--image-column nope: is not for tars"),
-        (tar, Wanted(pictures), None, r"--images .*: is not for tars"),
-        (tar, Wanted(tmp_path / "no"), None, r"--images .*no: no such folder"),
-        (table, Wanted(tmp_path / "no"), None, r"--images .*no: no such folder"),
-        (table, Wanted(), "foo", r"--caption-key foo: is not for tables"),
-        (tmp_path / "t.parquet", Wanted(pictures), None, r"--images .* that hold the pictures"),
+        (tar, Wanted(captions="nope"), None, "--caption-column nope: is not for tars"),
+        (tar, Wanted(image="nope"), None, "--image-column nope: is not for tars"),
+        (tar, Wanted(pictures), None, "--images .*: is not for tars"),
+        (tar, nowhere, None, "--images .*no: no such folder"),
+        (table, nowhere, None, "--images .*no: no such folder"),
+        (table, Wanted(), "foo", "--caption-key foo: is not for tables"),
+        (held, Wanted(pictures), None, "--images .* that hold the pictures"),
     ):
         with pytest.raises(UserError, match=told):
             write_captions(source, tmp_path / "out", wanted=wanted, caption_key=key)
@@ -508,11 +491,6 @@ def test_real_captions(tmp_path: Path):
     assert len(Shards(f"{tmp_path}/emoji/*.tar")) == 1644
 
 
-def test_a_missing_list_of_captions_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path):
-    assert run("data", "captions", tmp_path / "none.jsonl", "-o", tmp_path / "out") == 2
-    assert "none.jsonl: no such file" in capsys.readouterr().err
-
-
 # Quotes, and names that are spelled in several ways
 
 QUOTED = {
@@ -557,22 +535,30 @@ def test_quotes_that_close_hold_delimiters_and_line_ends(pictures: Path, tmp_pat
     assert made(tmp_path / "all") == {"a.jpg": ['say "hi"']}
 
 
-def test_rows_of_another_width_are_counted_by_their_lines(pictures: Path, tmp_path: Path):
-    data = 'image,caption\na.jpg,"x, y\nb.jpg,ok\nc.jpg\n\nd.jpg,"p",q\ne.jpg,nul \0 in it\n'
-    table = save(tmp_path / "t.csv", b"\xef\xbb\xbf" + data.encode())
-    counted = write_captions(table, tmp_path / "out", wanted=Wanted(pictures))
-    assert made(tmp_path / "out") == {"b.jpg": ["ok"], "e.jpg": ["nul \0 in it"]}
-    assert counted.lost == {"caption": 3}
-    told = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
-    assert all(any(f"t.csv:{n}: " in what for what in told) for n in (2, 4, 6))
+BAR = (
+    b"image| comment\na.jpg|a dog\nb.jpg   a cat\na.jpg| \nb.jpg|\xff\nc.jpg|a cow\n"
+    b"|x\nnone.jpg|x\n"
+)
+WIDE = b'image,caption\na.jpg,"x, y\nb.jpg,ok\nc.jpg\n\nd.jpg,"p",q\ne.jpg,nul \0 in it\n'
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.jsonl.gz"])
-def test_utf_16_is_named(tmp_path: Path, name: str):
-    data = '{"image": "a.jpg", "caption": "ä"}\n'.encode("utf-16")
-    data = gzip.compress(data) if name.endswith(".gz") else data
-    with pytest.raises(UserError, match=rf"{name}: is UTF-16"):
-        write_captions(save(tmp_path / name, data), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("data", "kept", "lost"),
+    [
+        (BAR, {"a.jpg": ["a dog"], "c.jpg": ["a cow"]},
+         {3: "caption", 4: "caption", 5: "caption", 7: "picture", 8: "picture"}),
+        (b"\xef\xbb\xbf" + WIDE, {"b.jpg": ["ok"], "e.jpg": ["nul \0 in it"]},
+         {2: "caption", 4: "caption", 6: "caption"}),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_counted_by_their_lines(
+    pictures: Path, tmp_path: Path, data: bytes, kept: dict, lost: dict
+):
+    write_captions(save(pictures / "t.csv", data), tmp_path / "out", seed=None)
+    assert made(tmp_path / "out") == kept
+    items = lost_items(tmp_path / "out/train-00000.tar")
+    numbered = {int(item["what"].partition("t.csv:")[2].split(":")[0]): item for item in items}
+    assert {number: item["reason"] for number, item in numbered.items()} == lost
 
 
 @pytest.mark.parametrize("bound", [False, True])

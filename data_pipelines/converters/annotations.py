@@ -7,39 +7,43 @@
 | .csv, .tsv, .txt, .token | columns by name; path and caption; Flickr's `name.jpg#0<tab>caption` |
 | .parquet | columns by name |
 
-All but parquet may be compressed (`.gz`). A row is read when it is asked for; what is held in
-memory is the lines' places, or columns as Arrow keeps them.
+All but parquet may be compressed (`.gz`).
 """
 
 import json
 import re
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 
-from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError
 
-from ..shard_writer import JsonLines, facts
-from .delimited import form_of, open_bytes, rows
+from . import delimited
+from .records import (
+    AT_ONCE,
+    JSONL,
+    Columns,
+    GzipLines,
+    Lines,
+    Records,
+    Rows,
+    open_bytes,
+    parquet_table,
+    reading,
+    schema,
+)
 
 IMAGE = (
     "image", "image_path", "path", "file", "filename", "filepath", "file_name", "image_name"
 )  # fmt: skip
 CAPTIONS = ("captions", "caption", "text", "raw", "comment", "sentences")
-LABEL = ("label",)
-SPLIT = ("split",)
-LINES, TEXT = (".jsonl", ".ndjson"), (".csv", ".tsv", ".txt", ".token")
-AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-AT_ONCE = 1 << 14  # rows
-BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)
+DELIMITED = (".csv", ".tsv", ".txt", ".token")
+OPTIONS = {"image": "--image-column", "captions": "--caption-column"}
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,37 @@ class Wanted:
     image: str | None = None
     captions: str | None = None
 
+    def columns(self, names: Iterable[str], pictures: str | None = None) -> dict[str, str]:
+        """Those of image, captions, label and split that are there -> the column that holds it.
 
-class Table(Protocol):
-    """Rows by number. A row is a dict of what it says under image, captions, label and split."""
+        `pictures` is the column of the image where that is known.
+        """
+        found = {
+            "image": pictures or find(names, self.image, IMAGE),
+            "captions": find(names, self.captions, CAPTIONS),
+            "label": find(names, None, ("label",)),
+            "split": find(names, None, ("split",)),
+        }
+        return {what: name for what, name in found.items() if name is not None}
 
-    def __len__(self) -> int: ...
+    def columns_of(
+        self, path: Path, names: list[str], pictures: str | None = None
+    ) -> dict[str, str]:
+        """The same of a table, which must have an image and captions."""
+        found = self.columns(names, pictures)
+        for what, option in OPTIONS.items():
+            if what not in found:
+                shown = ", ".join(filter(None, names))[:300] or "none"
+                raise UserError(
+                    f"{path}: which column holds the {what}? It has {shown}; name it with {option}"
+                )
+        if self.splits and "split" not in found:
+            raise UserError(f"{path}: has no column `split`, but --split is given")
+        return found
 
-    def where(self, row: int) -> str:
-        """File and row, for messages."""
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """The row; raises Damage where there is none to be read."""
-
-    def rows(self) -> Iterator[dict[str, Any] | None]:
-        """All rows in order; None where there is none to be read."""
+    def row(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What an object says under image, captions, label and split."""
+        return {what: entry[name] for what, name in self.columns(entry).items()}
 
 
 def find(names: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:
@@ -82,147 +103,52 @@ def find(names: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str
     return next((lower[name] for name in usual if name in lower), None)
 
 
-class JsonRows:
-    """Objects in memory, each as a line of JSON."""
-
-    def __init__(self, path: Path, entries: Iterable[Any], unit: str) -> None:
-        lines = (json.dumps(entry).encode() for entry in entries)
-        self._lines = pa.array(lines, pa.large_binary())
-        self.path, self.unit = path, unit
-
-    def lines(self) -> Iterator[bytes]:
-        """All of them, in order."""
-        return (line.as_py() for line in self._lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def where(self, row: int) -> str:
-        return f"{self.path}: {self.unit} {row + 1}"
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return facts(self._lines[row].as_py(), self.where(row))
-
-
-class Objects:
-    """A table of JSON objects."""
-
-    def __init__(self, given: JsonRows | JsonLines, wanted: Wanted) -> None:
-        self._given, self.wanted = given, wanted
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    def where(self, row: int) -> str:
-        return self._given.where(row)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self._read(self._given[row])
-
-    def _read(self, entry: dict[str, Any]) -> dict[str, Any]:
-        wanted = self.wanted
-        names = {
-            "image": find(entry, wanted.image, IMAGE),
-            "captions": find(entry, wanted.captions, CAPTIONS),
-            "label": find(entry, None, LABEL),
-            "split": find(entry, None, SPLIT),
-        }
-        return {what: entry[name] for what, name in names.items() if name is not None}
-
-    def rows(self) -> Iterator[dict[str, Any] | None]:
-        for line in self._given.lines():
-            try:
-                yield self._read(facts(line, ""))
-            except CorruptSample:
-                yield None
-
-
-class Columns:
-    """A table of columns, by what is in them; texts are given as bytes, for they may be none."""
-
-    def __init__(self, columns: dict[str, pa.ChunkedArray], where: Callable[[int], str]) -> None:
-        self._columns = pa.table(
-            {
-                what: column.cast(AS_BYTES.get(column.type, column.type))
-                for what, column in columns.items()
-            }
-        )
-        self.where = where
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {what: self._columns[what][row].as_py() for what in self._columns.column_names}
-
-    def rows(self) -> Iterator[dict[str, Any] | None]:
-        for batch in self._columns.to_batches(max_chunksize=AT_ONCE):
-            yield from batch.to_pylist()
-
-
-class Broken:
-    """A table with rows at its end that are none: what is written there cannot be split."""
-
-    def __init__(self, table: Table, broken: list[str]) -> None:
-        self.table, self.broken = table, broken
-
-    def __len__(self) -> int:
-        return len(self.table) + len(self.broken)
-
-    def where(self, row: int) -> str:
-        return self.table.where(row)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        if row < len(self.table):
-            return self.table[row]
-        raise CorruptSample("caption", self.broken[row - len(self.table)])
-
-    def rows(self) -> Iterator[dict[str, Any] | None]:
-        yield from self.table.rows()
-        yield from (None for _ in self.broken)
-
-
-def read_table(files: list[Path], wanted: Wanted) -> Table:
-    """A table in one file, or in many parquet files.
-
-    Raises:
-        UserError: it cannot be read, or its form or columns are not known.
-    """
+def read_table(files: list[Path], wanted: Wanted) -> Records:
+    """A table in one file, or in many parquet files; rows say image, captions, label and split."""
     path = files[0]
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    kind = kind_of(path)
     if kind == ".parquet" and all(file.suffix.lower() == kind for file in files):
-        return _parquet(files, wanted)
+        found = [(file, wanted.columns_of(file, schema(file).names)) for file in files]
+        return Records([parquet_table(file, columns) for file, columns in found])
     if len(files) > 1:
         raise UserError(
             f"{path}: {len(files)} files are given; one table is read at a time, unless all are "
             "parquet files or tars"
         )
-    try:
-        if kind in LINES:
-            return Objects(JsonLines(path), wanted)
-        if kind == ".json":
-            return _json(path, wanted)
-        if kind in TEXT:
-            return _text(path, wanted)
-    except BROKEN as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    if kind in JSONL:
+        return Records([open_lines(path)], wanted.row)
+    if kind == ".json":
+        return Records([_json(path, wanted)], wanted.row)
+    if kind in DELIMITED:
+        rows = open_delimited(path, lambda n: "image" in wanted.columns(n), wanted.columns_of)
+        return Records(rows)
     raise UserError(
         f"{path}: no kind of table that is read here; expected .jsonl, .json, .csv, .tsv, .txt, "
         ".parquet, or tars"
     )
 
 
-def _json(path: Path, wanted: Wanted) -> Table:
-    with open_bytes(path) as file:
+def kind_of(path: Path) -> str:
+    """A file's ending, without that of a gzip."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def open_lines(path: Path) -> Lines:
+    """A JSONL whose lines are asked for in any order: what is compressed is held as a whole."""
+    return GzipLines(path) if path.suffix == ".gz" else Lines(path)
+
+
+def _json(path: Path, wanted: Wanted) -> Rows:
+    with reading(path), open_bytes(path) as file:
         try:
             found = json.loads(file.read())
         except (ValueError, RecursionError) as error:
             if getattr(error, "msg", "") == "Extra data":  # lines under another name
-                return Objects(JsonLines(path), wanted)
+                return open_lines(path)
             raise UserError(f"{path}: not valid JSON ({error})") from None
     match found:
         case {"images": list(images), "annotations": list(annotations)}:
-            return Objects(JsonRows(path, _coco(images, annotations), "annotation"), wanted)
+            return Rows(path, list(_coco(images, annotations)), "annotation")
         case {"images": list(images)}:
             splits = {str(image.get("split")) for image in images if isinstance(image, dict)}
             if not wanted.splits and len(splits) > 1:
@@ -230,9 +156,9 @@ def _json(path: Path, wanted: Wanted) -> Table:
                     f"{path}: holds the splits {', '.join(sorted(splits))}; say which are wanted, "
                     "as --split train"
                 )
-            return Objects(JsonRows(path, map(_karpathy, images), "image"), wanted)
+            return Rows(path, list(map(_karpathy, images)), "image")
         case list():
-            return Objects(JsonRows(path, found, "object"), wanted)
+            return Rows(path, found, "object")
     raise UserError(
         f"{path}: expected a list of objects, or an object with `images` and `annotations` (COCO) "
         "or with `images` that have `sentences` (Karpathy)"
@@ -263,75 +189,44 @@ def _karpathy(image: Any) -> Any:
     return {"image": name, "captions": image.get("sentences"), "split": image.get("split")}
 
 
-def _text(path: Path, wanted: Wanted) -> Table:
-    form = form_of(path, lambda names: find(names, wanted.image, IMAGE) is not None)
-    names = form.names or ["image", "caption"]
-    columns = columns_of(path, names, wanted)
-    at = {what: names.index(name) for what, name in columns.items()}
-    chunks: dict[str, list[pa.Array]] = {what: [] for what in columns}
-    numbers, broken = array("q"), list[str]()
+def open_delimited(
+    path: Path,
+    known: Callable[[list[str]], bool],
+    columns_of: Callable[[Path, list[str]], dict[str, str]],
+    image: str = "image",
+) -> list[Rows]:
+    """The rows of a text with a delimiter in memory, and after them those that cannot be split.
 
-    def whole() -> Iterator[list[bytes]]:
-        for number, cells in rows(path, form, at["image"]):
-            if len(cells) == form.width:
-                numbers.append(number)
-                yield cells
-            else:
-                broken.append(f"{path}:{number}: has {len(cells)} columns, not {form.width}")
-
-    given = whole()
-    while some := list(islice(given, AT_ONCE)):
-        for what, column in at.items():
-            cells = [row[column] for row in some]
-            if what == "image" and form.flickr:
-                cells = [re.sub(rb"#\d+$", b"", cell) for cell in cells]
-            chunks[what].append(pa.array(cells, pa.binary()))
-    found = {what: pa.chunked_array(some, pa.binary()) for what, some in chunks.items()}
-    table = Columns(found, lambda row: f"{path}:{numbers[row]}")
-    return Broken(table, broken) if broken else table
-
-
-def _parquet(files: list[Path], wanted: Wanted) -> Table:
-    tables, file = [], files[0]
-    columns: dict[str, str] = {}
-    try:
-        for file in files:
-            columns = columns or columns_of(file, pa.parquet.read_schema(file).names, wanted)
-            tables.append(
-                pa.parquet.read_table(file, columns=list(columns.values()), partitioning=None)
-            )
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except BROKEN as error:
-        raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
-    starts = np.cumsum([0, *map(len, tables)])
-
-    def where(row: int) -> str:
-        at = int(np.searchsorted(starts, row, "right")) - 1
-        return f"{files[at]}: row {row - int(starts[at]) + 1}"
-
-    return Columns({what: table[name] for what, name in columns.items()}, where)
-
-
-def columns_of(
-    path: Path, names: list[str], wanted: Wanted, pictures: str | None = None
-) -> dict[str, str]:
-    """What is wanted -> the column that holds it.
-
-    Raises:
-        UserError: there is none for the image (unless it is `pictures`) or the captions.
+    Args:
+        path: of the file.
+        known: whether names of columns are such as are looked for.
+        columns_of: file, its columns -> which are wanted, by what they are called in a row.
+        image: which of these are paths of pictures.
     """
-    found = {
-        "image": pictures or find(names, wanted.image, IMAGE),
-        "captions": find(names, wanted.captions, CAPTIONS),
-        "label": find(names, None, LABEL),
-        "split": find(names, None, SPLIT),
-    }
-    for what, option in (("image", "--image-column"), ("captions", "--caption-column")):
-        if found[what] is None:
-            shown = ", ".join(filter(None, names))[:300] or "none"
-            raise UserError(
-                f"{path}: which column holds the {what}? It has {shown}; name it with {option}"
-            )
-    if wanted.splits and not found["split"]:
-        raise UserError(f"{path}: has no column `split`, but --split is given")
-    return {what: name for what, name in found.items() if name is not None}
+    with reading(path):
+        form = delimited.form_of(path, known)
+        names = form.names or ["image", "caption"]
+        columns = columns_of(path, names)
+        at = {what: names.index(name) for what, name in columns.items()}
+        chunks: dict[str, list[pa.Array]] = {what: [] for what in columns}
+        numbers, broken = array("q"), list[CorruptSample]()
+
+        def whole() -> Iterator[list[bytes]]:
+            for number, cells in delimited.rows(path, form, at[image]):
+                if len(cells) == form.width:
+                    numbers.append(number)
+                    yield cells
+                else:
+                    told = f"{path}:{number}: has {len(cells)} columns, not {form.width}; "
+                    told += "put cells with a delimiter in quotes"
+                    broken.append(CorruptSample("caption", told))
+
+        given = whole()
+        while some := list(islice(given, AT_ONCE)):
+            for what, column in at.items():
+                cells = [row[column] for row in some]
+                if what == image and form.flickr:
+                    cells = [re.sub(rb"#\d+$", b"", cell) for cell in cells]
+                chunks[what].append(pa.array(cells, pa.binary()))
+    found = {what: pa.chunked_array(some, pa.binary()) for what, some in chunks.items()}
+    return [Columns(path, pa.table(found), numbers), Rows(path, broken)]

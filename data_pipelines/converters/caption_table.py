@@ -1,13 +1,17 @@
-"""The pictures of a table, each with all of its captions: rows of one picture are joined."""
+"""The pictures of a table, each with all of its captions: rows of one picture are joined.
+
+They may also be the captions of pictures that are listed elsewhere, as of a recaptioned ImageNet.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +19,11 @@ import numpy as np
 from mmfusion.errors import CorruptSample, UserError
 
 from ..images import spelled
-from .annotations import Table, Wanted
+from .annotations import Wanted, read_table
+from .devkit import stem
+from .records import Records
+
+NONE = -1
 
 
 class Captioned(NamedTuple):
@@ -29,17 +37,13 @@ class Captioned(NamedTuple):
 class CaptionTable:
     """The pictures of a table by number, in the order in which it first names them."""
 
-    def __init__(self, table: Table, source: str, wanted: Wanted, folder: Path) -> None:
-        """Find which rows belong together; paths begin in `folder`.
-
-        Raises:
-            UserError: no row is of the splits that are wanted.
-        """
+    def __init__(self, table: Records, source: str, wanted: Wanted, folder: Path) -> None:
+        """Find which rows belong together; paths begin in `folder`."""
         self.table = table
         hashes = np.zeros(len(table), np.uint64)
         keep = np.ones(len(table), bool)
         splits: set[str] = set()
-        for row, entry in enumerate(table.rows()):
+        for row, entry in enumerate(table.scan()):
             image = _image(entry)
             hashes[row] = _digest(image and spelled(image, folder), row)
             if wanted.splits:
@@ -72,14 +76,10 @@ class CaptionTable:
         """What each picture is called in the table; None where it is not."""
         first = np.zeros(len(self.table), bool)
         first[self._rows[self._starts[:-1]]] = True
-        return compress(map(_image, self.table.rows()), first)
+        return compress(map(_image, self.table.scan()), first)
 
     def __getitem__(self, number: int) -> Captioned:
-        """A picture with the captions of all its rows.
-
-        Raises:
-            Damage: it is a row that cannot be used.
-        """
+        """A picture with the captions of all its rows."""
         rows = self._rows[self._starts[number] : self._starts[number + 1]].tolist()
         found = [read_row(self.table[row], self.table.where(row)) for row in rows]
         captions = [caption for one in found for caption in one.captions]
@@ -88,11 +88,7 @@ class CaptionTable:
 
 
 def read_row(entry: dict[str, Any], where: str) -> Captioned:
-    """A row of a table.
-
-    Raises:
-        Damage: it lacks a caption or its picture, or has a label that is none.
-    """
+    """A row of a table."""
     captions = texts(entry.get("captions"), where)
     label = label_of(entry.get("label"), where)
     image = entry.get("image")
@@ -103,11 +99,7 @@ def read_row(entry: dict[str, Any], where: str) -> Captioned:
 
 
 def texts(value: Any, where: str) -> list[str]:
-    """Captions: a text or a list of texts, of which those that say nothing are dropped.
-
-    Raises:
-        Damage: it is neither, or none says anything.
-    """
+    """Captions: a text or a list of texts, of which those that say nothing are dropped."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -137,9 +129,6 @@ def image_path(image: str, images: Path | None, folder: Path, where: str) -> Pat
     they say; no more of a file than a whole picture can get into a shard. Users who did not make
     the table themselves give --images, and what leads out of that folder is left out. Links in it
     are followed: they are the users' own.
-
-    Raises:
-        Damage: it leads out of `images`, or there is no plain file.
     """
     path = Path(spelled(image, images or folder))
     if images is not None and not path.is_relative_to(os.path.abspath(images)):
@@ -163,12 +152,13 @@ def _in_other_case(folder: str) -> dict[str, str]:
         return {}
 
 
-def label_of(value: Any, where: str) -> int | None:
-    """The number of a class, which a table of text has as text.
+def described_by(captions: list[str], label: int | None) -> dict[str, Any]:
+    """The facts of a sample."""
+    return {"captions": captions, **({} if label is None else {"label": label})}
 
-    Raises:
-        Damage: it is something else.
-    """
+
+def label_of(value: Any, where: str) -> int | None:
+    """The number of a class, which a table of text has as text."""
     with suppress(ValueError):
         value = int(value) if value and isinstance(value, bytes) else value
     if value is None or value == b"":
@@ -192,5 +182,57 @@ def _text(value: Any) -> str:
 
 def _digest(image: str | None, row: int) -> int:
     """64 bits that two rows have in common if they name the same picture."""
-    named = b"+" + image.encode("utf-8", "surrogatepass") if image else b"-%d" % row
-    return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "little")
+    return _hash(f"+{image}" if image else f"-{row}")
+
+
+def _hash(text: str) -> int:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+
+
+class Recaptions:
+    """The captions of each picture by its number, or none."""
+
+    def __init__(self, table: Path, files: Iterable[str]) -> None:
+        """Find the table's picture for each file: by folder and name, or else by the name alone.
+
+        Endings do not count. A name that stands for several pictures finds none.
+        """
+        self.pictures = CaptionTable(
+            read_table([table], Wanted()), str(table), Wanted(), table.parent
+        )
+        keys, stems = [], []
+        for number, image in enumerate(self.pictures.images()):
+            keys.append(_hash(_key(image) if image else f"\0{number}"))
+            stems.append(_hash(stem(image) if image else f"\0{number}"))
+        wanted = [(_hash(_key(file)), _hash(stem(file))) for file in files]
+        sought = np.array(wanted, np.uint64).reshape(-1, 2)
+        found = _places(np.array(keys, np.uint64), sought[:, 0])
+        named = _places(np.array(stems, np.uint64), sought[:, 1])
+        _, inverse, times = np.unique(sought[:, 1], return_inverse=True, return_counts=True)
+        self._rows = np.where(found == NONE, np.where(times[inverse] == 1, named, NONE), found)
+        self.missing = int((self._rows == NONE).sum())
+        """Pictures that the table does not name."""
+        if self.missing == len(self._rows):
+            raise UserError(
+                f"{table}: has no captions for these pictures; expected their paths, as "
+                "n01440764/n01440764_10026.JPEG, or names"
+            )
+
+    def of(self, number: int) -> list[str]:
+        """Captions of a picture; none where the table has none."""
+        row = int(self._rows[number])
+        return [] if row == NONE else self.pictures[row].captions
+
+
+def _key(file: str) -> str:
+    """Folder and name without ending: n01440764/n01440764_10026."""
+    folder, _, _ = normpath(file.replace("\\", "/")).rpartition("/")
+    return f"{folder.rpartition('/')[2]}/{stem(file)}"
+
+
+def _places(keys: np.ndarray, sought: np.ndarray) -> np.ndarray:
+    """Where each sought key is, if it is there once; else NONE."""
+    distinct, first, times = np.unique(keys, return_index=True, return_counts=True)
+    at = np.minimum(np.searchsorted(distinct, sought), len(distinct) - 1)
+    return np.where((distinct[at] == sought) & (times[at] == 1), first[at], NONE)

@@ -1,7 +1,7 @@
 """Pictures with captions as shards: from a table of paths, parquet files of pictures, or tars.
 
-Which of these it is, is found from the files themselves. Data_pipelines/tables.py says which tables
-are read. Tars are samples as webdataset or img2dataset write them.
+Which of these it is, is found from the files themselves. annotations.py says which tables are
+read. Tars are samples as webdataset or img2dataset write them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..samples import Sample as Given
 from ..shard_writer import Made, Sample, ShardJob, cut, shuffled, write_parts
 from ..shards import Members, Shards
 from .annotations import Wanted, read_table
-from .caption_table import CaptionTable, image_path, texts
+from .caption_table import CaptionTable, described_by, image_path, texts
 from .inputs import digest
 from .parquet_images import image_column_of, metadata, parquet_parts
 from .reshard import reshard
@@ -52,10 +52,6 @@ def write_captions(
         caption_key: under which a tar's `json` members keep their captions; None looks for
             `captions` and `caption`.
         most_lost: share of the pictures that may be unusable.
-
-    Raises:
-        UserError: there is no such file, its form is not known or has no use for an option, or too
-            little of it can be used.
     """
     files = source_files(str(source))
     if wanted.images is not None and not wanted.images.is_dir():
@@ -91,11 +87,7 @@ def write_captions(
 
 
 def source_files(source: str) -> list[str]:
-    """The files that a pattern names.
-
-    Raises:
-        UserError: there are none, or they are a folder.
-    """
+    """The files that a pattern names."""
     files = storage.expand(source)
     if not files:
         raise UserError(f"{source}: no such file; {storage.beside(source)}")
@@ -116,9 +108,7 @@ def _sample_maker(
 ) -> Callable[[int], list[Sample]]:
     def sample(place: int) -> list[Sample]:
         found, where = pictures[place], pictures.where(place)
-        described: dict[str, Any] = {"captions": found.captions}
-        if found.label is not None:
-            described["label"] = found.label
+        described = described_by(found.captions, found.label)
         extension, data = reader.read(image_path(found.image, wanted.images, folder, where))
         return [(f"{place:08d}", {"json": described, extension: data})]
 
@@ -136,7 +126,7 @@ def _tars(
     beside = lru_cache(maxsize=4)(metadata)
 
     def describe(sample: Given, key: str, number: int) -> Members | None:
-        facts = sample.json()
+        facts = dict(sample.json())
         if wanted.splits and str(facts.get("split")) not in wanted.splits:
             return None
         caption = facts.pop("caption", None)

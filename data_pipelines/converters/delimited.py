@@ -7,16 +7,16 @@ A quoted cell may hold line ends, but no two rows become one: where its first li
 are rows by themselves, its quote is a part of the text, too.
 """
 
-import gzip
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmfusion.texts import begin
 
 from ..images import SUFFIXES
+from .records import open_bytes
 
 TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
 ENDS = tuple(suffix.encode() for suffix in SUFFIXES)
@@ -45,17 +45,8 @@ class Form(NamedTuple):
     flickr: bool = False
 
 
-def open_bytes(path: Path) -> Any:
-    """A file of bytes, decompressed."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
 def lines(path: Path) -> Iterator[bytes]:
-    r"""Lines with their ends, which are \n alone, or \r in a file that has no other.
-
-    Raises:
-        UserError: the file is UTF-16.
-    """
+    r"""Lines with their ends, which are \n alone, or \r in a file that has no other."""
     with open_bytes(path) as file:
         first = begin(file.readline(), path)
         if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):

@@ -45,9 +45,6 @@ def read_labels(path: Path, numbered: dict[int, str]) -> Labels:
     """The labels in a devkit or table; `numbered` are the folders of classes given by number.
 
     A table is JSON of {file: class}, or lines of file and class with a comma, tab or space between.
-
-    Raises:
-        UserError: it cannot be read, or is neither.
     """
     try:
         if path.is_dir():

@@ -93,20 +93,17 @@ def write_digits(folder: Path) -> bool:
     split = {"train": train.tolist(), "held_out": held_out.tolist()}
     files.write(folder / SPLIT, json.dumps(split).encode())
     for name, part in (("train", train), ("held_out", held_out)):
-        write_shards(
-            folder,
-            name,
+        samples = (
             (
-                (
-                    f"digit{i:04d}",
-                    {
-                        "json": {"label": int(labels[i]), "captions": captions(labels[i])},
-                        "png": png(pictures[i]),
-                    },
-                )
-                for i in part
-            ),
+                f"digit{i:04d}",
+                {
+                    "json": {"label": int(labels[i]), "captions": captions(labels[i])},
+                    "png": png(pictures[i]),
+                },
+            )
+            for i in part
         )
+        write_shards(folder, name, samples)
     write_shards(folder, "interleaved", _interleaved(pictures, labels, train), per_shard=10_000)
     corpus = [caption for label in range(10) for caption in captions(label)]
     train_tokenizer([*corpus, CONTINUATION, *NAMES], folder / "tokenizer.model", 512)
@@ -136,11 +133,5 @@ def _interleaved(
                 {"answer": NAMES[following]},
                 {"image": "1.png", "target": True},
             ]
-            yield (
-                f"pair{i:04d}_{pair}",
-                {
-                    "json": {"content": content},
-                    "0.png": png(pictures[i]),
-                    "1.png": png(pictures[j]),
-                },
-            )
+            members = {"0.png": png(pictures[i]), "1.png": png(pictures[j])}
+            yield f"pair{i:04d}_{pair}", {"json": {"content": content}, **members}

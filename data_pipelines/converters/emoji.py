@@ -5,11 +5,11 @@ held out; whatever looks the same is on one side. Names are those of Python's ow
 """
 
 import hashlib
-import io
 import unicodedata
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion.codecs.image import open_image
@@ -17,6 +17,7 @@ from mmfusion.errors import CorruptSample
 
 from ..shard_writer import Made, Sample, claim, cut, shuffled, write_parts
 from ..tokenizer import train_tokenizer
+from .digits import png
 from .fonts import read_font
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -47,9 +48,6 @@ def write_emoji(output: Path, font: Path = FONT, size: int = 32) -> Made:
         output: folder of the shards.
         font: a bitmap colour font.
         size: side of the pictures in pixels; they lie on white.
-
-    Raises:
-        UserError: the font cannot be used, or what is there was made in another way.
     """
     drawn = {s: data for s, data in read_font(font).items() if is_emoji(s)}
     parts: dict[str, list[str]] = {"train": [], "held_out": []}
@@ -121,19 +119,13 @@ def captions(sequence: str) -> list[str]:
 
 
 def picture(data: bytes, size: int, where: str) -> bytes:
-    """A glyph's PNG in the middle of a white square, as a PNG of `size` pixels a side.
-
-    Raises:
-        Damage: it is not a whole picture.
-    """
+    """A glyph's PNG in the middle of a white square, as a PNG of `size` pixels a side."""
     glyph = open_image(data, where).convert("RGBA")
     side = max(glyph.size)
     square = PILImage.new("RGBA", (side, side), "white")
     square.alpha_composite(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
     small = square.convert("RGB").resize((size, size), PILImage.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "png")
-    return file.getvalue()
+    return png(np.asarray(small))
 
 
 def _sample(sequences: list[str], drawn: dict[str, bytes], size: int, number: int) -> list[Sample]:

@@ -17,11 +17,7 @@ LIGATURES, EXTENSION = 4, 7  # kinds of lookup in GSUB
 
 
 def read_font(path: Path) -> dict[str, bytes]:
-    """Every character or sequence that the font has a picture of, and the PNG, the largest there.
-
-    Raises:
-        UserError: the file is missing, damaged, no font, or has no bitmaps.
-    """
+    """Every character or sequence that the font has a picture of, and the largest PNG of it."""
     try:
         with TTFont(path, lazy=True) as font:
             if not {"CBDT", "sbix"} & set(font.keys()):
@@ -29,7 +25,7 @@ def read_font(path: Path) -> dict[str, bytes]:
                     f"font {path}: has no bitmaps (tables CBDT or sbix); give a bitmap colour font "
                     "such as Debian's NotoColorEmoji.ttf"
                 )
-            pictures = dict(_cbdt(font) if "CBDT" in font else _sbix(font))
+            pictures = _bitmaps(font)
             found = {s: pictures[glyph] for s, glyph in _sequences(font) if glyph in pictures}
     except FileNotFoundError:
         raise UserError(
@@ -45,22 +41,17 @@ def read_font(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _cbdt(font: Any) -> Iterator[tuple[str, bytes]]:
+def _bitmaps(font: Any) -> dict[str, bytes]:
     """Glyphs and their PNGs in the largest size."""
-    sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
-    if sizes:
-        for glyph, bitmap in font["CBDT"].strikeData[sizes.index(max(sizes))].items():
-            data = getattr(bitmap, "imageData", b"")  # decoded when it is asked for
-            if data.startswith(PNG):
-                yield glyph, data
-
-
-def _sbix(font: Any) -> Iterator[tuple[str, bytes]]:
-    strikes = font["sbix"].strikes
-    if strikes:
-        for name, glyph in strikes[max(strikes)].glyphs.items():
-            if (glyph.imageData or b"").startswith(PNG):
-                yield name, glyph.imageData
+    glyphs: dict[str, Any] = {}
+    if "CBDT" in font:
+        sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
+        if sizes:
+            glyphs = font["CBDT"].strikeData[sizes.index(max(sizes))]
+    elif strikes := font["sbix"].strikes:
+        glyphs = strikes[max(strikes)].glyphs
+    found = {name: getattr(glyph, "imageData", None) or b"" for name, glyph in glyphs.items()}
+    return {name: data for name, data in found.items() if data.startswith(PNG)}
 
 
 def _sequences(font: Any) -> Iterator[tuple[str, str]]:

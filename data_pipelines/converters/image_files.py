@@ -6,17 +6,12 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any
 
-from pyarrow import parquet
-
-from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError
 
 from ..images import ImageReader, spelled
-from ..shard_writer import facts
-from .delimited import form_of, lines, rows
+from .annotations import DELIMITED, kind_of, open_delimited, open_lines
 from .interleaved_formats import ImageItem
-from .records import BROKEN_GZIP, BROKEN_PARQUET
-
-TEXT = (".csv", ".tsv", ".txt")
+from .records import Rows, parquet_table, reading, schema
 
 
 @dataclass
@@ -41,9 +36,6 @@ class ImageFiles:
             beside: the folder of the record's file.
             anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder;
                 those of the table not out of `folder`.
-
-        Raises:
-            Damage: it is not there, or not a whole picture.
         """
         if part.data is not None:
             return self.reader.member(part.data, "a picture in the record")
@@ -66,49 +58,39 @@ def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
 
     Paths are relative to `folder`, or else to the table's own. A row without a path, as of a
     picture that could not be fetched, is passed over. The table is held in memory.
-
-    Raises:
-        UserError: it cannot be read, or lacks the columns.
     """
     table: dict[str, Path] = {}
-    try:
+    with reading(path):
         for row in _rows(path):
-            url, file = row.get("url"), row.get("path")
+            url, file = (v.decode() if isinstance(v, bytes) else v for v in row)
             if not isinstance(url, str) or not isinstance(file, str | None):
-                raise UserError(f"{path}: a row is {ascii(row)[:200]}; expected `url` and `path`")
+                raise UserError(
+                    f"{path}: a row is {ascii((url, file))[:200]}; expected `url` and `path`"
+                )
             if file:
                 table[url] = Path(spelled(file, folder or path.parent))
-    except (*BROKEN_GZIP, *BROKEN_PARQUET, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not table:
         raise UserError(f"{path}: names no files; expected the columns `url` and `path`")
     return table
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    names = path.name.removesuffix(".gz")
-    if names.endswith(".parquet"):
-        with parquet.ParquetFile(path) as file:
-            missing = {"url", "path"} - set(file.schema_arrow.names)
-            if missing:
-                raise UserError(f"{path}: has no column `{min(missing)}`")
-            for batch in file.iter_batches(columns=["url", "path"]):
-                yield from batch.to_pylist()
-        return
-    if names.lower().endswith(TEXT):
-        form = form_of(path, {"url", "path"}.issubset)
-        columns = form.names or []
-        if missing := {"url", "path"} - set(columns):
-            told = f"has no column `{min(missing)}`"
-            raise UserError(f"{path}: {told}; expected `url` and `path`")
-        for number, cells in rows(path, form, columns.index("path")):
-            if len(cells) != form.width:
-                raise UserError(
-                    f"{path}:{number}: has {len(cells)} columns, not {form.width}; put cells with "
-                    "a delimiter in quotes"
-                )
-            yield dict(zip(columns, map(bytes.decode, cells), strict=True))
-        return
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            yield facts(line, f"{path}:{number}")
+def _rows(path: Path) -> Iterator[tuple[Any, Any]]:
+    """URL and file of each row."""
+    kind = kind_of(path)
+    if kind == ".parquet":
+        files: list[Rows] = [parquet_table(path, _columns(path, schema(path).names))]
+    elif kind in DELIMITED:
+        files = open_delimited(path, {"url", "path"}.issubset, _columns, "path")
+    else:
+        files = [open_lines(path)]
+    for file in files:
+        for number, row in enumerate(file.scan()):
+            if row is None:
+                row = file.row(file.read(0), number, file.where(number))  # says what is wrong
+            yield row.get("url"), row.get("path")
+
+
+def _columns(path: Path, names: list[str]) -> dict[str, str]:
+    if missing := {"url", "path"} - set(names):
+        raise UserError(f"{path}: has no column `{min(missing)}`; expected `url` and `path`")
+    return {"url": "url", "path": "path"}

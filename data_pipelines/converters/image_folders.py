@@ -19,7 +19,7 @@ from mmfusion.errors import CorruptSample, UserError, printable
 
 from .. import storage
 from ..images import SUFFIXES, ImageReader
-from ..tar_index import Contents, LostPart, plain_files
+from ..tar_index import Contents, plain_files
 from .devkit import WNID, stem
 
 FACTS = (".cls", ".json", ".txt")
@@ -57,11 +57,7 @@ class ClassFiles:
         return map(self.file, range(len(self.labels)))
 
     def numbered(self, classes: list[str], source: str) -> "ClassFiles":
-        """The same with the numbers that all `classes` have, by the file `source`.
-
-        Raises:
-            UserError: it lacks a class.
-        """
+        """The same with the numbers that all `classes` have, by the file `source`."""
         numbers = {place: number for number, place in enumerate(classes)}
         missing = [place for place in self.classes if place not in numbers]
         if missing:
@@ -87,12 +83,7 @@ class Place(NamedTuple):
 
 
 def folders(folder: Path, empty_too: bool = False) -> ClassFiles:
-    """Pictures in one folder a class; what is hidden is passed over.
-
-    Raises:
-        UserError: there are none, or a folder has none (unless `empty_too`): without it, the
-            labels of all others would change.
-    """
+    """Pictures in one folder a class; what is hidden is passed over."""
     found: dict[str, list[str]] = {}
     empty: list[str] = []
     for place in sorted(_scan(folder)):
@@ -121,11 +112,7 @@ def folders(folder: Path, empty_too: bool = False) -> ClassFiles:
 
 
 def kind_of(tar: str) -> str:
-    """What a tar holds: `tars`, `samples` or `pictures`.
-
-    Raises:
-        UserError: none of these.
-    """
+    """What a tar holds: `tars`, `samples` or `pictures`."""
     contents = Contents(storage.size(tar))
     try:
         with storage.open_file(tar) as file:
@@ -142,22 +129,18 @@ def kind_of(tar: str) -> str:
 
 
 def class_tars(tars: list[str]) -> ClassFiles:
-    """Pictures in tars named by their class, which lie in other tars or on the disk themselves.
-
-    Raises:
-        UserError: a class is lost as a whole: the labels of all others would change.
-    """
+    """Pictures in tars named by their class, which lie in other tars or on the disk themselves."""
     found: dict[str, list[Place]] = {}
     lost: list[CorruptSample] = []
     for number, tar in enumerate(tars):
         own = PurePosixPath(tar).stem
         if WNID.fullmatch(own):
-            found.setdefault(own, []).extend(_listed(tar, number, lost))
+            found.setdefault(own, []).extend(_members(tar, number, SUFFIXES, lost))
             continue
         broken: list[CorruptSample] = []
-        for inner in _members(tar, (".tar",), broken):
-            end = inner.offset + inner.size
-            places = _listed(tar, number, lost, inner.offset, end, f"{tar}:{inner.file}")
+        for inner in _members(tar, number, (".tar",), broken):
+            end, where = inner.offset + inner.size, f"{tar}:{inner.file}"
+            places = _members(tar, number, SUFFIXES, lost, inner.offset, end, where)
             found.setdefault(stem(inner.file), []).extend(places)
         if broken:
             raise UserError(f"{broken[0]}; copy or fetch the tar anew")
@@ -172,7 +155,7 @@ def flat_tars(tars: list[str], of: dict[str, str], classes: Iterable[str]) -> Cl
     found: dict[str, list[Place]] = {place: [] for place in sorted(classes)}
     lost: list[CorruptSample] = []
     for number, tar in enumerate(tars):
-        for place in _listed(tar, number, lost):
+        for place in _members(tar, number, SUFFIXES, lost):
             label = of.get(stem(place.file))
             if label is None:
                 lost.append(
@@ -202,27 +185,16 @@ def _in_tars(
     return ClassFiles(classes, labels, files, read, lost)
 
 
-def _listed(
-    tar: str,
-    number: int,
-    lost: list[CorruptSample],
-    start: int = 0,
-    end: int | None = None,
-    where: str = "",
-) -> list[Place]:
-    found = _members(tar, SUFFIXES, lost, start, end, where or tar)
-    return [place._replace(tar=number) for place in found]
-
-
 def _members(
     tar: str,
+    number: int,
     endings: tuple[str, ...],
     lost: list[CorruptSample],
     start: int = 0,
     end: int | None = None,
     where: str = "",
 ) -> Iterator[Place]:
-    """Members of a tar, of which only the headers are read; what is damaged, to `lost`."""
+    """Members of tar `number`, of which only the headers are read; what is damaged, to `lost`."""
     contents = Contents(storage.size(tar) if end is None else end)
     quiet = end is not None or launcher.place().rank > 0
     told = {"desc": f"listing {tar}", "unit": "B", "unit_scale": True, "leave": False}
@@ -231,14 +203,11 @@ def _members(
         for member in plain_files(file, contents, start):
             name = printable(member.name).rpartition("/")[2]
             if name.lower().endswith(endings) and not name.startswith("."):
-                yield Place(name, 0, member.offset_data, member.size)
+                yield Place(name, number, member.offset_data, member.size)
             bar.update(member.offset_data + member.size - bar.n)
     for entry in contents.lost:
-        lost.append(_damage(entry, where or tar))
-
-
-def _damage(entry: LostPart, where: str) -> CorruptSample:
-    return CorruptSample(entry.reason, f"{where}{entry.name and ':'}{entry.name}: {entry.what}")
+        what = f"{where or tar}{entry.name and ':'}{entry.name}: {entry.what}"
+        lost.append(CorruptSample(entry.reason, what))
 
 
 def _columns(found: dict[str, list], name: Callable) -> tuple[list[str], np.ndarray, pa.Array]:

@@ -22,10 +22,10 @@ from ..images import ImageReader
 from ..samples import Sample as Given
 from ..shard_writer import Made, Sample, cut, facts, shuffled, write_parts
 from ..shards import Members, Shards
+from .caption_table import Recaptions
 from .devkit import DEVKIT, WNID, Labels, beside, read_labels
 from .image_folders import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .inputs import digest
-from .recaption import Recaptions
 from .reshard import reshard
 
 TEMPLATES = ("{name}", "a photo of a {name}", "a picture of a {name}")
@@ -62,10 +62,6 @@ def write_imagenet(
         labels: the devkit, or a table of file and class; by default the devkit beside the tars.
         captions: a table with captions of the pictures, in place of the templated ones.
         most_lost: share of the pictures that may be unusable.
-
-    Raises:
-        UserError: there are no pictures, a class has no name, `output` has a list of other classes,
-            or too few pictures can be read.
     """
     index = _read_index(class_index) if class_index else {}
     tars = [] if Path(source).is_dir() else storage.expand(str(source))
@@ -83,13 +79,8 @@ def write_imagenet(
         parts = reshard(shards, output, name, reader, _describer(names, recaptions))
     else:
         labels = labels or (beside(Path(tars[0])) if tars else None)
-        given = _labels(labels, index, kind)
-        found = _found(Path(source), tars, kind, given, index)
-        if index:
-            found = found.numbered([place for place, _ in index.values()], str(class_index))
+        found, names, worded = _classes(Path(source), tars, kind, labels, index, class_index)
         listing = found.listing() if kind == "folders" else ()
-        names = class_names(found.classes, dict(index.values()), given.names, class_index)
-        worded = bool(index or given.names) or not any(map(WNID.fullmatch, found.classes))
         recaptions, items = _recaptions(captions, found.names()), len(found)
         make = _maker(found, names if worded else [], recaptions, reader)
         parts = cut(output, name, shuffled(items, seed), make, per_shard)
@@ -101,21 +92,33 @@ def write_imagenet(
     }  # fmt: skip
     _check_classes(output, names)
     made = write_parts(parts, name, str(source), settings, most_lost=most_lost)
-    if not names:
-        log.warning("%s: no --names, so there is no list of classes to write", source)
-        return made
-    _check_classes(output, names)  # another run may have written its own meanwhile
-    text = json.dumps(names, ensure_ascii=False, indent=0)
-    files.write(output / CLASSES, text.encode("utf-8", "replace"))
+    _write_classes(output, names, source)
     return made
 
 
-def _check_classes(output: Path, names: list[str]) -> None:
-    """Labels of one folder must mean the same in all of its shards.
+def _classes(
+    source: Path, tars: list[str], kind: str, labels: Path | None, index: Index, origin: Path | None
+) -> tuple[ClassFiles, list[str], bool]:
+    """The pictures, the names of their classes, and whether these are words."""
+    given = _labels(labels, index, kind)
+    found = _found(source, tars, kind, given, index)
+    if index:
+        found = found.numbered([place for place, _ in index.values()], str(origin))
+    names = class_names(found.classes, dict(index.values()), given.names, origin)
+    return found, names, bool(index or given.names) or not any(map(WNID.fullmatch, found.classes))
 
-    Raises:
-        UserError: it has a list of other classes.
-    """
+
+def _write_classes(output: Path, names: list[str], source: str | Path) -> None:
+    if not names:
+        log.warning("%s: no --names, so there is no list of classes to write", source)
+        return
+    _check_classes(output, names)  # another run may have written its own meanwhile
+    text = json.dumps(names, ensure_ascii=False, indent=0)
+    files.write(output / CLASSES, text.encode("utf-8", "replace"))
+
+
+def _check_classes(output: Path, names: list[str]) -> None:
+    """Labels of one folder must mean the same in all of its shards."""
     path = output / CLASSES
     if not names or not path.exists():
         return
@@ -139,9 +142,6 @@ def class_names(
     """Readable names of class folders, each only once: `crane`, `crane (n03126707)`.
 
     They are those of `index` (from the file `source`), of `words`, or the folders' own.
-
-    Raises:
-        UserError: the index lacks a folder.
     """
     missing = [place for place in folders if index and place not in index]
     if missing:

@@ -14,9 +14,6 @@ def digest(files: Iterable[str | Path | None], listing: Iterable[bytes] = ()) ->
     """16 hex digits that change when a file's name, size or time, or what is listed, changes.
 
     Nothing is read of the files. Of a folder, all files in it count; of a URL, only its size.
-
-    Raises:
-        UserError: a file is not there.
     """
     told = hashlib.sha256()
     for given in files:

@@ -16,6 +16,7 @@ of our own format is left out as a whole: its answers may be about the picture.
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
@@ -29,7 +30,7 @@ from ..shard_writer import MOST_WARNINGS, Made, Sample, cut, write_parts
 from .image_files import ImageFiles, read_table
 from .inputs import digest
 from .interleaved_formats import FIELDS, Document, ImageItem, Item, Reading, TextItem, parse
-from .records import Records
+from .records import Records, open_all
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
@@ -63,47 +64,48 @@ def write_interleaved(
         image_table: JSONL, CSV or parquet of `url` and `path`.
         per_shard: documents of a shard.
         most_lost: share of the documents that may be unusable.
-
-    Raises:
-        UserError: a file cannot be read, no picture is where it should be, or too few documents
-            can be used.
     """
-    records = Records(str(pattern), FIELDS)
+    records = open_all(str(pattern), FIELDS)
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images}: no such folder")
     table = read_table(image_table, images) if image_table else {}
     files = ImageFiles(reader, images, table)
-    count = limits.counter()
     partly = _Partly()
-
-    def samples(number: int) -> list[Sample]:
-        where = records.where(number)
-        document = parse(records[number], reading, where)
-        document, left_out = _with_members(document, files, records.folder(number), partly)
-        pieces, dropped = split(document.joined(), limits, count, document.web)
-        if not pieces:
-            if left_out:
-                raise CorruptSample(
-                    "picture", f"{where}: nothing to learn without its pictures ({left_out[0]})"
-                )
-            raise CorruptSample(
-                "content", f"{where}: nothing to learn: no part is an answer or a target"
-            )
-        left_out += [_told(piece) for piece in dropped]
-        partly.note(where, left_out, stretches=len(dropped))
-        return _samples(f"{number:08d}", pieces, left_out)
-
+    make = _maker(records, files, reading, limits, partly)
+    inputs = [*(file.path for file in records.files), image_table, limits.tokenizer]
     settings = {
         "from": str(pattern), "items": len(records), "seed": seed, **asdict(reader),
         **asdict(reading), "max_pictures": limits.pictures, "max_tokens": limits.tokens,
         "tokenizer": limits.tokenizer and str(limits.tokenizer), "images": images and str(images),
         "image_table": image_table and str(image_table), "per_shard": per_shard,
-        "input_files": digest([*records.paths, image_table, limits.tokenizer]),
+        "input_files": digest(inputs),
     }  # fmt: skip
-    parts = cut(output, name, records.order(seed), samples, per_shard)
+    parts = cut(output, name, records.order(seed), make, per_shard)
     made = write_parts(parts, name, str(pattern), settings, most_lost=most_lost)
     partly.tell()
     return made
+
+
+def _maker(
+    records: Records, files: ImageFiles, reading: Reading, limits: Limits, partly: "_Partly"
+) -> Callable[[int], list[Sample]]:
+    count = limits.counter()
+
+    def make(number: int) -> list[Sample]:
+        where, folder = records.where(number), records.file(number).path.parent
+        document = parse(records[number], reading, where)
+        document, left_out = _with_members(document, files, folder, partly)
+        pieces, dropped = split(document.joined(), limits, count, document.web)
+        told = f"{where}: nothing to learn"
+        if not pieces and left_out:
+            raise CorruptSample("picture", f"{told} without its pictures ({left_out[0]})")
+        if not pieces:
+            raise CorruptSample("content", f"{told}: no part is an answer or a target")
+        left_out += [_told(piece) for piece in dropped]
+        partly.note(where, left_out, stretches=len(dropped))
+        return _samples(f"{number:08d}", pieces, left_out)
+
+    return make
 
 
 class _Partly:
@@ -118,11 +120,7 @@ class _Partly:
             self._counts["read"] += 1
 
     def missed(self, error: CorruptSample) -> None:
-        """A picture could not be read.
-
-        Raises:
-            UserError: none could so far, so it is not the pictures' fault.
-        """
+        """A picture could not be read."""
         with self._lock:
             self._counts["missed"] += 1
             if self._counts["missed"] >= HOPELESS and not self._counts["read"]:
@@ -155,11 +153,7 @@ class _Partly:
 def _with_members(
     document: Document, files: ImageFiles, folder: Path, partly: _Partly
 ) -> tuple[Document, list[str]]:
-    """The document with its pictures read, and what is said of those that cannot be.
-
-    Raises:
-        Damage: one cannot, and the document needs it.
-    """
+    """The document with its pictures read, and what is said of those that cannot be."""
     parts: list[Item] = []
     left_out: list[str] = []
     for part in document.parts:

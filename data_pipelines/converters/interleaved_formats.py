@@ -101,11 +101,7 @@ class Reading:
 
 
 def parse(record: dict[str, Any], reading: Reading, where: str) -> Document:
-    """The document of a record; texts without any word in them are left out.
-
-    Raises:
-        Damage: the record is of no format, or not what its format says.
-    """
+    """The document of a record; texts without any word in them are left out."""
     if "content" in record:
         return _content(record["content"], where)
     if "text_list" in record:

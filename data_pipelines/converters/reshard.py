@@ -33,9 +33,6 @@ def reshard(
         reader: how pictures become members.
         describe: (sample, its key, its number in all shards) -> the facts to be kept of it;
             None passes over it.
-
-    Raises:
-        UserError: `output` holds the shards that are read, or one cannot be read at all.
     """
     if any(os.path.realpath(os.path.dirname(p)) == os.path.realpath(output) for p in shards.paths):
         raise UserError(f"{output}: holds the shards that are read; give another --output")

@@ -38,11 +38,7 @@ class Limits:
     tokenizer: Path | None = None
 
     def counter(self) -> Callable[[str], int]:
-        """What counts the tokens of a text.
-
-        Raises:
-            UserError: the tokenizer cannot be read.
-        """
+        """What counts the tokens of a text."""
         if self.tokenizer is None:
             return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES) + ENDS
         tokenizer = Tokenizer(self.tokenizer)
