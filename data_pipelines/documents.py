@@ -9,7 +9,6 @@
 """
 
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 from PIL import ImageOps
@@ -41,22 +40,21 @@ class DocumentMaker:
             UserError: no sample of the source can have it.
         """
         flip = source.flip and bool(rng.random() < 0.5)
-        facts = sample.json()
         document: Document
         match source.task:
             case "class_to_image":
                 document = [
-                    Label(sample.label(facts, len(self.config.classes))),
+                    Label(sample.label(len(self.config.classes))),
                     self._image(sample, rng, flip, target=True),
                 ]
             case "text_to_image":
-                prompt = self._text(_drawn(sample.captions(facts), rng))
+                prompt = self._text(_drawn(sample.captions(), rng))
                 document = [prompt, self._image(sample, rng, flip, target=True)]
             case "image_to_text":
-                answer = self._text(_drawn(sample.captions(facts), rng), answer=True)
+                answer = self._text(_drawn(sample.captions(), rng), answer=True)
                 document = [self._image(sample, rng, flip), answer]
             case "interleaved":
-                document = self._content(facts, sample, rng, flip)
+                document = self._content(sample, rng, flip)
         wanted = any(isinstance(s, Image) and s.noise is not None for s in document)
         if wanted and rng.random() < self.config.diffusion.dropout:
             return null_form(document)
@@ -114,12 +112,10 @@ class DocumentMaker:
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
-    def _content(
-        self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator, flip: bool
-    ) -> Document:
+    def _content(self, sample: Sample, rng: np.random.Generator, flip: bool) -> Document:
         document: list[Segment] = []
         tokens, most = 0, self.config.row_length
-        parts = sample.content(facts)
+        parts = sample.content()
         for part, following in zip_longest(parts, parts[1:]):
             if part.kind == "image":
                 document.append(self._image(sample, rng, flip, part.target, part.value))

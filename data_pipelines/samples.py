@@ -111,13 +111,15 @@ class Sample(dict[str, bytes]):
         super().__init__(members)
         self.where, self.key = where, key
         self.extensions = list(members) if extensions is None else extensions
+        self._facts: dict[str, Any] | None = None
 
     def json(self) -> dict[str, Any]:
         """The sample's facts, `txt` and `cls` members among them; empty without any.
 
-        Raises:
-            Damage: a member is not what its name says.
+        They are parsed once. CorruptSample: a member is not what its name says.
         """
+        if self._facts is not None:
+            return self._facts
         for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
                 raise CorruptSample(
@@ -137,6 +139,7 @@ class Sample(dict[str, bytes]):
             if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
                 raise CorruptSample("label", f"{self.where}.cls: expected the number of a class")
             facts["label"] = int(self["cls"])
+        self._facts = facts
         return facts
 
     def picture(self, name: str | None = None) -> PILImage.Image:
@@ -198,13 +201,13 @@ class Sample(dict[str, bytes]):
             )
         return array
 
-    def label(self, facts: dict[str, Any], classes: int | None = None) -> int:
+    def label(self, classes: int | None = None) -> int:
         """The number of a class: of `classes` many, or of any number of them.
 
         Raises:
             Damage: it is missing, or something else.
         """
-        label = facts.get("label")
+        label = self.json().get("label")
         if type(label) is not int or label < 0 or (classes is not None and label >= classes):
             wanted = "a number from 0"
             if classes is not None:
@@ -214,12 +217,13 @@ class Sample(dict[str, bytes]):
             )
         return label
 
-    def captions(self, facts: dict[str, Any]) -> list[str]:
+    def captions(self) -> list[str]:
         """The captions that hold text, on one line each.
 
         Raises:
             Damage: there are none.
         """
+        facts = self.json()
         captions = facts.get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             lacking = "" if "captions" in facts else shown_members(self.extensions)
@@ -235,13 +239,13 @@ class Sample(dict[str, bytes]):
             raise CorruptSample("caption", f"{self.where}.json: `captions` holds no text")
         return captions
 
-    def content(self, facts: dict[str, Any]) -> list[ContentPart]:
+    def content(self) -> list[ContentPart]:
         """The parts of an interleaved document.
 
         Raises:
             Damage: it is no such list, or a part is something else.
         """
-        content = facts.get("content")
+        content = self.json().get("content")
         if not isinstance(content, list) or not content:
             raise CorruptSample(
                 "content", f"{self.where}.json: an interleaved sample needs a `content` list"

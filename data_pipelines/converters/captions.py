@@ -136,7 +136,7 @@ def _tars(
     beside = lru_cache(maxsize=4)(metadata)
 
     def describe(sample: Given, key: str, number: int) -> Members | None:
-        facts = sample.json()
+        facts = dict(sample.json())
         if wanted.splits and str(facts.get("split")) not in wanted.splits:
             return None
         caption = facts.pop("caption", None)
