@@ -47,6 +47,12 @@ class LostPart(NamedTuple):
     reason: str
     what: str
 
+    def at(self, path: str) -> CorruptSample:
+        """The same with its place."""
+        where = f"{path}:{self.name}" if self.name else path
+        what = self.what if path in self.what else f"{where}: {self.what}"
+        return CorruptSample(self.reason, what)
+
 
 class Header(tarfile.TarInfo):
     """A tar's header that does not let tarfile read an extended header of any size to memory."""
