@@ -36,8 +36,7 @@ class DocumentMaker:
         """The sample as a document of the source's task, its condition dropped now and then.
 
         Raises:
-            Damage: the sample lacks what the task needs; the message names shard and key.
-            UserError: no sample of the source can have it.
+            CorruptSample: the sample lacks what the task needs; the message names shard and key.
         """
         flip = source.flip and bool(rng.random() < 0.5)
         document: Document
@@ -95,18 +94,16 @@ class DocumentMaker:
                 raise error.at(sample.where) from None
         member = moments_name(name)
         if member not in sample:
-            raise CorruptSample(
-                "latents",
-                f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`",
-            )
+            what = f": no `{member}`; write latents with `mmfusion data latents`"
+            raise sample.corrupt("latents", what)
         image = self.config.image
         side = image.size // image.downsampling
         moments = sample.moments(member, (image.latent_channels, side, side))
         if flip and len(moments) < 2:
-            raise CorruptSample(
+            raise sample.corrupt(
                 "latents",
-                f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
-                "latents with `mmfusion data latents --flip`",
+                f".{member}: holds no mirrored picture, but `flip` is true; write latents with "
+                "`mmfusion data latents --flip`",
             )
         mean, deviation = moments[int(flip)].astype(np.float32)
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
@@ -126,11 +123,8 @@ class DocumentMaker:
                 document.append(self._text(part.value))
             tokens += count(document[-1:], 0).tokens
             if tokens > most:  # now, and not after a million parts
-                raise CorruptSample(
-                    "length",
-                    f"{sample.where}.json: its first {len(document)} parts have {tokens} tokens; "
-                    f"a row holds {most}",
-                )
+                first = f".json: its first {len(document)} parts have {tokens} tokens"
+                raise sample.corrupt("length", f"{first}; a row holds {most}")
         return document
 
 

@@ -50,12 +50,7 @@ def write_latents(
     device: str | torch.device = "cpu",
     most_lost: float = 0.1,
 ) -> Made:
-    """Write a shard of latents to `output` for each shard of `pattern`.
-
-    Raises:
-        UserError: no shards, damaged ones, two of one name, no autoencoder, other settings or
-            shards than those of the latents that `output` holds, or too few readable pictures.
-    """
+    """Write a shard of latents to `output` for each shard of `pattern`."""
     if config.codec != "vae":
         raise UserError("image.codec: is `pixel`; latents are for configs with the codec `vae`")
     shards = Shards(pattern)
@@ -93,19 +88,15 @@ def write_latents(
 
 
 def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> None:
-    """Make sure that latents come from the config's autoencoder: by the headers of their shards.
-
-    Raises:
-        UserError: they come from another one, or were scaled otherwise.
-    """
+    """Make sure that latents come from the config's autoencoder: by the headers of their shards."""
     made = {where: header[LATENTS] for where, header in headers.items() if LATENTS in header}
     if config.codec != "vae" or not made:
         return
     wanted = fingerprint(config)
     for where, found in made.items():
         for key, value in wanted.items():
-            if not isinstance(found, dict) or found.get(key) != value:
-                has = found.get(key) if isinstance(found, dict) else None
+            has = found.get(key) if isinstance(found, dict) else None
+            if has != value:
                 raise UserError(
                     f"{where}: its latents were made with {key} {has!r}, the config's image "
                     f"section has {value!r}; make them anew, or correct the config"
@@ -116,7 +107,7 @@ def _pictured(sample: Sample, config: ImageConfig) -> DecodedSample:
     own = [ext for ext in PICTURES if ext in sample][:1]  # the one that training would read
     names = own + [ext for ext in sample if "." in ext and is_image(ext)]
     if not names:
-        raise CorruptSample("picture", f"{sample.where}: no picture in this sample")
+        raise sample.corrupt("picture", ": no picture in this sample")
     pictures = {}
     for name in names:
         try:

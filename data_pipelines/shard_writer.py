@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mmfusion import files, launcher, locks
+from mmfusion import files, jsonl, launcher, locks
 from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.rng import generator
 from mmfusion.texts import begin
@@ -42,6 +42,7 @@ log = logging.getLogger("mmfusion")
 THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing run outside Python's lock
 MOST_WARNINGS = 10  # bad items named one by one; all are listed
 TOLERATED = 10  # losses that are too few to say anything about a rate
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
 
 
 @dataclass
@@ -144,14 +145,10 @@ def write_parts(
                 samples = finish(items) if finish else (s for found in items for s in found)  # type: ignore[attr-defined]
                 write_shard(path, _listing(samples, path, lost), header)
                 made.new += 1
-                bar.n = round(bar.n)
     made.shards = sum(path.exists() for path in paths)
     made.missing = len(paths) - made.shards
     made.lost = Counter(entry["reason"] for path in paths for entry in lost_items(path))
     return made
-
-
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
@@ -217,10 +214,9 @@ def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) 
 def lost_items(shard: Path) -> list[dict[str, Any]]:
     """What was left out of a shard when it was made: `item`, `reason` and `what` of each."""
     try:
-        text = (shard.parent / LOST / f"{shard.stem}.jsonl").read_text(encoding="utf-8")
+        return list(jsonl.objects(shard.parent / LOST / f"{shard.stem}.jsonl"))
     except OSError:
         return []
-    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def reasons(counts: Counter) -> str:

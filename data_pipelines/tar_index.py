@@ -59,11 +59,7 @@ class Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Header":
-        """A header from its 512 bytes.
-
-        Raises:
-            Damage: what follows it is an extended header of more than `MOST_EXTENDED` bytes.
-        """
+        """A header from its 512 bytes."""
         header = super().frombuf(buf, encoding, errors)
         if header.type in EXTENDED and not 0 <= header.size <= MOST_EXTENDED:
             raise CorruptSample("shard", f"an extended header of {header.size:,} bytes")
@@ -81,11 +77,7 @@ class Contents:
 
 
 def scan(shard: str, digests: bool = True) -> Contents:
-    """Read a shard from end to end; without `digests`, only the tar's own headers.
-
-    Raises:
-        Damage: it cannot be read, or nothing of it is a tar file.
-    """
+    """Read a shard from end to end; without `digests`, only the tar's own headers."""
     contents = Contents(storage.size(shard))
     try:
         with storage.open_file(shard) as file:

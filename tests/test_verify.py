@@ -73,17 +73,13 @@ def test_sound_shards_of_all_kinds_are_well(shard: Path):
 
 DAMAGED: list[tuple[str, str, dict[str, Any]]] = [
     ("json", "not valid JSON", {"json": b"{", "png": encoded(0)}),
-    ("json", "expected an object", {"json": [1], "png": encoded(0)}),
     (
         "label",
         "`label` is '3'; expected a number from 0",
         {"json": {"label": "3"}, "png": encoded(0)},
     ),
-    ("label", "`label` is -1", {"json": {"label": -1}, "png": encoded(0)}),
     ("label", "expected the number of a class", {"cls": b"x", "png": encoded(0)}),
     ("caption", "must be a list of strings", {"json": {"captions": "a"}, "png": encoded(0)}),
-    ("caption", "holds no text", {"json": {"captions": [" "]}, "png": encoded(0)}),
-    ("content", "needs a `content` list", {"json": {"content": []}}),
     ("content", "content 0 is {'txt': 'a'}", {"json": {"content": [{"txt": "a"}]}}),
     ("picture", "no picture 0.png", {"json": {"content": [{"image": "0.png"}]}}),
     ("picture", "no picture in this sample", {"json": {"label": 1}}),
@@ -91,7 +87,6 @@ DAMAGED: list[tuple[str, str, dict[str, Any]]] = [
     ("picture", "bad.1.jpg: not a readable picture", {"1.jpg": b"no"}),
     ("picture", "bad.png: pictures of mode F have", {"png": GREYMAP}),
     ("latents", "not a plain array", {"moments.npy": b"no"}),
-    ("latents", "(1 or 2, 2, channels, height, width)", {"moments.npy": npy(MOMENTS[0])}),
     ("latents", "not finite", {"0.moments.npy": npy(MOMENTS * np.float16("inf"))}),
 ]
 

@@ -33,8 +33,8 @@ def findings(sample: Sample, whole: bool = True) -> Iterator[CorruptSample]:
     pictured = any("." not in ext for ext in pictures) or moments_name() in sample
     needed = "content" not in facts and ("label" in facts or "captions" in facts)
     if whole and needed and not pictured:
-        lacking = f"no picture in this sample{shown_members(sample.extensions)}"
-        yield CorruptSample("picture", f"{sample.where}: {lacking}")
+        lacking = f": no picture in this sample{shown_members(sample.extensions)}"
+        yield sample.corrupt("picture", lacking)
 
 
 def _picture(sample: Sample, ext: str) -> None:
@@ -48,6 +48,4 @@ def _content(sample: Sample, whole: bool) -> None:
     for part in sample.content():
         there = part.value in sample or moments_name(part.value) in sample
         if whole and part.kind == "image" and not there:
-            raise CorruptSample(
-                "picture", f"{sample.where}: no picture {part.value} in this sample"
-            )
+            raise sample.corrupt("picture", f": no picture {part.value} in this sample")
