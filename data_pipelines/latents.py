@@ -9,7 +9,6 @@ says which autoencoder made it and how; training refuses another than its config
 import io
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,15 +29,7 @@ from .shards import Shards
 
 log = logging.getLogger("mmfusion")
 LATENTS = "latents"
-
-
-@dataclass(frozen=True)
-class DecodedSample:
-    """A sample with its pictures decoded, cut square and resized."""
-
-    key: str
-    sample: Sample
-    pictures: dict[str, PILImage.Image]
+DecodedSample = tuple[Sample, dict[str, PILImage.Image]]  # with its pictures, square and resized
 
 
 def write_latents(
@@ -70,11 +61,9 @@ def write_latents(
     codec = AutoencoderCodec(config, device)
     settings = {**fingerprint(config), "flip": flip}
 
-    def load(shard: int, number: int) -> DecodedSample:
-        return _pictured(shards.read(shard, number), config)
-
     def part(shard: int) -> ShardJob[DecodedSample]:
-        return ShardJob(range(int(shards.sizes[shard])), lambda number: load(shard, number))
+        numbers = range(int(shards.sizes[shard]))
+        return ShardJob(numbers, lambda number: _pictured(shards.read(shard, number), config))
 
     return write_parts(
         {output / name: partial(part, n) for name, n in paths.items()},
@@ -115,7 +104,7 @@ def _pictured(sample: Sample, config: ImageConfig) -> DecodedSample:
         except CorruptSample as error:
             raise error.at(f"{sample.where}.{name}") from None
         pictures[name] = PILImage.fromarray(square[..., 0] if config.channels == 1 else square)
-    return DecodedSample(sample.key, sample, pictures)
+    return sample, pictures
 
 
 def _encoded(
@@ -124,13 +113,12 @@ def _encoded(
     """The samples with latents in place of pictures, `batch` samples at a time."""
     rest = iter(samples)
     while some := list(islice(rest, batch)):
-        pictures = [picture for sample in some for picture in sample.pictures.values()]
+        pictures = [picture for _, decoded in some for picture in decoded.values()]
         moments = iter(_moments(pictures, codec, flip, batch))
-        for one in some:
-            members = {ext: data for ext, data in one.sample.items() if not is_image(ext)}
-            for name in one.pictures:
-                members[moments_name(name)] = _npy(next(moments))
-            yield one.key, members
+        for sample, decoded in some:
+            members = {ext: data for ext, data in sample.items() if not is_image(ext)}
+            members |= {moments_name(name): _npy(next(moments)) for name in decoded}
+            yield sample.key, members
 
 
 def _moments(
