@@ -9,7 +9,6 @@
 """
 
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 from PIL import ImageOps
@@ -37,26 +36,24 @@ class DocumentMaker:
         """The sample as a document of the source's task, its condition dropped now and then.
 
         Raises:
-            Damage: the sample lacks what the task needs; the message names shard and key.
-            UserError: no sample of the source can have it.
+            CorruptSample: the sample lacks what the task needs; the message names shard and key.
         """
         flip = source.flip and bool(rng.random() < 0.5)
-        facts = sample.json()
         document: Document
         match source.task:
             case "class_to_image":
                 document = [
-                    Label(sample.label(facts, len(self.config.classes))),
+                    Label(sample.label(len(self.config.classes))),
                     self._image(sample, rng, flip, target=True),
                 ]
             case "text_to_image":
-                prompt = self._text(_drawn(sample.captions(facts), rng))
+                prompt = self._text(_drawn(sample.captions(), rng))
                 document = [prompt, self._image(sample, rng, flip, target=True)]
             case "image_to_text":
-                answer = self._text(_drawn(sample.captions(facts), rng), answer=True)
+                answer = self._text(_drawn(sample.captions(), rng), answer=True)
                 document = [self._image(sample, rng, flip), answer]
             case "interleaved":
-                document = self._content(facts, sample, rng, flip)
+                document = self._content(sample, rng, flip)
         wanted = any(isinstance(s, Image) and s.noise is not None for s in document)
         if wanted and rng.random() < self.config.diffusion.dropout:
             return null_form(document)
@@ -97,29 +94,25 @@ class DocumentMaker:
                 raise error.at(sample.where) from None
         member = moments_name(name)
         if member not in sample:
-            raise CorruptSample(
-                "latents",
-                f"{sample.where}: no `{member}`; write latents with `mmfusion data latents`",
-            )
+            what = f": no `{member}`; write latents with `mmfusion data latents`"
+            raise sample.corrupt("latents", what)
         image = self.config.image
         side = image.size // image.downsampling
         moments = sample.moments(member, (image.latent_channels, side, side))
         if flip and len(moments) < 2:
-            raise CorruptSample(
+            raise sample.corrupt(
                 "latents",
-                f"{sample.where}.{member}: holds no mirrored picture, but `flip` is true; write "
-                "latents with `mmfusion data latents --flip`",
+                f".{member}: holds no mirrored picture, but `flip` is true; write latents with "
+                "`mmfusion data latents --flip`",
             )
         mean, deviation = moments[int(flip)].astype(np.float32)
         drawn = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
         return patches(drawn, image.patch)
 
-    def _content(
-        self, facts: dict[str, Any], sample: Sample, rng: np.random.Generator, flip: bool
-    ) -> Document:
+    def _content(self, sample: Sample, rng: np.random.Generator, flip: bool) -> Document:
         document: list[Segment] = []
         tokens, most = 0, self.config.row_length
-        parts = sample.content(facts)
+        parts = sample.content()
         for part, following in zip_longest(parts, parts[1:]):
             if part.kind == "image":
                 document.append(self._image(sample, rng, flip, part.target, part.value))
@@ -130,11 +123,8 @@ class DocumentMaker:
                 document.append(self._text(part.value))
             tokens += count(document[-1:], 0).tokens
             if tokens > most:  # now, and not after a million parts
-                raise CorruptSample(
-                    "length",
-                    f"{sample.where}.json: its first {len(document)} parts have {tokens} tokens; "
-                    f"a row holds {most}",
-                )
+                first = f".json: its first {len(document)} parts have {tokens} tokens"
+                raise sample.corrupt("length", f"{first}; a row holds {most}")
         return document
 
 

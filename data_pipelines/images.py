@@ -47,11 +47,7 @@ class ImageReader:
     format: Literal["jpeg", "png"] = "jpeg"
 
     def read(self, path: Path) -> tuple[str, bytes]:
-        """The member's extension, from what the file holds and not from its name, and its bytes.
-
-        Raises:
-            Damage: the file is missing or not a whole picture.
-        """
+        """The member's extension, from what the file holds and not from its name, and its bytes."""
         try:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
@@ -64,11 +60,7 @@ class ImageReader:
         return self.member(data, f"picture {path}")
 
     def member(self, data: bytes, where: str) -> tuple[str, bytes]:
-        """The same of a picture's bytes.
-
-        Raises:
-            Damage: they are not a whole picture, or none that training can use.
-        """
+        """The same of a picture's bytes."""
         picture = open_image(data, where)
         try:
             if self.size is not None:

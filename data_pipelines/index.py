@@ -86,11 +86,7 @@ class Index:
             raise ValueError("the index contradicts itself")
 
     def sample(self, number: int) -> tuple[str, list[Member]]:
-        """Key and members of a sample.
-
-        Raises:
-            Damage: the index is not what it was when it was opened.
-        """
+        """Key and members of a sample."""
         try:
             a = self._map()
         except NO_INDEX as error:
@@ -156,9 +152,6 @@ def open_index(shard: str, whole: bool = False) -> Index:
     """The index of a shard: the saved one, or made anew where that is missing or does not fit.
 
     With `whole`, all of it is read and checked, and not only its line.
-
-    Raises:
-        Damage: the shard cannot be read, or is no tar file.
     """
     size, places = storage.size(shard), storage.companions(shard, SUFFIX)
     if found := _saved(shard, size, places, whole):
@@ -172,12 +165,7 @@ def open_index(shard: str, whole: bool = False) -> Index:
 
 
 def make_index(shard: str) -> Index:
-    """Make the index of a shard anew: beside it, or in the cache where one may not write there.
-
-    Raises:
-        Damage: as in `open_index`.
-        UserError: one may write in neither.
-    """
+    """Make the index of a shard anew: beside it, or in the cache where one may not write there."""
     contents = scan(shard)
     for path in storage.companions(shard, SUFFIX):
         try:

@@ -9,7 +9,6 @@ says which autoencoder made it and how; training refuses another than its config
 import io
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,15 +29,7 @@ from .shards import Shards
 
 log = logging.getLogger("mmfusion")
 LATENTS = "latents"
-
-
-@dataclass(frozen=True)
-class DecodedSample:
-    """A sample with its pictures decoded, cut square and resized."""
-
-    key: str
-    sample: Sample
-    pictures: dict[str, PILImage.Image]
+DecodedSample = tuple[Sample, dict[str, PILImage.Image]]  # with its pictures, square and resized
 
 
 def write_latents(
@@ -50,12 +41,7 @@ def write_latents(
     device: str | torch.device = "cpu",
     most_lost: float = 0.1,
 ) -> Made:
-    """Write a shard of latents to `output` for each shard of `pattern`.
-
-    Raises:
-        UserError: no shards, damaged ones, two of one name, no autoencoder, other settings or
-            shards than those of the latents that `output` holds, or too few readable pictures.
-    """
+    """Write a shard of latents to `output` for each shard of `pattern`."""
     if config.codec != "vae":
         raise UserError("image.codec: is `pixel`; latents are for configs with the codec `vae`")
     shards = Shards(pattern)
@@ -75,11 +61,9 @@ def write_latents(
     codec = AutoencoderCodec(config, device)
     settings = {**fingerprint(config), "flip": flip}
 
-    def load(shard: int, number: int) -> DecodedSample:
-        return _pictured(shards.read(shard, number), config)
-
     def part(shard: int) -> ShardJob[DecodedSample]:
-        return ShardJob(range(int(shards.sizes[shard])), lambda number: load(shard, number))
+        numbers = range(int(shards.sizes[shard]))
+        return ShardJob(numbers, lambda number: _pictured(shards.read(shard, number), config))
 
     return write_parts(
         {output / name: partial(part, n) for name, n in paths.items()},
@@ -93,19 +77,15 @@ def write_latents(
 
 
 def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> None:
-    """Make sure that latents come from the config's autoencoder: by the headers of their shards.
-
-    Raises:
-        UserError: they come from another one, or were scaled otherwise.
-    """
+    """Make sure that latents come from the config's autoencoder: by the headers of their shards."""
     made = {where: header[LATENTS] for where, header in headers.items() if LATENTS in header}
     if config.codec != "vae" or not made:
         return
     wanted = fingerprint(config)
     for where, found in made.items():
         for key, value in wanted.items():
-            if not isinstance(found, dict) or found.get(key) != value:
-                has = found.get(key) if isinstance(found, dict) else None
+            has = found.get(key) if isinstance(found, dict) else None
+            if has != value:
                 raise UserError(
                     f"{where}: its latents were made with {key} {has!r}, the config's image "
                     f"section has {value!r}; make them anew, or correct the config"
@@ -116,7 +96,7 @@ def _pictured(sample: Sample, config: ImageConfig) -> DecodedSample:
     own = [ext for ext in PICTURES if ext in sample][:1]  # the one that training would read
     names = own + [ext for ext in sample if "." in ext and is_image(ext)]
     if not names:
-        raise CorruptSample("picture", f"{sample.where}: no picture in this sample")
+        raise sample.corrupt("picture", ": no picture in this sample")
     pictures = {}
     for name in names:
         try:
@@ -124,7 +104,7 @@ def _pictured(sample: Sample, config: ImageConfig) -> DecodedSample:
         except CorruptSample as error:
             raise error.at(f"{sample.where}.{name}") from None
         pictures[name] = PILImage.fromarray(square[..., 0] if config.channels == 1 else square)
-    return DecodedSample(sample.key, sample, pictures)
+    return sample, pictures
 
 
 def _encoded(
@@ -133,13 +113,12 @@ def _encoded(
     """The samples with latents in place of pictures, `batch` samples at a time."""
     rest = iter(samples)
     while some := list(islice(rest, batch)):
-        pictures = [picture for sample in some for picture in sample.pictures.values()]
+        pictures = [picture for _, decoded in some for picture in decoded.values()]
         moments = iter(_moments(pictures, codec, flip, batch))
-        for one in some:
-            members = {ext: data for ext, data in one.sample.items() if not is_image(ext)}
-            for name in one.pictures:
-                members[moments_name(name)] = _npy(next(moments))
-            yield one.key, members
+        for sample, decoded in some:
+            members = {ext: data for ext, data in sample.items() if not is_image(ext)}
+            members |= {moments_name(name): _npy(next(moments)) for name in decoded}
+            yield sample.key, members
 
 
 def _moments(

@@ -35,7 +35,6 @@ from .sampler import MIXTURE, Order, mixture
 from .samples import USED
 from .shard_writer import reasons
 from .shards import Block, Shards
-from .tar_index import LostPart
 
 log = logging.getLogger("mmfusion")
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
@@ -57,11 +56,7 @@ class Source:
         self._blocks: dict[int, tuple[tuple[int, int, int], Block]] = {}
 
     def document(self, maker: DocumentMaker, slot: int, draw: int) -> Document:
-        """The document of a slot's `draw`-th sample.
-
-        Raises:
-            Damage: the sample cannot be used.
-        """
+        """The document of a slot's `draw`-th sample."""
         epoch, shard, number, block = self.order.place(slot, draw)
         at = shard, *block
         held = self._blocks.get(slot)
@@ -89,7 +84,7 @@ class PackedRow:
     slot: int
     row: Row
     state: list[int]
-    lost: list[tuple[str, str, str]]
+    lost: list[dict[str, str]]
 
 
 @dataclass
@@ -97,7 +92,7 @@ class _Drawn:
     document: Document
     size: Counts
     after: list[int]
-    lost: list[tuple[str, str, str]] = field(default_factory=list)
+    lost: list[dict[str, str]] = field(default_factory=list)
 
 
 class RowSlot:
@@ -120,18 +115,14 @@ class RowSlot:
         self._pending: _Drawn | None = None  # drawn, but of a later row
 
     def row(self) -> PackedRow:
-        """The next row, filled until a document does not fit.
-
-        Raises:
-            UserError: too many of the samples cannot be used.
-        """
+        """The next row, filled until a document does not fit."""
         row = Row(
             self.config.row_length,
             self.config.image.latent_dim,
             self.config.decoder.label_tokens,
         )
         used = Counts()
-        lost: list[tuple[str, str, str]] = []
+        lost: list[dict[str, str]] = []
         while True:
             drawn, self._pending = self._pending or self._draw(), None
             if not used.plus(drawn.size).fits(self._limit):
@@ -143,7 +134,7 @@ class RowSlot:
 
     def _draw(self) -> _Drawn:
         after = list(self.state)
-        lost: list[tuple[str, str, str]] = []
+        lost: list[dict[str, str]] = []
         c = self.config
         block, place = divmod(after[DOCUMENTS], MIXTURE)
         chosen = int(mixture(c.seed, c.data.rows, self.number, block, self._weights)[place])
@@ -160,31 +151,26 @@ class RowSlot:
                     raise CorruptSample("length", what)
             except CorruptSample as error:
                 after[1 + REASONS.index(error.reason)] += 1
-                lost.append((source.config.name, error.reason, str(error)))
-                self._check(after, source, error)
-                if len(lost) == MOST_IN_A_ROW:
-                    raise UserError(
-                        f"data source {source.config.name}: {len(lost)} samples one after another "
-                        f"cannot be used ({told(after)}); the last: {error}"
-                    ) from None
+                lost.append(_entry(source, error))
+                self._check(after, source, error, len(lost))
             else:
                 after[DOCUMENTS] += 1
                 return _Drawn(document, size, after, lost)
 
-    def _check(self, state: list[int], source: Source, last: CorruptSample) -> None:
+    def _check(self, state: list[int], source: Source, last: CorruptSample, in_a_row: int) -> None:
         lost, drawn = sum(state[1:FIRST_CURSOR]), sum(state[FIRST_CURSOR:])
-        if lost > TOLERATED + self.config.data.most_lost * drawn:
-            raise UserError(
-                f"data source {source.config.name}: {lost} of {drawn} samples cannot be used "
-                f"({told(state)}), more than data.most_lost={self.config.data.most_lost} allows; "
-                f"the last: {last}"
-            )
-
-
-def told(state: list[int]) -> str:
-    """A slot's losses by reason: "3 picture, 1 caption"."""
-    counts = zip(state[1:FIRST_CURSOR], REASONS, strict=True)
-    return ", ".join(f"{n} {reason}" for n, reason in counts if n)
+        rate, how = self.config.data.most_lost, f"{lost} of {drawn} samples"
+        if lost > TOLERATED + rate * drawn:
+            limit = f", more than data.most_lost={rate} allows"
+        elif in_a_row == MOST_IN_A_ROW:
+            how, limit = f"{in_a_row} samples one after another", ""
+        else:
+            return
+        counts = +Counter(dict(zip(REASONS, state[1:FIRST_CURSOR], strict=True)))
+        raise UserError(
+            f"data source {source.config.name}: {how} cannot be used ({reasons(counts)}){limit}; "
+            f"the last: {last}"
+        ) from None
 
 
 class _Slots(IterableDataset):
@@ -208,12 +194,7 @@ class Loader:
     """This rank's batches: a list of micro-batches a step."""
 
     def __init__(self, config: Config, rank: int = 0, world: int = 1) -> None:
-        """Open the shards.
-
-        Raises:
-            UserError: shards are missing, or too much of them is damaged, or rows and ranks do not
-                divide.
-        """
+        """Open the shards."""
         data = config.data
         data.check_ranks(world)
         self.config = config
@@ -235,24 +216,22 @@ class Loader:
             self._check_shards(source, listed=rank == 0)
 
     def _check_shards(self, source: Source, listed: bool) -> None:
-        shards = source.shards
-        lost, whole = shards.lost, len(shards)
-        told = [_told(path, part) for path, part in lost]
+        shards, rate = source.shards, self.config.data.most_lost
+        found = [part.at(path) for path, part in shards.lost]
         if listed:
-            self._lost.extend({"source": source.config.name, **entry} for entry in told)
+            self._lost.extend(_entry(source, damage) for damage in found)
         # Of a shard that is gone or cut nobody knows how many samples it held: as many as the
         # largest, say. And of many shards few may be damaged, however small the damage looks.
         held = dict(zip(shards.paths, shards.sizes.tolist(), strict=True))
-        torn = {path for path, part in lost if part.reason == "shard"}
-        parts = len(lost) + sum(max(held.values()) - held.get(path, 0) for path in torn)
-        rate = self.config.data.most_lost
-        most_torn = max(1, rate * (len(held) + len(torn - held.keys())))
-        if parts > TOLERATED + rate * (whole + parts) or len(torn) > most_torn:
-            counts = Counter(part.reason for _, part in lost)
+        torn = {path for path, part in shards.lost if part.reason == "shard"}
+        parts = len(found) + sum(max(held.values()) - held.get(path, 0) for path in torn)
+        most_torn = max(1, rate * len(held.keys() | torn))
+        if parts > TOLERATED + rate * (len(shards) + parts) or len(torn) > most_torn:
+            counts = Counter(damage.reason for damage in found)
             raise UserError(
-                f"data source {source.config.name}: {len(lost)} parts of its shards cannot be "
+                f"data source {source.config.name}: {len(found)} parts of its shards cannot be "
                 f"used ({reasons(counts)}), {len(torn)} shards are gone or cut; more than "
-                f"data.most_lost={rate} allows; the last: {told[-1]['what']}"
+                f"data.most_lost={rate} allows; the last: {found[-1]}"
             )
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -266,11 +245,7 @@ class Loader:
             packed = [row for _ in range(workers or 1) for row in _next(steps)]
             packed.sort(key=lambda row: row.slot)
             self._consumed = {p.slot: p.state for p in packed}
-            self._lost.extend(
-                {"source": source, "reason": reason, "what": what}
-                for p in packed
-                for source, reason, what in p.lost
-            )
+            self._lost.extend(entry for p in packed for entry in p.lost)
             parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
             batches = [collate([p.row for p in part], self._capacity) for part in parts]
             yield [batch.pin() for batch in batches] if pin else batches
@@ -321,16 +296,15 @@ class Loader:
         for name, facts in layout["sources"].items():
             weight = next(s.config.weight for s in self.sources if s.config.name == name)
             if facts["weight"] != weight:
-                told = "data source %s: goes on with weight %g, not %g"
-                log.warning(told, name, weight, facts["weight"])
+                log.warning(
+                    "data source %s: goes on with weight %g, not %g", name, weight, facts["weight"]
+                )
         self._consumed = {slot.number: list(state[slot.number]) for slot in self.slots}
         self._lost.clear()  # the saved run has listed its shards' damage
 
 
-def _told(path: str, part: LostPart) -> dict[str, str]:
-    where = f"{path}:{part.name}" if part.name else path
-    what = part.what if path in part.what else f"{where}: {part.what}"
-    return {"reason": part.reason, "what": str(CorruptSample(part.reason, what))}
+def _entry(source: Source, damage: CorruptSample) -> dict[str, str]:
+    return {"source": source.config.name, "reason": damage.reason, "what": str(damage)}
 
 
 def _start(rows: DataLoader) -> Iterator[list[PackedRow] | UserError]:

@@ -72,7 +72,9 @@ def check_data(config: Config, name: str) -> None:
 
 def _autoencoder(vae: str) -> bool:
     """Whether it is a folder, or may be a hub id (`owner/name`), which is fetched when used."""
-    return Path(vae).is_dir() or (vae.count("/") == 1 and not vae.startswith((".", "/", "~")))
+    from mmfusion.codecs.image import may_be_hub_id
+
+    return Path(vae).is_dir() or may_be_hub_id(vae)
 
 
 def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[str]:

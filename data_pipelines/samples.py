@@ -112,54 +112,52 @@ class Sample(dict[str, bytes]):
         super().__init__(members)
         self.where, self.key = where, key
         self.extensions = list(members) if extensions is None else extensions
+        self._facts: dict[str, Any] | None = None
+
+    def corrupt(self, reason: str, what: str) -> CorruptSample:
+        """That the sample, or a member of it, cannot be used: `: no picture`, `.json: no list`."""
+        return CorruptSample(reason, self.where + what)
 
     def json(self) -> dict[str, Any]:
-        """The sample's facts, `txt` and `cls` members among them; empty without any.
+        """The sample's facts, `txt` and `cls` members among them; parsed once, empty without any.
 
-        Raises:
-            Damage: a member is not what its name says.
+        This and what follows raise CorruptSample where a member is not what it should be.
         """
+        if self._facts is not None:
+            return self._facts
         for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
-                raise CorruptSample(
-                    reason, f"{self.where}.{ext}: {size:,} bytes are more than {MOST_TEXT:,}"
-                )
+                raise self.corrupt(reason, f".{ext}: {size:,} bytes are more than {MOST_TEXT:,}")
         try:
             facts = json.loads(self.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
-            raise CorruptSample("json", f"{self.where}.json: not valid JSON ({error})") from None
+            raise self.corrupt("json", f".json: not valid JSON ({error})") from None
         if not isinstance(facts, dict):
-            raise CorruptSample("json", f"{self.where}.json: expected an object of facts")
+            raise self.corrupt("json", ".json: expected an object of facts")
         if "txt" in self:
             facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
             if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
-                raise CorruptSample("label", f"{self.where}.cls: expected the number of a class")
+                raise self.corrupt("label", ".cls: expected the number of a class")
             facts["label"] = int(self["cls"])
+        self._facts = facts
         return facts
 
     def picture(self, name: str | None = None) -> PILImage.Image:
         """The picture under an extension such as `png` or `0.png`; default: the sample's own."""
-        if name is None:
-            name = next((e for e in PICTURES if e in self), None)
-            named = ""
-        else:
-            named = f" {name}"
-        if name is None or name not in self:
-            lacking = f"no picture{named} in this sample{shown_members(self.extensions)}"
-            raise CorruptSample("picture", f"{self.where}: {lacking}")
-        return open_image(self[name], f"{self.where}.{name}")
+        found = next((e for e in PICTURES if e in self), None) if name is None else name
+        if found is None or found not in self:
+            named = f" {name}" if name else ""
+            lacking = f": no picture{named} in this sample{shown_members(self.extensions)}"
+            raise self.corrupt("picture", lacking)
+        return open_image(self[found], f"{self.where}.{found}")
 
     def array(self, name: str) -> np.ndarray:
-        """The plain array under an extension such as `moments.npy`.
-
-        Raises:
-            Damage: there is none, or it is cut short, pickled or no `.npy` file.
-        """
+        """The plain array under an extension such as `moments.npy`; nothing is unpickled."""
         if name not in self:
-            raise CorruptSample("latents", f"{self.where}: no `{name}` in this sample")
+            raise self.corrupt("latents", f": no `{name}` in this sample")
         try:
             # Not numpy's load: it would also take archives, and pickles if asked.
             file = io.BytesIO(self[name])
@@ -167,9 +165,8 @@ class Sample(dict[str, bytes]):
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # a damaged header can raise anything
-            raise CorruptSample(
-                "latents", f"{self.where}.{name}: not a plain array ({first_line(error)})"
-            ) from None
+            what = f".{name}: not a plain array ({first_line(error)})"
+            raise self.corrupt("latents", what) from None
 
     def moments(self, name: str, cells: tuple[int, int, int] | None = None) -> np.ndarray:
         """Latents under an extension: means and deviations (F, 2, c, h, w), F being 1 or 2.
@@ -177,76 +174,48 @@ class Sample(dict[str, bytes]):
         Args:
             name: such as `0.moments.npy`.
             cells: the (c, h, w) that a config needs; None takes any.
-
-        Raises:
-            Damage: they are something else, or hold numbers that are not finite.
         """
         array = self.array(name)
         fits = array.ndim == 5 and len(array) in (1, 2) and array.shape[1] == 2
         if array.dtype.kind != "f" or not fits or array.shape[2:] != (cells or array.shape[2:]):
             needed = ", ".join(map(str, cells or ("channels", "height", "width")))
             who = "the config's image section needs" if cells else "expected"
-            raise CorruptSample(
-                "latents",
-                f"{self.where}.{name}: {array.dtype} latents of shape {array.shape}; {who} "
-                f"(1 or 2, 2, {needed}) floats",
-            )
+            found = f"{array.dtype} latents of shape {array.shape}"
+            needed = f"{who} (1 or 2, 2, {needed}) floats"
+            raise self.corrupt("latents", f".{name}: {found}; {needed}")
         if not (np.abs(array) <= MOST_LATENT).all():
-            raise CorruptSample(
-                "latents",
-                f"{self.where}.{name}: holds numbers that are not finite, or above "
-                f"{MOST_LATENT:g}; normalised latents have about unit variance",
-            )
+            what = f"holds numbers that are not finite, or above {MOST_LATENT:g}"
+            what += "; normalised latents have about unit variance"
+            raise self.corrupt("latents", f".{name}: {what}")
         return array
 
-    def label(self, facts: dict[str, Any], classes: int | None = None) -> int:
-        """The number of a class: of `classes` many, or of any number of them.
-
-        Raises:
-            Damage: it is missing, or something else.
-        """
-        label = facts.get("label")
+    def label(self, classes: int | None = None) -> int:
+        """The number of a class: of `classes` many, or of any number of them."""
+        label = self.json().get("label")
         if type(label) is not int or label < 0 or (classes is not None and label >= classes):
             wanted = "a number from 0"
             if classes is not None:
                 wanted = f"0 to {classes - 1} (the config's `classes`)"
-            raise CorruptSample(
-                "label", f"{self.where}.json: `label` is {shown(label)}; expected {wanted}"
-            )
+            raise self.corrupt("label", f".json: `label` is {shown(label)}; expected {wanted}")
         return label
 
-    def captions(self, facts: dict[str, Any]) -> list[str]:
-        """The captions that hold text, on one line each.
-
-        Raises:
-            Damage: there are none.
-        """
-        captions = facts.get("captions")
+    def captions(self) -> list[str]:
+        """The captions that hold text, on one line each; at least one."""
+        captions = self.json().get("captions")
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            lacking = "" if "captions" in facts else shown_members(self.extensions)
-            raise CorruptSample(
-                "caption", f"{self.where}.json: `captions` must be a list of strings{lacking}"
-            )
-        captions = [
-            " ".join(clean(caption[:MOST_CHARACTERS]).split())
-            for caption in captions[:MOST_CAPTIONS]
-        ]
-        captions = [caption for caption in captions if caption]
-        if not captions:
-            raise CorruptSample("caption", f"{self.where}.json: `captions` holds no text")
-        return captions
+            lacking = "" if "captions" in self.json() else shown_members(self.extensions)
+            raise self.corrupt("caption", f".json: `captions` must be a list of strings{lacking}")
+        cut = (caption[:MOST_CHARACTERS] for caption in captions[:MOST_CAPTIONS])
+        found = [line for caption in cut if (line := " ".join(clean(caption).split()))]
+        if not found:
+            raise self.corrupt("caption", ".json: `captions` holds no text")
+        return found
 
-    def content(self, facts: dict[str, Any]) -> list[ContentPart]:
-        """The parts of an interleaved document.
-
-        Raises:
-            Damage: it is no such list, or a part is something else.
-        """
-        content = facts.get("content")
+    def content(self) -> list[ContentPart]:
+        """The parts of an interleaved document; at least one."""
+        content = self.json().get("content")
         if not isinstance(content, list) or not content:
-            raise CorruptSample(
-                "content", f"{self.where}.json: an interleaved sample needs a `content` list"
-            )
+            raise self.corrupt("content", ".json: an interleaved sample needs a `content` list")
         parts = []
         for place, part in enumerate(content):
             match part:
@@ -257,9 +226,9 @@ class Sample(dict[str, bytes]):
                 case {"image": str(name)}:
                     parts.append(ContentPart("image", name, bool(part.get("target"))))
                 case _:
-                    raise CorruptSample(
+                    raise self.corrupt(
                         "content",
-                        f"{self.where}.json: content {place} is {shown(part)}; expected "
+                        f".json: content {place} is {shown(part)}; expected "
                         '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
                     )
         return parts

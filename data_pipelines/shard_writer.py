@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mmfusion import files, launcher, locks
+from mmfusion import files, jsonl, launcher, locks
 from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.rng import generator
 from mmfusion.texts import begin
@@ -34,6 +34,7 @@ from mmfusion.texts import begin
 from .shards import Members, write_shard
 from .storage import LOST
 
+A = TypeVar("A")
 T = TypeVar("T")
 Sample = tuple[str, Members]
 
@@ -41,6 +42,7 @@ log = logging.getLogger("mmfusion")
 THREADS = min(8, os.cpu_count() or 1)  # decoding and resizing run outside Python's lock
 MOST_WARNINGS = 10  # bad items named one by one; all are listed
 TOLERATED = 10  # losses that are too few to say anything about a rate
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
 
 
 @dataclass
@@ -120,10 +122,6 @@ def write_parts(
         finish: items to samples, all those of a shard at once.
         header: kept in each shard.
         most_lost: share of the items that may be unusable.
-
-    Raises:
-        UserError: there is nothing to make, other shards are in the way, or too many items are
-            unusable.
     """
     if not parts:
         raise UserError(f"{what}: there is nothing to read")
@@ -147,14 +145,21 @@ def write_parts(
                 samples = finish(items) if finish else (s for found in items for s in found)  # type: ignore[attr-defined]
                 write_shard(path, _listing(samples, path, lost), header)
                 made.new += 1
-                bar.n = round(bar.n)
     made.shards = sum(path.exists() for path in paths)
     made.missing = len(paths) - made.shards
     made.lost = Counter(entry["reason"] for path in paths for entry in lost_items(path))
     return made
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} left{postfix}"
+def ahead(pool: ThreadPoolExecutor, work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
+    """What threads make of the items, in order, no more than a few of them ahead."""
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > 2 * THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _each(
@@ -167,32 +172,31 @@ def _each(
     what: str,
 ) -> Iterator[T]:
     """The items of a part in order, made by threads a little ahead; what is damaged, to `lost`."""
-    ahead: deque[tuple[int, Future[T]]] = deque()
-    numbers, finished = iter(range(len(part))), bar.n
-    while True:
-        for number in numbers:
-            ahead.append((number, pool.submit(part.__getitem__, number)))
-            if len(ahead) >= 4 * THREADS:
-                break
-        if not ahead:
-            return
-        number, future = ahead.popleft()
-        made.items += 1
+
+    def make(number: int) -> T | CorruptSample:
         try:
-            yield future.result()
+            return part[number]
         except CorruptSample as error:
+            return error
+
+    before, finished = made.items, bar.n
+    for number, found in enumerate(ahead(pool, make, range(len(part)))):
+        made.items += 1
+        if not isinstance(found, CorruptSample):
+            yield found
+        else:
             item = int(part.items[number])
-            lost.append({"item": item, "reason": error.reason, "what": str(error)})
-            made.lost[error.reason] += 1
+            lost.append({"item": item, "reason": found.reason, "what": str(found)})
+            made.lost[found.reason] += 1
             total = made.lost.total()
             if total <= MOST_WARNINGS:
-                log.warning("left out: %s", error)
-            expected = made.items - number - 1 + len(part)  # items, at the end of this part
-            if total > TOLERATED + most_lost * expected or total == len(part) == made.items:
+                log.warning("left out: %s", found)
+            most = TOLERATED + most_lost * (before + len(part))  # of the items up to its end
+            if total > most or total == len(part) == made.items:
                 raise UserError(
                     f"{what}: {total} of {made.items} items cannot be used ({reasons(made.lost)}); "
-                    f"the last: {error}"
-                ) from None
+                    f"the last: {found}"
+                )
         bar.n = finished + (number + 1) / len(part)
         bar.update(0)
 
@@ -210,10 +214,9 @@ def _listing(samples: Iterable[Sample], path: Path, lost: list[dict[str, Any]]) 
 def lost_items(shard: Path) -> list[dict[str, Any]]:
     """What was left out of a shard when it was made: `item`, `reason` and `what` of each."""
     try:
-        text = (shard.parent / LOST / f"{shard.stem}.jsonl").read_text(encoding="utf-8")
+        return list(jsonl.objects(shard.parent / LOST / f"{shard.stem}.jsonl"))
     except OSError:
         return []
-    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def reasons(counts: Counter) -> str:
@@ -291,11 +294,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        """Find the lines.
-
-        Raises:
-            UserError: the file cannot be read, or holds nothing.
-        """
+        """Find the lines."""
         self.path = path
         self._whole: bytes | None = None
         starts, numbers, at = [], [], 0
@@ -333,11 +332,7 @@ class JsonLines:
         return f"{self.path}:{self._numbers[place]}"
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        """The object on a line.
-
-        Raises:
-            Damage: it is not one.
-        """
+        """The object on a line."""
         with self.open() as file:
             file.seek(self._starts[place])
             line = file.readline()
@@ -345,11 +340,7 @@ class JsonLines:
 
 
 def facts(line: bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        Damage: it is not one.
-    """
+    """The JSON object that a line holds."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -82,14 +82,6 @@ def _bytes(member: Any) -> bytes:
     return json.dumps(member, ensure_ascii=False).encode("utf-8", "replace")
 
 
-class _Every(Container[str]):
-    def __contains__(self, ext: object) -> bool:
-        return True
-
-
-EVERY = _Every()
-
-
 class Shards:
     """All samples of some shards, in a fixed order, by number."""
 
@@ -97,9 +89,6 @@ class Shards:
         """Open the shards that a pattern names (globs, braces or URLs), or those of a list.
 
         A shard of which nothing can be read is passed over; `lost` says so.
-
-        Raises:
-            UserError: no shard matches, or they hold nothing.
         """
         self.pattern = pattern if isinstance(pattern, str) else "".join(pattern[:1])
         self.lost: list[tuple[str, LostPart]] = []
@@ -186,11 +175,10 @@ class Shards:
                 total[ext] = before[0] + count, before[1] + size
         return total
 
-    def sample(self, number: int, only: Container[str] = EVERY) -> Sample:
+    def sample(self, number: int, only: Container[str] | None = None) -> Sample:
         """Sample `number`, or only its members of some extensions, each checked.
 
-        Raises:
-            Damage: the shard is gone, or a member is very large or differs from the shard's index.
+        CorruptSample: the shard is gone, or a member is very large or not that of the index.
         """
         return self.read(*self.locate(number), only)
 
@@ -198,17 +186,13 @@ class Shards:
         self,
         shard: int,
         inner: int,
-        only: Container[str] = EVERY,
+        only: Container[str] | None = None,
         block: "Block | None" = None,
     ) -> Sample:
-        """A sample by shard and number in there; out of `block` if that is at hand.
-
-        Raises:
-            Damage: as in `sample`.
-        """
+        """A sample by shard and number in there; out of `block` if that is at hand."""
         path = self.paths[shard]
         key, members = block.entry(inner) if block else self._index(shard).sample(inner)
-        wanted = [member for member in members if member.ext in only]
+        wanted = [member for member in members if only is None or member.ext in only]
         for member in wanted:
             if member.size > MOST_BYTES:
                 message = f"{member.size:,} bytes are more than {MOST_BYTES:,}"

@@ -1,7 +1,8 @@
 """Where shards lie: on a disk, or anywhere that fsspec reaches (`s3://`, `gs://`, `https://`).
 
-Only this file knows the difference. Nothing is ever run: `pipe:` names, which webdataset hands to a
-shell, are refused.
+Only this file knows the difference. What cannot be read is a CorruptSample; what cannot be looked
+up, or a process that may open no more files, is a UserError. Nothing is ever run: `pipe:` names,
+which webdataset hands to a shell, are refused.
 """
 
 import difflib
@@ -50,9 +51,6 @@ def expand(pattern: str) -> list[str]:
 
     What is there is meant by its name, whatever characters that has: a file, and the folders in
     which a pattern begins. Numbers in names are in the order of their values: `a-2` before `a-10`.
-
-    Raises:
-        UserError: the pattern is a `pipe:`, cannot be parsed, or its storage does not answer.
     """
     if pattern.strip().startswith("pipe:"):
         raise UserError(f"{pattern}: commands are not run to read data; give files or a URL")
@@ -127,11 +125,7 @@ def beside(pattern: str) -> str:
 
 
 def refuse_shortage(error: Exception) -> None:
-    """Stop where it is this process that lacks something, and not the data that are damaged.
-
-    Raises:
-        UserError: no more files can be opened, or there is no memory.
-    """
+    """Stop where it is this process that lacks something, and not the data that are damaged."""
     if isinstance(error, OSError) and error.errno in SHORTAGE:
         raise UserError(
             f"{first_line(error)}: raise the limit (ulimit -n), or lower data.workers"
@@ -153,11 +147,7 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def size(path: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        Damage: it is not there, or no plain file.
-    """
+    """Bytes of a file."""
     with _readable(path):
         if not is_remote(path):
             found = os.stat(path)
@@ -169,11 +159,7 @@ def size(path: str) -> int:
 
 
 def read(path: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` of a file; fewer where it ends before.
-
-    Raises:
-        Damage: it cannot be read.
-    """
+    """Bytes `start` to `end` of a file; fewer where it ends before."""
     with _readable(path):
         if is_remote(path):
             return _read_remote(path, start, end)

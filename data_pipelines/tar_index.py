@@ -1,7 +1,7 @@
 """What a tar shard holds and where, found by reading it from end to end.
 
-A damaged tar loses no more than what is damaged: after a header that cannot be read, the next one
-that can be is looked for. What is lost is listed with its reason.
+A header that cannot be read costs the rest of the shard, since nothing says where its members lie.
+What is lost is listed with its reason.
 """
 
 import hashlib
@@ -29,7 +29,6 @@ EXTENDED = (
 )
 MOST_NAME = 4096  # characters of a member's name
 MOST_TOLD = 200  # characters of a name in a message
-MOST_HOLES = 1000  # damaged places after which the rest of a shard is left unread
 
 
 class Member(NamedTuple):
@@ -48,17 +47,19 @@ class LostPart(NamedTuple):
     reason: str
     what: str
 
+    def at(self, path: str) -> CorruptSample:
+        """The same with its place."""
+        where = f"{path}:{self.name}" if self.name else path
+        what = self.what if path in self.what else f"{where}: {self.what}"
+        return CorruptSample(self.reason, what)
+
 
 class Header(tarfile.TarInfo):
     """A tar's header that does not let tarfile read an extended header of any size to memory."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "Header":
-        """A header from its 512 bytes.
-
-        Raises:
-            Damage: what follows it is an extended header of more than `MOST_EXTENDED` bytes.
-        """
+        """A header from its 512 bytes."""
         header = super().frombuf(buf, encoding, errors)
         if header.type in EXTENDED and not 0 <= header.size <= MOST_EXTENDED:
             raise CorruptSample("shard", f"an extended header of {header.size:,} bytes")
@@ -76,11 +77,7 @@ class Contents:
 
 
 def scan(shard: str, digests: bool = True) -> Contents:
-    """Read a shard from end to end; without `digests`, only the tar's own headers.
-
-    Raises:
-        Damage: it cannot be read, or nothing of it is a tar file.
-    """
+    """Read a shard from end to end; without `digests`, only the tar's own headers."""
     contents = Contents(storage.size(shard))
     try:
         with storage.open_file(shard) as file:
@@ -96,82 +93,48 @@ def scan(shard: str, digests: bool = True) -> Contents:
 
 
 def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar that are whole; what is not goes to `contents.lost`.
+    """The plain files of a tar up to the first that is damaged; what is not, to `contents.lost`.
 
     The tar may lie in another file: from `start` to `contents.bytes`.
     """
-    at, size = start, contents.bytes
-    hole: int | None = None
-    why = ""
-    for _ in range(MOST_HOLES):
-        end, cut, told = at, False, ""
-        try:
-            file.seek(at)
-            with tarfile.TarFile(fileobj=file, mode="r", tarinfo=Header) as tar:
-                while not cut and (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    if member.size < 0 or tar.offset <= end:
-                        raise ValueError("a size that leads back")
-                    cut = member.offset_data + member.size > size
-                    if cut:
-                        contents.lost.append(_lost(member, "shard", "it is cut short"))
-                    elif member.isreg() and not member.issparse():
-                        yield member
-                    elif not member.isdir():
-                        contents.lost.append(_lost(member, "member", "no plain file"))
-                    end = member.offset_data if cut else tar.offset
-                end = end if cut else tar.offset
-        except OSError:
-            raise
-        except CorruptSample as error:
-            told = f" ({error})"
-        except Exception:  # a header that cannot be read, at `end`: tarfile raises many things
-            pass
-        marked = not cut and _is_zero(file, end)  # the end, or a hole in the file
-        found = _next_header(file, end if cut else end + BLOCK, size)
-        if found is None and marked:
-            return
-        if cut:
-            hole = None
-        else:
-            if end == at and hole is not None:  # it goes on
-                contents.lost.pop()
-            else:
-                hole, why = end, told
-            what = f"bytes {hole} to {found or size} are no members{why}"
-            if end + BLOCK > size:
-                what = "the end mark is missing: it was cut short"
-            contents.lost.append(LostPart("", "shard", what))
-        if found is None:
-            return
-        at = found
-    contents.lost.append(
-        LostPart("", "shard", f"bytes {at} to {size}: the rest, after so much damage")
-    )
+    at, end, why = start, contents.bytes, ""
+    try:
+        file.seek(start)
+        with tarfile.TarFile(fileobj=file, mode="r", tarinfo=Header) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.size < 0 or tar.offset <= at:
+                    raise ValueError("a size that leads back")
+                if member.offset_data + member.size > end:
+                    contents.lost.append(_lost(member, "shard", "it is cut short"))
+                    return
+                if member.isreg() and not member.issparse():
+                    yield member
+                elif not member.isdir():
+                    contents.lost.append(_lost(member, "member", "no plain file"))
+                at = tar.offset
+    except OSError:
+        raise
+    except CorruptSample as error:
+        why = f" ({error})"
+    except Exception:  # a header that cannot be read: tarfile raises many things
+        pass
+    if at + BLOCK > end:
+        what = "the end mark is missing: it was cut short"
+    elif _ends(file, at, end):
+        return
+    else:
+        what = f"bytes {at} to {end} are lost: they begin with no header of a member{why}"
+    contents.lost.append(LostPart("", "shard", what))
 
 
-def _is_zero(file: BinaryIO, at: int) -> bool:
+def _ends(file: BinaryIO, at: int, end: int) -> bool:
+    """Whether a tar ends here: with a block of zeros, and no header of a member behind it."""
     file.seek(at)
-    block = file.read(BLOCK)
-    return len(block) == BLOCK and not any(block)
-
-
-def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
-    """Where the next block that is a member's header lies."""
-    at = start
-    while at < size:
-        file.seek(at)
-        read = file.read(min(BLOCK * 2048, size - at))
-        for place in range(0, len(read) - BLOCK + 1, BLOCK):
-            block = read[place : place + BLOCK]
-            if block[257:262] == b"ustar":
-                try:
-                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                except tarfile.HeaderError:
-                    continue
-                return at + place
-        at += len(read) or size
-    return None
+    zeros = not any(file.read(BLOCK))
+    while zeros and (read := file.read(min(BLOCK * 2048, end - file.tell()))):
+        zeros = not any(read[n : n + 5] == b"ustar" for n in range(257, len(read), BLOCK))
+    return zeros
 
 
 def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents, digests: bool) -> None:

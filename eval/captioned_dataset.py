@@ -41,7 +41,7 @@ class CaptionedDataset:
         self.captions: list[list[str]] = []
         for number in tqdm(range(len(self.shards)), "reading captions", leave=False, delay=2):
             sample = self.shards.sample(number, FACTS)
-            self.captions.append(sample.captions(sample.json()))
+            self.captions.append(sample.captions())
         self.usable = [[text for text in texts if fits(text)] for texts in self.captions]
         self.too_long = sum(map(len, self.captions)) - sum(map(len, self.usable))
         if not any(self.usable):

@@ -257,7 +257,7 @@ def items_of(config: ModelConfig, task: str, count: int, reference: str) -> list
     for number in range(count):
         turn, place = divmod(number, len(shards))
         sample = shards.sample(place, FACTS)
-        captions = sample.captions(sample.json())
+        captions = sample.captions()
         prompts.append(captions[(turn + place) % len(captions)])
     return prompts
 

@@ -21,6 +21,7 @@ from bad_pictures import FINE, LOST, noise, saved
 from bad_samples import CLASS, DRAW, JSON_KINDS, LABEL, LATENT_KINDS, MIXED, Kind, npy, odd
 from bad_shards import SHARDS
 from material import encoded, jsonl, make_vae, save
+from mutations import RUNS
 from ranks import CHECKOUT, environment
 from test_loader import config, labels, steps, totals
 
@@ -41,8 +42,6 @@ VAE = {
     "codec": "vae", "vae": "unused", "size": 16, "channels": 3, "patch": 2, "latent_channels": 4,
     "downsampling": 2,
 }  # fmt: skip
-RUNS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen",
-        "pickle.find_class"}  # fmt: skip
 
 # What Python itself says it does: the only way to notice code that leaves no trace.
 watched: list[str] | None = None

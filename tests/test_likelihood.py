@@ -95,7 +95,7 @@ def test_it_is_the_loss_of_the_sample_that_training_reads(
     for number in range(3):
         sample = shards[number]
         document = maker.make(source, sample, np.random.default_rng(number))
-        captions = sample.captions(sample.json())
+        captions = sample.captions()
         drawn = captions[np.random.default_rng(number).integers(len(captions))]
         found = pipe.log_likelihood(sample.picture(), f"  {drawn}\n")
         loss, targets = text_loss(pipe, document)

@@ -54,7 +54,7 @@ def show(sample: Sample, classes: list[str], decode: Decode | None = None) -> Sh
         facts = sample.json()
         if "content" in facts:
             shown.strip = True
-            content = sample.content(facts)
+            content = sample.content()
             for part in content[:MOST_PARTS]:
                 image = part.kind == "image"
                 what = _pictured(sample, part.value, decode) if image else part.value
@@ -64,10 +64,10 @@ def show(sample: Sample, classes: list[str], decode: Decode | None = None) -> Sh
             return shown
         shown.parts.append((_pictured(sample, None, decode), False))
         if "label" in facts:
-            label = sample.label(facts)
+            label = sample.label()
             shown.title = f"{label}: {classes[label]}" if label < len(classes) else f"class {label}"
         if "captions" in facts:
-            first, *rest = sample.captions(facts)
+            first, *rest = sample.captions()
             shown.caption = f"{first} (and {len(rest)} more)" if rest else first
     except CorruptSample as error:
         shown.title = f"damaged, {error.reason}"

@@ -17,6 +17,7 @@ from mmfusion import files, launcher
 from mmfusion.errors import CorruptSample
 
 FIRST = 5  # findings of each reason that a report keeps
+FIGURES = ("shards", "samples", "members", "bytes", "indexes", "damaged")
 
 
 @dataclass
@@ -55,19 +56,12 @@ class Report:
 
     def plus(self, other: "Report") -> "Report":
         """The report of both, which may be damaged where each alone is well."""
-        first = {reason: list(told) for reason, told in self.first.items()}
-        for reason, told in other.first.items():
-            first[reason] = (first.get(reason, []) + told)[:FIRST]
-        both = Report(
-            self.shards + other.shards,
-            self.samples + other.samples,
-            self.members + other.members,
-            self.bytes + other.bytes,
-            self.indexes + other.indexes,
-            self.damaged + other.damaged,
-            first,
-            dict(self.headers),
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in FIGURES}
+        first = {
+            reason: (self.first.get(reason, []) + other.first.get(reason, []))[:FIRST]
+            for reason in {**self.first, **other.first}
+        }
+        both = Report(**sums, first=first, headers=dict(self.headers))
         for pattern, (path, header) in other.headers.items():
             if damage := both.mixed(pattern, path, header):
                 both.add(damage)
@@ -121,6 +115,5 @@ def listed(path: Path | None, report: Report) -> Iterator[Callable[[dict[str, An
     with files.writing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write('{"findings": [')
         yield write
-        told = {name: getattr(report, name) for name in ("shards", "samples", "members")}
-        told |= {"bytes": report.bytes, "indexes": report.indexes, "damaged": report.damaged}
+        told = {name: getattr(report, name) for name in FIGURES}
         file.write("\n],\n" + json.dumps(told)[1:] + "\n")

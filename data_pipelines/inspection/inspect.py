@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,9 +57,6 @@ def inspect(
         most: samples of a pattern of which the facts are read.
         pictures: samples of a pattern of which the pictures are decoded.
         seed: of what is chosen.
-
-    Raises:
-        UserError: no shards, or something that the config names is missing.
     """
     sources = [] if config is None or patterns else config.data.sources
     if not patterns and not sources:
@@ -174,51 +171,51 @@ def lines(result: dict[str, Any]) -> list[str]:
         if source["too_long"]:
             said.append(f"  {source['too_long']} of {source['documents']} are longer than a row")
         if source["damage"]:
-            lost = ", ".join(f"{n} {reason}" for reason, n in source["damage"].items())
-            said += [f"{head}: cannot be used: {lost}", f"  the first: {source['first_damage']}"]
+            said.append(f"{head}: cannot be used: {_lost(source['damage'])}")
+            said.append(f"  the first: {source['first_damage']}")
     return said
 
 
 def _pattern_lines(facts: dict[str, Any]) -> list[str]:
-    said = [
+    captions, labels, pictures = facts["captions"], facts["labels"], facts["pictures"]
+    members = {f"{m['count']:,} {e}": _bytes(m["bytes"]) for e, m in facts["members"].items()}
+    kinds = ", ".join(f"{n:,} with {kind}" for kind, n in facts["kinds"].items())
+    some = f"{pictures['decoded']} pictures of {pictures['samples']} random samples"
+    header = json.dumps(facts["header"], ensure_ascii=False) if facts["header"] else ""
+    table = {
+        "members": _named(members.items()),
+        f"of {facts['read']:,} samples": kinds or "no facts",
+        "captions of a sample": _spread(captions["per_sample"]),
+        "captions' characters": _spread(captions["characters"]),
+        "captions' tokens": _spread(captions["tokens"]),
+        "parts of an interleaved sample": _spread(facts["content_parts"]),
+        f"{labels['classes']:,} classes; most common": _named(labels["most"]),
+        "  least common": _named(labels["least"]),
+        f"{some}, {pictures['different_sizes']} sizes": _named(pictures["sizes"].items()),
+        "  width": _spread(pictures["width"]),
+        "  height": _spread(pictures["height"]),
+        "  modes": _named(pictures["modes"].items()),
+        "header": header,
+        "damaged, of what was read": _lost(facts["damage"]) or "nothing",
+    }
+    return [
         facts["pattern"],
         f"  {facts['shards']:,} shards, {facts['samples']:,} samples, {_bytes(facts['bytes'])}",
-        "  members: "
-        + ", ".join(
-            f"{m['count']:,} {ext} ({_bytes(m['bytes'])})" for ext, m in facts["members"].items()
-        ),
-        f"  of {facts['read']:,} samples: "
-        + (", ".join(f"{n:,} with {kind}" for kind, n in facts["kinds"].items()) or "no facts"),
+        *(f"  {name}: {what}" for name, what in table.items() if what),
     ]
-    captions, labels, pictures = facts["captions"], facts["labels"], facts["pictures"]
-    if captions["per_sample"]:
-        said.append(f"  captions of a sample: {_spread(captions['per_sample'])}")
-        said.append(f"  captions' characters: {_spread(captions['characters'])}")
-    if captions["tokens"]:
-        said.append(f"  captions' tokens: {_spread(captions['tokens'])}")
-    if facts["content_parts"]:
-        said.append(f"  parts of an interleaved sample: {_spread(facts['content_parts'])}")
-    if labels["classes"]:
-        named = ", ".join(f"{label} ({n:,})" for label, n in labels["most"])
-        rare = ", ".join(f"{label} ({n:,})" for label, n in labels["least"])
-        said.append(f"  {labels['classes']:,} classes; most common: {named}")
-        said += [f"    least common: {rare}"] if rare else []
-    if pictures["decoded"]:
-        sizes = ", ".join(f"{size} ({n})" for size, n in pictures["sizes"].items())
-        modes = ", ".join(f"{mode} ({n})" for mode, n in pictures["modes"].items())
-        said.append(f"  {pictures['decoded']} pictures of {pictures['samples']} random samples")
-        said.append(f"    {pictures['different_sizes']} sizes: {sizes}")
-        said.append(f"    width: {_spread(pictures['width'])}")
-        said.append(f"    height: {_spread(pictures['height'])}")
-        said.append(f"    modes: {modes}")
-    if facts["header"]:
-        said.append(f"  header: {json.dumps(facts['header'], ensure_ascii=False)}")
-    lost = ", ".join(f"{n} {reason}" for reason, n in facts["damage"].items())
-    said.append(f"  damaged, of what was read: {lost or 'nothing'}")
-    return said
+
+
+def _named(pairs: Iterable[tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in pairs)
+
+
+def _lost(damage: dict[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in damage.items())
 
 
 def _spread(figures: dict[str, float]) -> str:
+    if not figures:
+        return ""
     return (
         f"mean {figures['mean']:,g}, median {figures['median']:,}, 99% up to {figures['p99']:,}, "
         f"most {figures['most']:,}"

@@ -4,7 +4,10 @@ Shards, samples, members and bytes are of all; they come from the indexes. What 
 is counted over a random subset, and each figure says of how many samples it is.
 """
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,9 @@ from mmfusion.sequence import Counts, Document, count
 
 from ..documents import DocumentMaker
 from ..index import open_index
-from ..samples import Sample, is_image, is_moments
+from ..samples import FACTS, is_image, is_moments
 from ..shards import Shards
 
-FACTS = ("json", "txt", "cls")
 EXTREMES = 5  # classes, or sizes, that are named
 
 
@@ -32,23 +34,12 @@ def subset(shards: Shards, most: int, seed: int, what: str) -> np.ndarray:
     return np.sort(generator("inspect", what, seed).choice(len(shards), most, replace=False))
 
 
-def spread(values: Counter[int]) -> dict[str, float]:
-    """Mean, median and 99th percentile (nearest rank) of counted values; nothing of none."""
-    if not values:
+def spread(values: Sequence[int]) -> dict[str, float]:
+    """Mean, median and 99th percentile (nearest rank) of some values; nothing of none."""
+    if not len(values):
         return {}
-    found = np.array(sorted(values))
-    ends = np.cumsum([values[v] for v in found.tolist()])
-    total = int(ends[-1])
-    mean = sum(v * n for v, n in values.items()) / total
-    at = {name: int(np.searchsorted(ends, share * total)) for name, share in RANKS.items()}
-    return {
-        "mean": round(mean, 2),
-        **{name: int(found[place]) for name, place in at.items()},
-        "most": int(found[-1]),
-    }
-
-
-RANKS = {"median": 0.5, "p99": 0.99}
+    median, p99, most = np.percentile(values, [50, 99, 100], method="inverted_cdf").tolist()
+    return {"mean": round(float(np.mean(values)), 2), "median": median, "p99": p99, "most": most}
 
 
 def statistics(
@@ -80,34 +71,32 @@ def statistics(
 def _facts(
     shards: Shards, numbers: np.ndarray, tokenizer: Tokenizer | None, damage: Counter
 ) -> dict[str, Any]:
-    kinds: Counter[str] = Counter()
-    labels: Counter[int] = Counter()
-    per_sample: Counter[int] = Counter()
-    characters: Counter[int] = Counter()
-    tokens: Counter[int] = Counter()
-    parts: Counter[int] = Counter()
+    kinds = Counter[str]()
+    labels = Counter[int]()
+    per_sample, characters, tokens, parts = (array("q") for _ in range(4))
     for number in tqdm(numbers, desc="facts", unit="sample", disable=len(numbers) < 10_000):
         extensions = shards.extensions(int(number))
         kinds["pictures"] += any(map(is_image, extensions))
         kinds["latents"] += any(map(is_moments, extensions))
-        try:
+        with _counted(damage):
             sample = shards.sample(int(number), only=FACTS)
             facts = sample.json()
-        except CorruptSample as error:
-            damage[error.reason] += 1
-            continue
-        for kind, looks in (
-            ("label", lambda s, f: labels.update([s.label(f)])),
-            ("captions", lambda s, f: _texts(s, f, tokenizer, per_sample, characters, tokens)),
-            ("content", lambda s, f: parts.update([len(s.content(f))])),
-        ):
-            if kind not in facts:
-                continue
-            try:
-                looks(sample, facts)
-                kinds[kind] += 1
-            except CorruptSample as error:
-                damage[error.reason] += 1
+            if "label" in facts:
+                with _counted(damage):
+                    labels[sample.label()] += 1
+                    kinds["label"] += 1
+            if "captions" in facts:
+                with _counted(damage):
+                    captions = sample.captions()
+                    kinds["captions"] += 1
+                    per_sample.append(len(captions))
+                    characters.extend(map(len, captions))
+                    if tokenizer:
+                        tokens.extend(len(tokenizer.encode(caption)) for caption in captions)
+            if "content" in facts:
+                with _counted(damage):
+                    parts.append(len(sample.content()))
+                    kinds["content"] += 1
     ranked = labels.most_common()
     return {
         "read": len(numbers),
@@ -126,52 +115,35 @@ def _facts(
     }
 
 
-def _texts(
-    sample: Sample,
-    facts: dict[str, Any],
-    tokenizer: Tokenizer | None,
-    per_sample: Counter[int],
-    characters: Counter[int],
-    tokens: Counter[int],
-) -> None:
-    captions = sample.captions(facts)
-    per_sample[len(captions)] += 1
-    characters.update(map(len, captions))
-    if tokenizer:
-        tokens.update(len(tokenizer.encode(caption)) for caption in captions)
+@contextmanager
+def _counted(damage: Counter) -> Iterator[None]:
+    """What cannot be used is counted by its reason."""
+    try:
+        yield
+    except CorruptSample as error:
+        damage[error.reason] += 1
 
 
 def _pictures(shards: Shards, numbers: np.ndarray, damage: Counter) -> dict[str, Any]:
-    sizes: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    widths: Counter[int] = Counter()
-    heights: Counter[int] = Counter()
-    for number in numbers:
-        extensions = tuple(filter(is_image, shards.extensions(int(number))))
-        if not extensions:
-            continue
-        try:
-            sample = shards.sample(int(number), only=extensions)
-        except CorruptSample as error:
-            damage[error.reason] += 1
-            continue
-        for ext in extensions:
-            try:
-                picture = sample.picture(ext)
-            except CorruptSample as error:
-                damage[error.reason] += 1
-                continue
-            sizes[f"{picture.width} x {picture.height}"] += 1
-            modes[picture.mode] += 1
-            widths[picture.width] += 1
-            heights[picture.height] += 1
+    modes = Counter[str]()
+    sizes: list[tuple[int, int]] = []
+    for number in numbers.tolist():
+        extensions = tuple(filter(is_image, shards.extensions(number)))
+        with _counted(damage):
+            sample = shards.sample(number, only=extensions)
+            for ext in extensions:
+                with _counted(damage):
+                    picture = sample.picture(ext)
+                    modes[picture.mode] += 1
+                    sizes.append(picture.size)
+    counts = Counter(f"{width} x {height}" for width, height in sizes)
     return {
         "samples": len(numbers),
         "decoded": modes.total(),
-        "sizes": dict(sizes.most_common(EXTREMES)),
-        "different_sizes": len(sizes),
-        "width": spread(widths),
-        "height": spread(heights),
+        "sizes": dict(counts.most_common(EXTREMES)),
+        "different_sizes": len(counts),
+        "width": spread([width for width, _ in sizes]),
+        "height": spread([height for _, height in sizes]),
         "modes": dict(modes.most_common()),
     }
 
@@ -199,12 +171,11 @@ def document_lengths(
 ) -> dict[str, Any]:
     """How long the documents of a source are, and what of them a row holds."""
     counts = [count(document, config.decoder.label_tokens) for document in documents]
-    lengths = Counter(counts_.tokens for counts_ in counts)
     mean = {
         name: round(float(np.mean([getattr(c, name) for c in counts])), 2)
         for name in (Counts._fields if counts else ())
     }
-    tokens = spread(lengths)
+    tokens = spread([c.tokens for c in counts])
     return {
         "source": source.name,
         "task": source.task,

@@ -13,32 +13,28 @@ from ..samples import Sample, is_image, is_moments, moments_name, shown_members
 def findings(sample: Sample, whole: bool = True) -> Iterator[CorruptSample]:
     """What of a sample could not be used by any task; unless `whole`, members are known to lack."""
     facts: dict[str, Any] = {}
-    members: list[Callable[[], Any]] = [partial(_picture, sample, e) for e in _pictures(sample)]
+    pictures = [ext for ext in sample if is_image(ext)]
+    members: list[Callable[[], Any]] = [partial(_picture, sample, ext) for ext in pictures]
     members += [partial(sample.moments, ext) for ext in sample if is_moments(ext)]
     try:
         facts = sample.json()
     except CorruptSample as damage:
         yield damage
-    if "label" in facts:
-        members.append(partial(sample.label, facts))
-    if "captions" in facts:
-        members.append(partial(sample.captions, facts))
-    if "content" in facts:
-        members.append(partial(_content, sample, facts, whole))
-    for look in members:
+    kinds: dict[str, Callable[[], Any]] = {
+        "label": sample.label,
+        "captions": sample.captions,
+        "content": partial(_content, sample, whole),
+    }
+    for look in members + [look for kind, look in kinds.items() if kind in facts]:
         try:
             look()
         except CorruptSample as damage:
             yield damage
-    pictured = any("." not in ext for ext in _pictures(sample)) or moments_name() in sample
+    pictured = any("." not in ext for ext in pictures) or moments_name() in sample
     needed = "content" not in facts and ("label" in facts or "captions" in facts)
     if whole and needed and not pictured:
-        lacking = f"no picture in this sample{shown_members(sample.extensions)}"
-        yield CorruptSample("picture", f"{sample.where}: {lacking}")
-
-
-def _pictures(sample: Sample) -> list[str]:
-    return [ext for ext in sample if is_image(ext)]
+        lacking = f": no picture in this sample{shown_members(sample.extensions)}"
+        yield sample.corrupt("picture", lacking)
 
 
 def _picture(sample: Sample, ext: str) -> None:
@@ -48,10 +44,8 @@ def _picture(sample: Sample, ext: str) -> None:
         raise damage.at(f"{sample.where}.{ext}") from None
 
 
-def _content(sample: Sample, facts: dict[str, Any], whole: bool) -> None:
-    for part in sample.content(facts):
+def _content(sample: Sample, whole: bool) -> None:
+    for part in sample.content():
         there = part.value in sample or moments_name(part.value) in sample
         if whole and part.kind == "image" and not there:
-            raise CorruptSample(
-                "picture", f"{sample.where}: no picture {part.value} in this sample"
-            )
+            raise sample.corrupt("picture", f": no picture {part.value} in this sample")

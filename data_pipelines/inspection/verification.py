@@ -6,14 +6,12 @@ with. What is held in memory is one shard's index and a few samples.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -23,14 +21,11 @@ from mmfusion.errors import CorruptSample, UserError
 from .. import storage
 from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
 from ..samples import Sample, serves
-from ..shard_writer import BAR, THREADS
+from ..shard_writer import BAR, THREADS, ahead
 from ..shards import Block, Shards
 from ..tar_index import Contents, Member, scan
 from .damage_report import Report, listed
 from .validate import findings
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 log = logging.getLogger("mmfusion")
 CHUNK = 16  # samples that a thread takes at a time
@@ -47,9 +42,6 @@ def verify(
         quick: look at tar headers and checksums alone.
         reindex: make all indexes anew first.
         listing: JSON file for all that is found.
-
-    Raises:
-        UserError: a pattern names no shard, or an index cannot be written.
     """
     rank, world, *_ = launcher.place()
     groups = [storage.expand(pattern) for pattern in patterns]
@@ -63,62 +55,52 @@ def verify(
     paths = list(group)[rank::world]
     bar = tqdm(total=len(paths), desc="verify", unit="shard", bar_format=BAR, disable=rank > 0)
     with bar, ThreadPoolExecutor(THREADS) as pool, listed(listing, report) as write:
-
-        def say(path: str, damage: CorruptSample) -> None:
-            report.add(damage)
-            write({"shard": path, "reason": damage.reason, "what": str(damage)})
-
-        def advance(share: float) -> None:
-            bar.update(min(share, bar.total - bar.n))  # shares of a shard add up to a little more
-
         for path in paths:
-            index = _shard(path, quick, reindex, pool, report, partial(say, path), advance)
-            mixed = index and report.mixed(group[path], path, index.header)
-            if mixed:
-                say(path, mixed)
+            for damage in _shard(path, group[path], quick, reindex, pool, report, bar):
+                report.add(damage)
+                write({"shard": path, "reason": damage.reason, "what": str(damage)})
             report.shards += 1
+            bar.n = report.shards
+            bar.update(0)
     return report
 
 
 def _shard(
     path: str,
+    pattern: int,
     quick: bool,
     reindex: bool,
     pool: ThreadPoolExecutor,
     report: Report,
-    say: Callable[[CorruptSample], None],
-    advance: Callable[[float], Any],
-) -> Index | None:
-    """Look at one shard; its index, if it has one."""
+    bar: tqdm,
+) -> Iterator[CorruptSample]:
+    """What is damaged in one shard."""
     try:
         walked = scan(path, digests=False)
         index = _indexed(path, reindex, report)
         shards = Shards([path]) if len(index) else None
     except CorruptSample as error:
-        say(error)
-        advance(1)
-        return None
+        yield error
+        return
     report.bytes += index.bytes
     report.samples += len(index)
-    for lost in walked.lost:
-        say(CorruptSample(lost.reason, f"{path}{':' if lost.name else ''}{lost.name}: {lost.what}"))
+    if mixed := report.mixed(pattern, path, index.header):
+        yield mixed
+    yield from (lost.at(path) for lost in walked.lost)
     torn = {lost.name for lost in walked.lost}
-    for damage in _compare(path, index, walked, report):
-        say(damage)
+    yield from _compare(path, index, walked, report)
     del walked
     if not shards:
-        advance(1)
-        return index
+        return
     starts, served, sound = range(0, len(index), CHUNK), Event(), True
     look = partial(_chunk, shards, index, torn, quick, served)
-    for found in _ahead(pool, look, starts):
-        for damage in found:
-            sound = False
-            say(damage)
-        advance(1 / len(starts))
+    for number, found in enumerate(ahead(pool, look, starts), 1):
+        sound = sound and not found
+        yield from found
+        bar.n = report.shards + number / len(starts)
+        bar.update(0)
     if sound and not served.is_set():
-        say(_no_use(path, *index.sample(0)))
-    return index
+        yield _no_use(path, *index.sample(0))
 
 
 def _no_use(path: str, key: str, members: list[Member]) -> CorruptSample:
@@ -213,26 +195,9 @@ def _sample(
             else:
                 sample.where = part.where
                 sample.update(part)
-    if not served.is_set() and _is_of_use(sample):
-        served.set()
+    with suppress(CorruptSample):
+        if serves(sample.extensions, sample.json()):
+            served.set()
     if not quick:
         key = sample.where.rpartition(":")[2]
         yield from findings(sample, whole and not any(n.startswith(f"{key}.") for n in torn))
-
-
-def _is_of_use(sample: Sample) -> bool:
-    try:
-        return serves(sample.extensions, sample.json())
-    except CorruptSample:
-        return False
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """What threads make of the items, in order, no more than a few of them ahead."""
-    waiting: deque[Future[B]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > 2 * THREADS:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
