@@ -24,7 +24,8 @@ from mmfusion.config import Sampling
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.export import export
-from mmfusion.generation.likelihood import Likelihood, best_candidates, candidate_seeds
+from mmfusion.generation.arguments import Common
+from mmfusion.generation.likelihood import Likelihood, best_candidates
 from mmfusion.generation.session import Session
 from mmfusion.losses import sums
 from mmfusion.mask import dense_mask
@@ -231,6 +232,10 @@ def test_a_model_without_text_says_so() -> None:
 
 
 # What it chooses
+
+
+def candidate_seeds(seeds: list[int], best_of: int) -> list[int]:
+    return Common(seed=seeds, best_of=best_of).seeds(len(seeds))
 
 
 def test_candidate_seeds_follow_from_the_item_alone() -> None:

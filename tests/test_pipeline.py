@@ -115,7 +115,7 @@ def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
         stored = PILImage.fromarray(np.ascontiguousarray(TURNED[6](pixels)))
         stored.save(files[-1], "png", exif=exif)
     mask, image = (PILImage.open(file) for file in files)
-    keep = pipe.read.edit(image, mask, "edit", {}).keep
+    keep = pipe.read.edit(image, mask, {}).keep
     assert keep is not None
     assert (~keep).nonzero()[0].tolist() == [0]
     plain = PILImage.fromarray(painted // 3), PILImage.fromarray(painted)
