@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from mmfusion import Pipeline
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
@@ -88,6 +89,23 @@ class RawCodec(PixelCodec):
 
     def decode(self, tokens: np.ndarray) -> list[Any]:
         return [np.array(picture) for picture in tokens]
+
+
+def make_pipeline(
+    tokenizer: Tokenizer | None,
+    style: dict | None = None,
+    louder: float = 1,
+    seed: int = 0,
+    codec: type[PixelCodec] = RawCodec,
+    **changes: Any,
+) -> Pipeline:
+    """A random model; its answers end now and then where its end symbol is `louder`."""
+    config = model_config(style, **changes)
+    decoder = random_decoder(config, len(tokenizer) if tokenizer else 0, seed)
+    if tokenizer:
+        with torch.no_grad():
+            decoder.text_out.weight[tokenizer.end_id] *= louder
+    return Pipeline(config, decoder, tokenizer, codec(config.image))
 
 
 def picture(seed: int) -> PILImage.Image:

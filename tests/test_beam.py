@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LLAMA, PAPER, make_row, model_config, picture, random_decoder
+from helpers import make_row, picture
 from material import run
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
-from mmfusion.export import export
 from mmfusion.generation import session as session_module
 from mmfusion.generation.decoding import Beams, begin_choice
 from mmfusion.generation.session import Session
@@ -24,20 +23,14 @@ from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Text
 
-LOUDER = 6
 WORDS = 4
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim"}
 Said = tuple[int, ...]
 
 
-@pytest.fixture(scope="module", params=["paper", "llama"])
-def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
-    """A random model whose answers end now and then."""
-    config = model_config(PAPER if request.param == "paper" else LLAMA)
-    pipe = Pipeline(config, random_decoder(config, len(tokenizer), seed=1), tokenizer)
-    with torch.no_grad():
-        pipe.decoder.text_out.weight[tokenizer.end_id] *= LOUDER
-    return pipe
+@pytest.fixture(scope="module")
+def pipe(ending: Pipeline) -> Pipeline:
+    return ending
 
 
 @pytest.fixture(scope="module")
@@ -352,16 +345,12 @@ def test_mistakes_are_named(pipe: Pipeline, options: dict[str, Any], message: st
 
 
 def test_caption_with_beams(
-    tmp_path: Path, digits_data: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    vocabulary = digits_data / "tokenizer.model"
-    config = model_config(text={"tokenizer": str(vocabulary)})
-    decoder = random_decoder(config, len(Tokenizer(vocabulary)))
-    export(config, decoder.state_dict(), tmp_path / "model")
     picture(0).save(tmp_path / "a.png")
-    common = ("caption", tmp_path / "a.png", "--model", tmp_path / "model")
+    common = ("caption", tmp_path / "a.png", "--model", model_folder)
     short = ("--set", "max_new_tokens=6", "--set")
-    pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    pipeline = Pipeline.from_pretrained(model_folder, "cpu")
     capsys.readouterr()
     assert run(*common, *short, "beams=4") == 0
     assert capsys.readouterr().out.strip() == pipeline.image_to_text(
