@@ -18,10 +18,12 @@ from helpers import (
     STYLES,
     TOKENS,
     RawCodec,
+    begun,
     image,
     make_pipeline,
     make_row,
     picture,
+    shouting,
 )
 from PIL import Image as PILImage
 
@@ -368,24 +370,6 @@ def test_ar_steps_are_even_and_raster_goes_row_by_row(pipe: Pipeline) -> None:
     close(*one)
 
 
-def test_second_step_sees_the_first_as_in_training(pipe: Pipeline, calls: Calls) -> None:
-    """The decoder's very output in the second step equals the training row's."""
-    outputs: list[torch.Tensor] = []
-    handle = pipe.decoder.register_forward_hook(lambda m, a, o: outputs.append(o[0].clone()))
-    made = pipe.class_to_image(5, order=ORDER, ar_sizes=[7, 9], **FAST)
-    handle.remove()
-    split = split_of([7, 9])
-    second = [i for i, b in enumerate(calls.batches) if b.stream[0, 0] > 0][4:]
-    assert len(second) == 4
-    for i in second:
-        batch = calls.batches[i]
-        noisy = np.random.default_rng(0).standard_normal((TOKENS, DIM), dtype=np.float32)
-        noisy[split[1]] = batch.latent[0]
-        t = float(batch.timestep[0, 0])
-        expected = training_output(pipe.decoder, [Label(5)], split, made, noisy, t)
-        close(outputs[i][0], torch.stack([expected[int(c)] for c in split[1]]), 1e-5)
-
-
 def test_guidance_one_has_no_twin(pipe: Pipeline, calls: Calls) -> None:
     alone = pipe.generate(["a three", ImageSlot(guidance=1)], ar_steps=2, **FAST)[1]
     assert {len(batch.doc) for batch in calls.batches} == {1}
@@ -429,10 +413,10 @@ def written(batches: list[Batch], row: int) -> list[tuple]:
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 3])
-def test_fed_tokens_are_a_training_row(pipe: Pipeline, calls: Calls, row: int) -> None:
+def test_fed_tokens_are_a_training_row(
+    pipe: Pipeline, tokenizer: Tokenizer, calls: Calls, row: int
+) -> None:
     """Ids, orders and positions of an interleaved answer, and of its twin in the null form."""
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
     prompts = [
         [picture(0), "then comes", TextSlot(), ImageSlot(), "and", TextSlot()],
         [picture(1), "somebody wrote the digit", TextSlot(), ImageSlot(), "a", TextSlot()],
@@ -475,38 +459,22 @@ def test_fed_tokens_are_a_training_row(pipe: Pipeline, calls: Calls, row: int) -
 # Independence of the batch
 
 
-def test_item_i_uses_seed_plus_i(pipe: Pipeline) -> None:
-    options = {**FAST, "scheduler": "ddpm", "ar_steps": 2}
-    many = pipe.class_to_image([4, 4, 4], seed=20, **options)
-    for i, made in enumerate(many):
-        close(made, pipe.class_to_image(4, seed=20 + i, **options))
-    assert np.abs(many[0] - many[1]).max() > 0.1
-    listed = pipe.class_to_image([4, 4, 4], seed=[22, 5, 20], **options)
-    close(listed[0], many[2])
-    close(listed[2], many[0])
-    again = pipe.class_to_image([4, 4, 4], seed=20, **options)
-    assert all(np.array_equal(a, b) for a, b in zip(many, again, strict=True))
-
-
 @pytest.mark.parametrize(
     ("scheduler", "guidance"), [*((name, 2.0) for name in SCHEDULERS), ("ddpm", 1.0)]
 )
-def test_a_picture_does_not_depend_on_its_batch(
+def test_a_picture_depends_on_its_prompt_and_seed_alone(
     each: Pipeline, scheduler: str, guidance: float
 ) -> None:
-    prompts = ["a five", "this is the numeral 4", "somebody wrote the digit eight", "x"]
-    options = {
-        "scheduler": scheduler,
-        "num_inference_steps": 4,
-        "guidance": guidance,
-        "ar_steps": 3,
-    }
+    prompts = ["a five", "this is the numeral 4", "somebody wrote the digit eight", "a five"]
+    options = {**FAST, "scheduler": scheduler, "guidance": guidance, "ar_steps": 3}
     together = each.text_to_image(prompts, seed=3, **options)
+    assert np.abs(together[0] - together[3]).max() > 0.1
     halves = each.text_to_image(prompts, seed=3, batch_size=3, **options)
-    for i, prompt in enumerate(prompts):
-        alone = each.text_to_image(prompt, seed=3 + i, **options)
-        close(together[i], alone)
-        close(halves[i], alone)
+    listed = each.text_to_image(prompts[::-1], seed=[6, 5, 4, 3], **options)[::-1]
+    alone = [each.text_to_image(prompt, seed=3 + i, **options) for i, prompt in enumerate(prompts)]
+    for same in (halves, listed, alone):
+        close(same, together)
+    assert np.array_equal(each.text_to_image(prompts, seed=3, **options), together)
 
 
 def test_interleaved_answers_do_not_depend_on_their_batch(ending: Pipeline) -> None:
@@ -525,25 +493,22 @@ def test_interleaved_answers_do_not_depend_on_their_batch(ending: Pipeline) -> N
         close(together[i][3], alone[3])
 
 
-def test_a_row_whose_text_has_ended_draws_nothing_more(pipe: Pipeline) -> None:
+def test_a_row_whose_text_has_ended_draws_nothing_more(
+    pipe: Pipeline, tokenizer: Tokenizer
+) -> None:
     """While its neighbour goes on: else the noise of its next picture would be another."""
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
 
     def first_row_ends(module: Decoder, args: tuple, output: tuple) -> None:
         output[1][:, :, tokenizer.end_id] = -1e4
         output[1][:1, :, tokenizer.end_id] = 1e4
 
     def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:
-        generators = [torch.Generator().manual_seed(i) for i in range(rows)]
-        session = Session(pipe.decoder, pipe.config, tokenizer, 60, generators, guided=False)
-        session.append([pipe.read.picture(picture(i)) for i in range(rows)])
+        session = begun(pipe, rows)
         ids = session.text(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
         return ids, session.image(Sampling(**FAST), False)
 
     handle = pipe.decoder.register_forward_hook(first_row_ends)
-    ids, pictures = answer(2)
-    _, alone = answer(1)
+    (ids, pictures), (_, alone) = answer(2), answer(1)
     handle.remove()
     assert [len(i) for i in ids] == [0, 6]
     close(pictures[0], alone[0])
@@ -603,11 +568,9 @@ def test_edit_masks(pipe: Pipeline) -> None:
     pixels = np.zeros((8, 8), np.uint8)
     pixels[0, 0] = pixels[3, 7] = pixels[7, 4] = 255  # one white pixel touches its whole token
     touched = ["#...", "...#", "....", "..#."]
-    assert as_grid(pixels, config) == touched
-    assert as_grid(pixels > 0, config) == touched
-    assert as_grid(PILImage.fromarray(pixels), config) == touched
-    assert as_grid(PILImage.fromarray(pixels).convert("RGB"), config) == touched
-    assert as_grid(PILImage.fromarray(pixels).convert("1"), config) == touched
+    painted = [PILImage.fromarray(pixels).convert(mode) for mode in ("L", "RGB", "1")]
+    for mask in (pixels, pixels > 0, *painted):
+        assert as_grid(mask, config) == touched
     grid = np.zeros((4, 4))
     grid[1, 2] = 1
     assert as_grid(grid, config) == ["....", "..#.", "....", "...."]
@@ -668,20 +631,16 @@ def greedy(pipe: Pipeline, prefix: Document, most: int) -> list[int]:
     """The most likely continuation by full forwards, one a token."""
     tokenizer = pipe.tokenizer
     assert tokenizer is not None
+    ends = {tokenizer.end_id, tokenizer.image_id}
+    banned = (tokenizer.vocabulary.control | tokenizer.vocabulary.mute) - ends
     ids = [tokenizer.answer_id]
     while len(ids) <= most:
         batch = collate([make_row(96, [*prefix, Text([*ids, 0], loss=True)])])
         _, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
         scores = logits[0, len(ids) - 1].numpy()
-        banned = [
-            i
-            for i in range(len(tokenizer))
-            if i in tokenizer.vocabulary.control | tokenizer.vocabulary.mute
-            and i not in (tokenizer.end_id, tokenizer.image_id)
-        ]
-        scores[banned] = -np.inf
+        scores[[*banned]] = -np.inf
         best = int(scores.argmax())
-        if best in (tokenizer.end_id, tokenizer.image_id):
+        if best in ends:
             break
         ids.append(best)
     return ids[1:]
@@ -700,14 +659,14 @@ def test_sampled_text_depends_on_its_seed_alone(pipe: Pipeline) -> None:
     pictures = [picture(0), picture(1), picture(0)]
     options = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
     together = pipe.image_to_text(pictures, seed=4, **options)
-    assert together == pipe.image_to_text(pictures, seed=4, **options)
-    assert together == [
-        pipe.image_to_text(p, seed=4 + i, **options) for i, p in enumerate(pictures)
-    ]
+    for i, given in enumerate(pictures):
+        assert together[i] == pipe.image_to_text(given, seed=4 + i, **options)
     assert together[0] != together[2]
-    assert pipe.image_to_text(pictures, temperature=0.0, max_new_tokens=8) == pipe.image_to_text(
-        pictures, temperature=1.0, top_p=1e-6, max_new_tokens=8
+    greedy, certain = (
+        pipe.image_to_text(pictures, **{**options, **changes})
+        for changes in ({"temperature": 0.0}, {"top_p": 1e-6})
     )
+    assert greedy == certain
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.4), (0.5, 0.8)])
@@ -743,28 +702,17 @@ def test_sampling_follows_the_nucleus(pipe: Pipeline, temperature: float, top_p:
         assert abs(drawn.count(token) - rows * p) < 4.5 * (rows * p * (1 - p)) ** 0.5 + 1, token
 
 
-def test_control_symbols_are_never_in_answers(pipe: Pipeline) -> None:
+def test_control_symbols_are_never_in_answers(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """Also where the model shouts them."""
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
-    loud = sorted(tokenizer.vocabulary.control | tokenizer.vocabulary.mute)
-    ends = {tokenizer.end_id, tokenizer.image_id}
+    loud = tokenizer.vocabulary.control | tokenizer.vocabulary.mute
     assert len(loud) >= 5
-
-    def shout(module: Decoder, args: tuple, output: tuple) -> None:
-        output[1][..., [i for i in loud if i not in ends]] += 1e4
-
     ids: list[list[int]] = []
-    handle = pipe.decoder.register_forward_hook(shout)
-    for temperature in (0.0, 1.5):
-        generators = [torch.Generator().manual_seed(i) for i in range(20)]
-        session = Session(pipe.decoder, pipe.config, tokenizer, 40, generators, guided=False)
-        session.append([pipe.read.picture(picture(i)) for i in range(20)])
-        sampling = Sampling(temperature=temperature, max_new_tokens=12)
-        ids += session.text(sampling, False, False, None)
-    handle.remove()
+    with shouting(pipe, [*loud - {tokenizer.end_id, tokenizer.image_id}]):
+        for temperature in (0.0, 1.5):
+            sampling = Sampling(temperature=temperature, max_new_tokens=12)
+            ids += begun(pipe, 20).text(sampling, False, False, None)
     assert sum(map(len, ids)) > 100
-    assert not {i for answer in ids for i in answer} & set(loud)
+    assert not {i for answer in ids for i in answer} & loud
 
 
 def test_users_cannot_write_control_symbols(tokenizer: Tokenizer) -> None:
@@ -777,22 +725,17 @@ def test_users_cannot_write_control_symbols(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(given.ids).strip() == words
 
 
-def test_an_answer_ends_at_either_end_symbol(pipe: Pipeline) -> None:
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
-    for end in (tokenizer.end_id, tokenizer.image_id):
-
-        def stop(module: Decoder, args: tuple, output: tuple, end: int = end) -> None:
-            output[1][..., end] += 1e4
-
-        handle = pipe.decoder.register_forward_hook(stop)
-        spoken: list[Any] = []
+@pytest.mark.parametrize("end", ["end_id", "image_id"])
+def test_an_answer_ends_at_either_end_symbol(
+    pipe: Pipeline, tokenizer: Tokenizer, end: str
+) -> None:
+    spoken: list[Any] = []
+    with shouting(pipe, getattr(tokenizer, end)):
         answers = pipe.image_to_text(
-            [picture(0), picture(1)], on_token=lambda *args, told=spoken: told.append(args)
+            [picture(0), picture(1)], on_token=lambda *args: spoken.append(args)
         )
-        handle.remove()
-        assert answers == ["", ""]
-        assert not spoken
+    assert answers == ["", ""]
+    assert not spoken
 
 
 # The public API
@@ -803,16 +746,8 @@ def test_answers_come_in_kind(shown: Pipeline) -> None:
     assert isinstance(one, PILImage.Image)
     assert isinstance(many, list)
     assert (one.size, one.mode) == ((8, 8), "L")
-    for same in (
-        "three",
-        "3",
-        np.int64(3),
-        [3],
-        (3,),
-        np.array([3]),
-        torch.tensor([3]),
-        range(3, 4),
-    ):
+    ways = ["three", "3", np.int64(3), [3], (3,), np.array([3]), torch.tensor([3]), range(3, 4)]
+    for same in ways:
         made = shown.class_to_image(same, **FAST)
         made = made[0] if isinstance(made, list) else made
         assert np.array_equal(np.asarray(made), np.asarray(one)), same
@@ -831,9 +766,8 @@ def test_interleaved_prompts_come_back_filled(shown: Pipeline) -> None:
     filled = shown.generate(prompt, **FAST)
     assert filled[0] is given
     assert (filled[1], filled[4]) == ("then comes", "x")
-    assert isinstance(filled[2], str)
-    assert isinstance(filled[3], PILImage.Image)
-    assert isinstance(filled[5], PILImage.Image)
+    kinds = [str, PILImage.Image, str, PILImage.Image]
+    assert [isinstance(f, k) for f, k in zip(filled[2:], kinds, strict=True)] == [True] * 4
     assert isinstance(prompt[2], TextSlot)
     listed = shown.generate([prompt, ["a", ImageSlot()]], **FAST)
     assert [len(p) for p in listed] == [6, 2]
@@ -891,8 +825,9 @@ def test_callbacks_are_told_everything_in_order(shown: Pipeline) -> None:
         last = [p for i, _, p in told if i == item][-1]
         assert np.array_equal(np.asarray(last), np.asarray(made[item]))
     spoken: list[tuple[int, str]] = []
+    pictures = [picture(0), picture(1)]
     answers = shown.image_to_text(
-        [picture(0), picture(1)], max_new_tokens=5, on_token=lambda *args: spoken.append(args)
+        pictures, max_new_tokens=5, on_token=lambda *args: spoken.append(args)
     )
     for item in (0, 1):
         texts = [text for i, text in spoken if i == item]
@@ -945,10 +880,11 @@ def test_mistakes_with_other_models(tokenizer: Tokenizer) -> None:
             call()
     assert silent.class_to_image(1, **FAST).shape == (TOKENS, DIM)
     classless = make_pipeline(tokenizer, classes=[])
-    with pytest.raises(UserError, match="no classes"):
-        classless.class_to_image(1)
-    never = {"prediction": "sample", "dropout": 0.0}
-    unguided = make_pipeline(tokenizer, diffusion=never)
-    with pytest.raises(UserError, match=r"guidance 2\.0.*without dropout"):
-        unguided.class_to_image(1, guidance=2.0)
+    unguided = make_pipeline(tokenizer, diffusion={"prediction": "sample", "dropout": 0.0})
+    for call, named in (
+        (lambda: classless.class_to_image(1), "no classes"),
+        (lambda: unguided.class_to_image(1, guidance=2.0), r"guidance 2\.0.*without dropout"),
+    ):
+        with pytest.raises(UserError, match=named):
+            call()
     assert unguided.class_to_image(1, guidance=1.0, **FAST).shape == (TOKENS, DIM)
