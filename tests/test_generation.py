@@ -842,6 +842,9 @@ def test_callbacks_name_the_callers_items(shown: Pipeline) -> None:
     prompts = [["a", ImageSlot()], [picture(0), ImageSlot()], ["b", ImageSlot()]]
     shown.generate(prompts, on_picture=lambda item, *_: told.append(item), batch_size=1, **FAST)
     assert told == [0] * 4 + [2] * 4 + [1] * 4
+    texts = [[*given, TextSlot(max_new_tokens=2)] for *given, _ in prompts]
+    shown.generate(texts, on_token=lambda item, _: told.append(item), batch_size=1)
+    assert told[12:] == [0] * 2 + [2] * 2 + [1] * 2
 
 
 def test_defaults_are_the_models_own_and_overridden_one_by_one(
