@@ -1,14 +1,12 @@
 """The public way to use a model: class→image, text→image, image→text, editing, interleaving."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from mmfusion import export
 from mmfusion.codecs.image import ImageCodec, make_codec
@@ -16,40 +14,16 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, first_line
-from mmfusion.generation.arguments import (
-    ImageCallback,
-    OnImage,
-    OnToken,
-    TokenCallback,
-    check_common,
-    each,
-    listed,
-    seeds_of,
-    shown,
-)
+from mmfusion.generation.answers import Answers, Parts
+from mmfusion.generation.arguments import Common, each, listed, shown, split_options
 from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.edit_masks import EditMask
-from mmfusion.generation.likelihood import (
-    Likelihood,
-    best_candidates,
-    candidate_seeds,
-    check_best_of,
-    check_number,
-)
 from mmfusion.generation.prompt import (
-    COMMON,
-    ImageRequest,
     Prompt,
     PromptItem,
-    PromptPart,
     PromptReader,
-    TextRequest,
-    shape_of,
+    PromptSlot,
 )
-from mmfusion.generation.session import Session
-from mmfusion.sequence import Segment
-
-Answer = list[str | PILImage.Image]
 
 
 class Pipeline:
@@ -103,6 +77,7 @@ class Pipeline:
         self.budget = Budget(digest, machine, budget_ms, frontier)
         self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
         self.read = PromptReader(config, tokenizer, self.codec)
+        self.answers = Answers(self.decoder, self.read)
 
     @classmethod
     def from_pretrained(
@@ -154,29 +129,46 @@ class Pipeline:
 
     def class_to_image(self, labels: int | str | Sequence[int | str], **options: Any) -> Any:
         """Pictures of classes, by number or name."""
-        return self._one_slot(
-            "class_to_image", labels, options, self.read.label, self.read.image_slot
-        )
+        classes, single = listed(labels)
+        common, own = split_options(options)
+        asked = self.read.image_slot("class_to_image", self.budget.fill("class_to_image", own))
+        parts: Parts = [[self.read.label(label), asked] for label in classes]
+        images = [image for (image,) in self.answers.of(parts, "class_to_image", common)]
+        return images[0] if single else images
 
     def text_to_image(self, prompts: str | Sequence[str], best_of: int = 1, **options: Any) -> Any:
         """Pictures of what the prompts say."""
-
-        def judged(prompt: str, given: Any, made: Any) -> list[Segment]:
-            return [self.read.picture(made), self.read.answer(prompt)]
-
-        read, slot = self.read.text, self.read.image_slot
-        return self._one_slot("text_to_image", prompts, options, read, slot, best_of, judged)
+        texts, single = listed(prompts)
+        common, own = split_options(options, best_of)
+        own = self.budget.fill("text_to_image", own, best_of)
+        asked = self.read.image_slot("text_to_image", own)
+        parts: Parts = [[self.read.text(text), asked] for text in texts for _ in range(best_of)]
+        images = [image for (image,) in self.answers.of(parts, "text_to_image", common)]
+        if best_of > 1:
+            said = [self.read.answer(text) for text in texts for _ in range(best_of)]
+            documents = list(zip(map(self.read.picture, images), said, strict=True))
+            images = self.answers.best(images, documents, common, asked.sampling.length_penalty)
+        return images[0] if single else images
 
     def image_to_text(
         self, images: PILImage.Image | Sequence[PILImage.Image], best_of: int = 1, **options: Any
     ) -> Any:
         """Captions of pictures."""
-
-        def judged(image: Any, given: Any, said: Any) -> list[Segment]:
-            return [given, self.read.answer(said)]
-
-        read, slot = self.read.picture, self.read.text_slot
-        return self._one_slot("image_to_text", images, options, read, slot, best_of, judged)
+        pictures, single = listed(images)
+        common, own = split_options(options, best_of)
+        asked = self.read.text_slot("image_to_text", self.budget.fill("image_to_text", own))
+        if best_of > 1 and asked.sampling.temperature == 0:
+            raise UserError(
+                f"best_of: {best_of} captions at temperature 0 are all the same; give "
+                "temperature=1, or leave best_of out"
+            )
+        given = [each for each in map(self.read.picture, pictures) for _ in range(best_of)]
+        parts: Parts = [[each, asked] for each in given]
+        captions = [caption for (caption,) in self.answers.of(parts, "image_to_text", common)]
+        if best_of > 1:
+            documents = list(zip(given, map(self.read.answer, captions), strict=True))
+            captions = self.answers.best(captions, documents, common, asked.sampling.length_penalty)
+        return captions[0] if single else captions
 
     def edit(
         self,
@@ -196,17 +188,17 @@ class Pipeline:
         """
         if (prompt is None) == (label is None):
             raise UserError("edit: give either a prompt or a label")
-        images, single = listed(image, PILImage.Image)
+        images, single = listed(image)
         conditions = each(label if prompt is None else prompt, len(images), "label or prompt")
         masks = each(mask, len(images), "mask")
-        make = self.read.label if prompt is None else self.read.text
-        common, given = _split_options(options)
-        parts: list[list[PromptPart]] = [
-            [make(c), self.read.edit(picture, m, "edit", given)]
-            for picture, m, c in zip(images, masks, conditions, strict=True)
+        condition = self.read.label if prompt is None else self.read.text
+        common, own = split_options(options)
+        parts: Parts = [
+            [condition(wanted), self.read.edit(picture, painted, own)]
+            for picture, painted, wanted in zip(images, masks, conditions, strict=True)
         ]
-        pictures = [answer[0] for answer in self._answer(parts, "edit", **common)]
-        return pictures[0] if single else pictures
+        edited = [image for (image,) in self.answers.of(parts, "edit", common)]
+        return edited[0] if single else edited
 
     def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:
         """Interleaved prompts: lists of str, pictures, `ImageSlot()` and `TextSlot()`.
@@ -218,15 +210,13 @@ class Pipeline:
             raise UserError("generate: a prompt is a list of str, pictures and slots")
         many = bool(prompt) and all(isinstance(p, (list, tuple)) for p in prompt)
         prompts: list[list[PromptItem]] = [list(p) for p in prompt] if many else [list(prompt)]  # type: ignore[arg-type]
-        common, given = _split_options(options)
-        parts = [self.read.prompt(p, given) for p in prompts]
-        filled = []
-        for items, read, answers in zip(
-            prompts, parts, self._answer(parts, "interleaved", **common), strict=True
-        ):
-            answer = iter(answers)
-            wanted = [isinstance(part, (ImageRequest, TextRequest)) for part in read]
-            filled.append([next(answer) if w else i for i, w in zip(items, wanted, strict=True)])
+        common, own = split_options(options)
+        parts = [self.read.prompt(items, own) for items in prompts]
+        answers = map(iter, self.answers.of(parts, "interleaved", common))
+        filled = [
+            [next(made) if isinstance(item, PromptSlot) else item for item in items]
+            for items, made in zip(prompts, answers, strict=True)
+        ]
         return filled if many else filled[0]
 
     def log_likelihood(
@@ -249,8 +239,8 @@ class Pipeline:
             UserError: an answer that no row of the model holds, named by its place, or one for
                 which there is no prompt.
         """
-        check_common(batch_size, progress)
-        texts, single = listed(answers, str)
+        common = Common(batch_size=batch_size, progress=progress)
+        texts, single = listed(answers)
         given = [prompts] if single else listed(prompts, ())[0]
         if len(given) != len(texts):
             raise UserError(f"log_likelihood: {len(given)} prompts for {len(texts)} answers")
@@ -260,144 +250,5 @@ class Pipeline:
         ]
         for number, document in enumerate(documents):
             self.read.check_length(document, f"item {number}")
-        found = self._likelihoods(documents, batch_size, progress)
+        found = self.answers.likelihoods(documents, common)
         return found[0] if single else found
-
-    def _one_slot(
-        self,
-        task: str,
-        items: Any,
-        options: dict[str, Any],
-        given: Callable[[Any], Segment],
-        slot: Callable[[str, dict[str, Any]], ImageRequest | TextRequest],
-        best_of: int = 1,
-        judged: Callable[[Any, Segment, Any], list[Segment]] | None = None,
-    ) -> Any:
-        """A task of one given segment and one slot, whose answer, or best answer, is returned.
-
-        `judged` makes an item, what was given for it and an answer into the document whose last
-        text is to be likely.
-        """
-        wanted, single = listed(items, (int, str, np.integer, PILImage.Image))
-        common, own = _split_options(options)
-        check_number(best_of)
-        own = self.budget.fill(task, own, best_of)
-        asked = slot(task, own)
-        check_best_of(best_of, asked, common)
-        seeds = candidate_seeds(seeds_of(common.pop("seed", 0), len(wanted)), best_of)
-        drawn = [pair for item in wanted for pair in [(item, given(item))] * best_of]
-        prompts: list[list[PromptPart]] = [[segment, asked] for _, segment in drawn]
-        answers = [answer[0] for answer in self._answer(prompts, task, seed=seeds, **common)]
-        if judged and best_of > 1:
-            documents = [judged(*pair, made) for pair, made in zip(drawn, answers, strict=True)]
-            scores = self._likelihoods(
-                documents, common.get("batch_size", 128), common.get("progress", False)
-            )
-            penalty = asked.sampling.length_penalty
-            best = best_candidates([score.score(penalty) for score in scores], best_of)
-            answers = [answers[at] for at in best]
-        return answers[0] if single else answers
-
-    def _likelihoods(
-        self, documents: list[list[Segment]], batch_size: int, progress: bool
-    ) -> list[Likelihood]:
-        """The likelihood of each document's last segment, a text with its loss."""
-        found: dict[int, Likelihood] = {}
-        for batch in self._batches(documents, "log_likelihood", batch_size, progress):
-            columns = list(zip(*(documents[number] for number in batch), strict=True))
-            session = self._session(columns, [torch.Generator()] * len(batch), guided=False)
-            for column in columns[:-1]:
-                session.append(list(column))
-            log_p = session.log_likelihood(list(columns[-1])).tolist()
-            for number, text, value in zip(batch, columns[-1], log_p, strict=True):
-                found[number] = Likelihood(value, len(text.ids) - 1)
-        return [found[number] for number in range(len(documents))]
-
-    def _answer(
-        self,
-        prompts: list[list[PromptPart]],
-        task: str,
-        seed: int | Sequence[int] | np.ndarray = 0,
-        batch_size: int = 128,
-        on_picture: OnImage | None = None,
-        on_token: OnToken | None = None,
-        progress: bool = False,
-    ) -> list[Answer]:
-        """Answer all prompts, those of one shape side by side."""
-        check_common(batch_size, progress, on_picture, on_token)
-        seeds = seeds_of(seed, len(prompts))
-        for parts in prompts:
-            self.read.check_length(parts)
-        answers: list[Answer] = [[] for _ in prompts]
-        for batch in self._batches(prompts, task, batch_size, progress):
-            self._answer_batch(prompts, seeds, batch, answers, on_picture, on_token)
-        return answers
-
-    def _batches(
-        self, prompts: Sequence[Sequence[PromptPart]], task: str, batch_size: int, progress: bool
-    ) -> Iterator[list[int]]:
-        """Numbers of the prompts that are run side by side, `batch_size` of one shape."""
-        if not prompts:
-            raise UserError(f"{task}: nothing was given")
-        groups: dict[tuple, list[int]] = {}
-        for number, parts in enumerate(prompts):
-            groups.setdefault(shape_of(parts), []).append(number)
-        with tqdm(total=len(prompts), desc=task, disable=not progress) as bar:
-            for numbers in groups.values():
-                for at in range(0, len(numbers), batch_size):
-                    yield numbers[at : at + batch_size]
-                    bar.update(len(numbers[at : at + batch_size]))
-
-    def _session(
-        self, columns: list[tuple[PromptPart, ...]], generators: list[torch.Generator], guided: bool
-    ) -> Session:
-        """Rows with room for all their parts, side by side in columns."""
-        length = sum(max(self.read.room(part) for part in column) for column in columns)
-        return Session(self.decoder, self.config, self.tokenizer, length, generators, guided)
-
-    def _answer_batch(
-        self,
-        prompts: list[list[PromptPart]],
-        seeds: Sequence[int],
-        batch: list[int],
-        answers: list[Answer],
-        on_picture: OnImage | None,
-        on_token: OnToken | None,
-    ) -> None:
-        columns = list(zip(*(prompts[number] for number in batch), strict=True))
-        guided = any(
-            isinstance(c[0], ImageRequest) and c[0].sampling.guidance != 1 for c in columns
-        )
-        generators = [torch.Generator().manual_seed(int(seeds[number])) for number in batch]
-        session = self._session(columns, generators, guided)
-        for place, column in enumerate(columns):
-            follows = place + 1 < len(columns)
-            first = column[0]
-            if isinstance(first, ImageRequest):
-                kept = None
-                if first.keep is not None:
-                    kept = np.stack([p.latents for p in column]), np.stack([p.keep for p in column])
-                report = on_picture and ImageCallback(self.codec, batch, on_picture)
-                latents = session.image(first.sampling, follows, kept, report)
-                if not np.isfinite(latents).all():
-                    raise UserError(
-                        "the picture came out as numbers that are not finite: lower guidance, or "
-                        "load the model with dtype float32"
-                    )
-                made: list[Any] = self.codec.decode(latents)
-            elif isinstance(first, TextRequest):
-                image_follows = follows and isinstance(columns[place + 1][0], ImageRequest)
-                write = on_token and TokenCallback(self.tokenizer, batch, on_token)
-                ids = session.text(first.sampling, image_follows, follows, write)
-                assert self.tokenizer is not None
-                made = [self.tokenizer.decode(i).strip() for i in ids]
-            else:
-                session.append(list(column))
-                continue
-            for number, answer in zip(batch, made, strict=True):
-                answers[number].append(answer)
-
-
-def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    common = {name: value for name, value in options.items() if name in COMMON}
-    return common, {name: value for name, value in options.items() if name not in COMMON}

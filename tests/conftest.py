@@ -14,10 +14,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from helpers import make_tokenizer
+from helpers import STYLES, make_pipeline, make_tokenizer, model_config, random_decoder
 
+from mmfusion import Pipeline
+from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.data_pipelines.converters.digits import write_digits
+from mmfusion.export import export
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,3 +43,18 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session", params=STYLES)
+def ending(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
+    """A random model of each block style, whose answers end now and then."""
+    return make_pipeline(tokenizer, STYLES[request.param], louder=6, seed=1, codec=PixelCodec)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A random model of the digits, exported; to be read, not changed."""
+    config = model_config(text={"tokenizer": str(tokenizer.path)})
+    path = tmp_path_factory.mktemp("exported") / "model"
+    export(config, random_decoder(config, len(tokenizer)).state_dict(), path)
+    return path

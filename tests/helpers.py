@@ -1,5 +1,7 @@
 """A tiny model, random documents, and the visibility rule said a second time, in other words."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from mmfusion import Pipeline
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
@@ -14,6 +17,7 @@ from mmfusion.data_pipelines.converters.digits import CONTINUATION, NAMES, capti
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
+from mmfusion.generation.session import Session
 from mmfusion.sequence import Document, Image, Label, Row, Text
 from mmfusion.split import draw_split
 
@@ -88,6 +92,43 @@ class RawCodec(PixelCodec):
 
     def decode(self, tokens: np.ndarray) -> list[Any]:
         return [np.array(picture) for picture in tokens]
+
+
+def make_pipeline(
+    tokenizer: Tokenizer | None,
+    style: dict | None = None,
+    louder: float = 1,
+    seed: int = 0,
+    codec: type[PixelCodec] = RawCodec,
+    **changes: Any,
+) -> Pipeline:
+    """A random model; its answers end now and then where its end symbol is `louder`."""
+    config = model_config(style, **changes)
+    decoder = random_decoder(config, len(tokenizer) if tokenizer else 0, seed)
+    if tokenizer:
+        with torch.no_grad():
+            decoder.text_out.weight[tokenizer.end_id] *= louder
+    return Pipeline(config, decoder, tokenizer, codec(config.image))
+
+
+def begun(pipe: Pipeline, pictures: int, room: int = 60, guided: bool = False) -> Session:
+    """A session whose rows have read `picture(0)`, `picture(1)` and so on, seeded by these."""
+    generators = [torch.Generator().manual_seed(i) for i in range(pictures)]
+    session = Session(pipe.decoder, pipe.config, pipe.tokenizer, room, generators, guided)
+    session.append([pipe.read.picture(picture(i)) for i in range(pictures)])
+    return session
+
+
+@contextmanager
+def shouting(pipe: Pipeline, ids: int | list[int], by: float = 1e4) -> Iterator[None]:
+    """The logits of some ids raised, wherever the model is asked."""
+
+    def shout(module: Any, args: tuple, output: tuple) -> None:
+        output[1][..., ids] += by
+
+    handle = pipe.decoder.register_forward_hook(shout)
+    yield
+    handle.remove()
 
 
 def picture(seed: int) -> PILImage.Image:

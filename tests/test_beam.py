@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LLAMA, PAPER, make_row, model_config, picture, random_decoder
+from helpers import begun, make_row, picture, shouting
 from material import run
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
-from mmfusion.export import export
 from mmfusion.generation import session as session_module
 from mmfusion.generation.decoding import Beams, begin_choice
 from mmfusion.generation.session import Session
@@ -24,20 +23,14 @@ from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Text
 
-LOUDER = 6
 WORDS = 4
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim"}
 Said = tuple[int, ...]
 
 
-@pytest.fixture(scope="module", params=["paper", "llama"])
-def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
-    """A random model whose answers end now and then."""
-    config = model_config(PAPER if request.param == "paper" else LLAMA)
-    pipe = Pipeline(config, random_decoder(config, len(tokenizer), seed=1), tokenizer)
-    with torch.no_grad():
-        pipe.decoder.text_out.weight[tokenizer.end_id] *= LOUDER
-    return pipe
+@pytest.fixture(scope="module")
+def pipe(ending: Pipeline) -> Pipeline:
+    return ending
 
 
 @pytest.fixture(scope="module")
@@ -222,18 +215,11 @@ def test_a_search_ends_when_nothing_alive_can_win() -> None:
     assert not turns(2.0, 0.9, most=4)  # log 0.1 / 16 is below it
 
 
-def test_what_no_answer_holds_is_never_said_but_keeps_its_share(pipe: Pipeline) -> None:
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
-
-    def shout(module: Any, args: tuple, output: tuple) -> None:
-        output[1][..., tokenizer.unspeakable] += 1e2
-
-    handle = pipe.decoder.register_forward_hook(shout)
-    found = searched(
-        pipe, [pipe.read.picture(picture(i)) for i in range(6)], beams=3, max_new_tokens=6
-    )
-    handle.remove()
+def test_what_no_answer_holds_is_never_said_but_keeps_its_share(
+    pipe: Pipeline, tokenizer: Tokenizer
+) -> None:
+    with shouting(pipe, tokenizer.unspeakable, 1e2):
+        found = begun(pipe, 6).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
     assert sum(map(len, found)) > 6
     assert not {i for ids in found for i in ids} & {*tokenizer.unspeakable}
 
@@ -271,23 +257,13 @@ def test_an_answer_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
         assert together[i][3].tobytes() == alone[3].tobytes()
 
 
-def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline) -> None:
+def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """The picture after it is the one that the same words, given, are followed by; guided too."""
-    assert pipe.tokenizer is not None
-    given = [pipe.read.picture(picture(i)) for i in range(4)]
-
-    def begun() -> Session:
-        generators = [torch.Generator().manual_seed(i) for i in range(4)]
-        session = Session(pipe.decoder, pipe.config, pipe.tokenizer, 60, generators, guided=True)
-        session.append([*given])
-        return session
-
     drawn = Sampling(guidance=2.0, ar_steps=2, **FAST)
-    search = begun()
+    search, told = begun(pipe, 4, guided=True), begun(pipe, 4, guided=True)
     ids = search.text(Sampling(beams=4, max_new_tokens=6), True, True, None)
     assert len({len(answer) for answer in ids}) > 1, "all end alike: a useless test"
-    told = begun()
-    answer, image = pipe.tokenizer.answer_id, pipe.tokenizer.image_id
+    answer, image = tokenizer.answer_id, tokenizer.image_id
     told.append([Text([answer, *said, image]) for said in ids])
     assert (search.order, search.time) == (told.order, told.time)
     for session in (search, told):
@@ -302,21 +278,11 @@ def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline) -> None:
     )
 
 
-def test_the_longest_answer_fits_its_room(pipe: Pipeline) -> None:
+def test_the_longest_answer_fits_its_room(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """Prompts that fill the cache to the last token, with the answer cut off."""
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
-
-    def never_ends(module: Any, args: tuple, output: tuple) -> None:
-        output[1][..., [tokenizer.end_id, tokenizer.image_id]] = -1e4
-
-    handle = pipe.decoder.register_forward_hook(never_ends)
-    generators = [torch.Generator()] * 2
-    sampling = Sampling(beams=3, max_new_tokens=7)
-    session = Session(pipe.decoder, pipe.config, tokenizer, 16 + 7 + 2, generators, guided=False)
-    session.append([pipe.read.picture(picture(i)) for i in range(2)])
-    ids = session.text(sampling, False, True, None)
-    handle.remove()
+    session = begun(pipe, 2, room=16 + 7 + 2)
+    with shouting(pipe, [tokenizer.end_id, tokenizer.image_id], -1e4):
+        ids = session.text(Sampling(beams=3, max_new_tokens=7), False, True, None)
     assert [len(answer) for answer in ids] == [7, 7]
     assert session.cache.used == session.cache.length
 
@@ -352,16 +318,12 @@ def test_mistakes_are_named(pipe: Pipeline, options: dict[str, Any], message: st
 
 
 def test_caption_with_beams(
-    tmp_path: Path, digits_data: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    vocabulary = digits_data / "tokenizer.model"
-    config = model_config(text={"tokenizer": str(vocabulary)})
-    decoder = random_decoder(config, len(Tokenizer(vocabulary)))
-    export(config, decoder.state_dict(), tmp_path / "model")
     picture(0).save(tmp_path / "a.png")
-    common = ("caption", tmp_path / "a.png", "--model", tmp_path / "model")
+    common = ("caption", tmp_path / "a.png", "--model", model_folder)
     short = ("--set", "max_new_tokens=6", "--set")
-    pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    pipeline = Pipeline.from_pretrained(model_folder, "cpu")
     capsys.readouterr()
     assert run(*common, *short, "beams=4") == 0
     assert capsys.readouterr().out.strip() == pipeline.image_to_text(

@@ -8,23 +8,22 @@ import pytest
 import torch
 from helpers import (
     COLUMNS,
-    STYLES,
+    make_pipeline,
     make_row,
-    model_config,
     picture,
-    random_decoder,
     run_config,
 )
 from material import run
 from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards
-from mmfusion.export import export
-from mmfusion.generation.likelihood import Likelihood, best_candidates, candidate_seeds
+from mmfusion.generation.arguments import Common
+from mmfusion.generation.likelihood import Likelihood, best_candidates
 from mmfusion.generation.session import Session
 from mmfusion.losses import sums
 from mmfusion.mask import dense_mask
@@ -33,23 +32,16 @@ from mmfusion.sequence import Document, Image, Text
 
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim", "ar_steps": 2}
 TEXTS = ["a three", "somebody wrote the digit eight", "x", "", "the number 4 in pen"]
-LOUDER = 6
 
 
-@pytest.fixture(scope="module", params=STYLES)
-def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Pipeline:
-    """A random model whose answers end now and then."""
-    config = model_config(STYLES[request.param])
-    pipe = Pipeline(config, random_decoder(config, len(tokenizer), seed=1), tokenizer)
-    with torch.no_grad():
-        pipe.decoder.text_out.weight[tokenizer.end_id] *= LOUDER
-    return pipe
+@pytest.fixture(scope="module")
+def pipe(ending: Pipeline) -> Pipeline:
+    return ending
 
 
 @pytest.fixture(scope="module")
 def one(tokenizer: Tokenizer) -> Pipeline:
-    config = model_config()
-    return Pipeline(config, random_decoder(config, len(tokenizer)), tokenizer)
+    return make_pipeline(tokenizer, codec=PixelCodec)
 
 
 @torch.no_grad()
@@ -192,45 +184,44 @@ def test_answers_come_in_kind(one: Pipeline) -> None:
 
 
 def test_bfloat16_models_judge(tokenizer: Tokenizer) -> None:
-    config = model_config()
-    exact = Pipeline(config, random_decoder(config, len(tokenizer)), tokenizer)
-    expected = exact.log_likelihood(picture(0), "a three").log_probability
-    exact.decoder.to(torch.bfloat16)
-    assert exact.log_likelihood(picture(0), "a three").log_probability == pytest.approx(
-        expected, rel=0.05
-    )
+    pipe = make_pipeline(tokenizer, codec=PixelCodec)
+    exact = pipe.log_likelihood(picture(0), "a three").log_probability
+    pipe.decoder.to(torch.bfloat16)
+    half = pipe.log_likelihood(picture(0), "a three").log_probability
+    assert half == pytest.approx(exact, rel=0.05)
 
 
 LONG = "somebody wrote the digit eight " * 20
-MISTAKES: dict[str, tuple[Any, Any, str]] = {
-    "an answer longer than a row": ([picture(0)] * 3, ["a", LONG, "b"], r"item 1 takes \d+.*96"),
-    "a prompt longer than a row": (LONG, "a", r"item 0 takes \d+ tokens.*shorten it$"),
-    "too few prompts": ([picture(0)], ["a", "b"], "1 prompts for 2 answers"),
-    "not an answer": ([picture(0)], [3], "answer of text, got int"),
-    "not answers": (picture(0), None, "one item or a list"),
-    "not prompts": (picture(0), ["a"], "one item or a list"),
-    "no such prompt": ([3], ["a"], "a str, a PIL picture or a list of them, not int"),
-    "a slot": ([[ImageSlot()]], ["a"], "expected a PIL picture, got ImageSlot"),
-    "an empty prompt": ([" "], ["a"], "prompt is empty"),
-    "nothing": ([], [], "nothing was given"),
-}
+MISTAKES: list[tuple[Any, Any, str]] = [
+    ([picture(0)] * 3, ["a", LONG, "b"], r"item 1 .*96"),
+    (LONG, "a", r"item 0 .*shorten it$"),
+    ([picture(0)], [3], "answer of text, got int"),
+    (picture(0), None, "one item or a list"),
+    (picture(0), ["a"], "one item or a list"),
+    ([3], ["a"], "a prompt is a str.*int"),
+    ([[ImageSlot()]], ["a"], "ImageSlot"),
+    ([" "], ["a"], "prompt is empty"),
+    ([], [], "nothing was given"),
+]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named(one: Pipeline, mistake: str) -> None:
-    prompts, answers, message = MISTAKES[mistake]
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("prompts", "answers", "named"), MISTAKES)
+def test_mistakes_are_named(one: Pipeline, prompts: Any, answers: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
         one.log_likelihood(prompts, answers)
 
 
 def test_a_model_without_text_says_so() -> None:
-    config = model_config(text=None)
-    silent = Pipeline(config, random_decoder(config), None)
+    silent = make_pipeline(None, text=None)
     with pytest.raises(UserError, match="no tokenizer"):
         silent.log_likelihood(picture(0), "a")
 
 
 # What it chooses
+
+
+def candidate_seeds(seeds: list[int], best_of: int) -> list[int]:
+    return Common(seed=seeds, best_of=best_of).seeds(len(seeds))
 
 
 def test_candidate_seeds_follow_from_the_item_alone() -> None:
@@ -306,48 +297,31 @@ def test_a_list_of_seeds_gives_each_item_its_candidates(one: Pipeline) -> None:
         assert same(one.text_to_image(prompt, seed=seed, best_of=3, **FAST), made)
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "classes": (lambda p: p.class_to_image(1, best_of=4), "class_to_image has no text"),
-    "edits": (lambda p: p.edit(picture(0), "top", "a", best_of=4), "edit has no text"),
-    "slots": (lambda p: p.generate([TextSlot()], best_of=4), "interleaved has no text"),
-    "greedy captions": (
-        lambda p: p.image_to_text(picture(0), best_of=4),
-        "4 captions at temperature 0 are all the same; give temperature=1",
-    ),
-    "none": (lambda p: p.text_to_image("a", best_of=0), "best_of: 0; give"),
-    "a half": (lambda p: p.text_to_image("a", best_of=1.5), "best_of: 1.5; give"),
-    "a truth value": (lambda p: p.text_to_image("a", best_of=True), "best_of: True; give"),
-    "partial pictures": (
-        lambda p: p.text_to_image("a", best_of=4, on_picture=print),
-        "which of 4 candidates.*leave on_picture out",
-    ),
-    "partial texts": (
+REFUSED: list[tuple[Any, str]] = [
+    (lambda p: p.class_to_image(1, best_of=4), "class_to_image has no text"),
+    (lambda p: p.edit(picture(0), "top", "a", best_of=4), "edit has no text"),
+    (lambda p: p.generate([TextSlot()], best_of=4), "interleaved has no text"),
+    (lambda p: p.image_to_text(picture(0), best_of=4), "temperature=1"),
+    (lambda p: p.text_to_image("a", best_of=4, on_picture=print), "leave on_picture out"),
+    (
         lambda p: p.image_to_text(picture(0), best_of=4, temperature=1.0, on_token=print),
         "leave on_token out",
     ),
-    "too few seeds": (
-        lambda p: p.text_to_image(["a", "b"], best_of=4, seed=[1]),
-        "1 seeds for 2 items",
-    ),
-}
+    (lambda p: p.text_to_image(["a", "b"], best_of=4, seed=[1]), "1 seeds for 2 items"),
+]
 
 
-@pytest.mark.parametrize("mistake", REFUSED)
-def test_candidates_that_cannot_be_judged_are_refused(one: Pipeline, mistake: str) -> None:
-    call, message = REFUSED[mistake]
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("call", "named"), REFUSED)
+def test_candidates_that_cannot_be_judged_are_refused(one: Pipeline, call: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
         call(one)
 
 
 def test_best_of_on_the_command_line(
-    tmp_path: Path, digits_data: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    vocabulary = digits_data / "tokenizer.model"
-    config = model_config(text={"tokenizer": str(vocabulary)})
-    decoder = random_decoder(config, len(Tokenizer(vocabulary)))
-    export(config, decoder.state_dict(), tmp_path / "model")
-    pipeline = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
-    common = ("--model", tmp_path / "model", "--seed", 3, "--best-of", 3)
+    pipeline = Pipeline.from_pretrained(model_folder, "cpu")
+    common = ("--model", model_folder, "--seed", 3, "--best-of", 3)
     quick = ("--set", "num_inference_steps=4", "--set", "scheduler=ddim", "--set", "ar_steps=2")
     out = tmp_path / "a.png"
     assert run("generate", "a four", "-o", out, "--exact", *common, *quick) == 0

@@ -1,6 +1,7 @@
-"""What callers give, one or many, as lists; how what is made is shown to them on the way."""
+"""What callers give: items, one or many, as lists; the options that every method takes, checked."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -8,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from mmfusion.codecs.image import ImageCodec
-from mmfusion.codecs.text import Tokenizer
 from mmfusion.errors import UserError
+from mmfusion.rng import generator
 
 OnImage = Callable[[int, float, PILImage.Image], None]
 OnToken = Callable[[int, str], None]
 
-
 MOST_SHOWN = 80  # characters of a value in a message
+ITEM = (int, str, np.integer, PILImage.Image)
+MOST_CANDIDATES = 10_000  # of an item: all of them are in memory
 
 
 def shown(value: Any) -> str:
@@ -42,20 +43,73 @@ def check_names(given: Iterable[Any], known: Sequence[str], what: str) -> None:
             raise UserError(f"{what} {name}: no such option{meant}; choose from {', '.join(known)}")
 
 
-def check_common(
-    batch_size: Any, progress: Any = False, on_picture: Any = None, on_token: Any = None
-) -> None:
-    """Refuse values of the options that every method takes."""
-    if not whole(batch_size) or batch_size < 1:
-        raise UserError(f"batch_size: {shown(batch_size)}; give a whole number of 1 or more")
-    if not isinstance(progress, (bool, int)):
-        raise UserError(f"progress: {shown(progress)}; give True or False")
-    for name, callback in (("on_picture", on_picture), ("on_token", on_token)):
-        if callback is not None and not callable(callback):
-            raise UserError(f"{name}: {shown(callback)}; give a function")
+@dataclass(frozen=True)
+class Common:
+    """The options of every method beside those of `Sampling`, and the candidates of each item."""
+
+    seed: Any = 0
+    batch_size: int = 128
+    on_picture: OnImage | None = None
+    on_token: OnToken | None = None
+    progress: bool = False
+    best_of: int = 1
+
+    def __post_init__(self) -> None:
+        if not whole(self.batch_size) or self.batch_size < 1:
+            raise UserError(
+                f"batch_size: {shown(self.batch_size)}; give a whole number of 1 or more"
+            )
+        if not isinstance(self.progress, (bool, int)):
+            raise UserError(f"progress: {shown(self.progress)}; give True or False")
+        if not whole(self.best_of) or not 1 <= self.best_of <= MOST_CANDIDATES:
+            raise UserError(
+                f"best_of: {shown(self.best_of)}; give a whole number of 1 to {MOST_CANDIDATES:,}"
+            )
+        for name in ("on_picture", "on_token"):
+            callback = getattr(self, name)
+            if callback is not None and not callable(callback):
+                raise UserError(f"{name}: {shown(callback)}; give a function")
+            if callback and self.best_of > 1:
+                raise UserError(
+                    f"best_of: which of {self.best_of} candidates is kept is known when all are "
+                    f"there; leave {name} out"
+                )
+
+    def seeds(self, count: int) -> list[int]:
+        """The seed of each candidate of `count` items, item by item; the first is the item's own.
+
+        The items' own are the given ones, or those that follow from one.
+        """
+        seed = self.seed
+        if whole(seed):
+            seed = range(int(seed), int(seed) + count)
+        if isinstance(seed, np.ndarray):
+            seed = seed.tolist()
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+        if not all(map(whole, seeds)):
+            raise UserError(f"seed: {shown(seed)}; give a whole number, or one for each item")
+        if not all(-(2**63) <= each < 2**63 for each in seeds):
+            raise UserError("seed: a seed is a whole number of at most 63 bits")
+        if len(seeds) != count:
+            raise UserError(f"seed: {len(seeds)} seeds for {count} items")
+        return [
+            int(generator(each, "candidate", k).integers(2**63)) if k else each
+            for each in map(int, seeds)
+            for k in range(self.best_of)
+        ]
 
 
-def listed(items: Any, single: Any) -> tuple[list, bool]:
+COMMON = tuple(field.name for field in fields(Common) if field.name != "best_of")
+
+
+def split_options(options: dict[str, Any], best_of: int = 1) -> tuple[Common, dict[str, Any]]:
+    """The options that every method takes, and a task's own."""
+    common = {name: value for name, value in options.items() if name in COMMON}
+    own = {name: value for name, value in options.items() if name not in COMMON}
+    return Common(**common, best_of=best_of), own
+
+
+def listed(items: Any, single: Any = ITEM) -> tuple[list, bool]:
     """Items as a list, and whether there was one alone, of the type or types `single`."""
     if isinstance(items, single):
         return [items], True
@@ -77,44 +131,3 @@ def each(value: Any, count: int, what: str) -> list[Any]:
     if len(value) != count:
         raise UserError(f"edit: {len(value)} of {what} for {count} pictures")
     return list(value)
-
-
-def seeds_of(seed: Any, count: int) -> list[int]:
-    """The seed of each of `count` items: the given ones, or those that follow from one."""
-    if whole(seed):
-        seed = range(int(seed), int(seed) + count)
-    if isinstance(seed, np.ndarray):
-        seed = seed.tolist()
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not all(map(whole, seeds)):
-        raise UserError(f"seed: {shown(seed)}; give a whole number, or one for each item")
-    if not all(-(2**63) <= each < 2**63 for each in seeds):
-        raise UserError("seed: a seed is a whole number of at most 63 bits")
-    if len(seeds) != count:
-        raise UserError(f"seed: {len(seeds)} seeds for {count} items")
-    return seeds
-
-
-class ImageCallback:
-    """Latents as they stand, shown to the caller as pictures."""
-
-    def __init__(self, codec: ImageCodec, batch: list[int], callback: OnImage) -> None:
-        self.codec, self.batch, self.callback = codec, batch, callback
-
-    def __call__(self, share: float, latents: torch.Tensor) -> None:
-        for number, picture in zip(self.batch, self.codec.decode(latents.numpy()), strict=True):
-            self.callback(number, share, picture)
-
-
-class TokenCallback:
-    """Token ids as they come, shown to the caller as the text so far."""
-
-    def __init__(self, tokenizer: Tokenizer | None, batch: list[int], callback: OnToken) -> None:
-        self.tokenizer, self.batch, self.callback = tokenizer, batch, callback
-        self.ids: dict[int, list[int]] = {}
-
-    def __call__(self, row: int, token: int) -> None:
-        assert self.tokenizer is not None
-        ids = self.ids.setdefault(row, [])
-        ids.append(token)
-        self.callback(self.batch[row], self.tokenizer.decode(ids).strip())

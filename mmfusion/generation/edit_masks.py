@@ -1,5 +1,7 @@
 """Which tokens an edit regenerates (CausalFusion, section 6)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image as PILImage
@@ -16,27 +18,20 @@ EditMask = str | PILImage.Image | np.ndarray | torch.Tensor
 
 def region(name: str, rows: int, columns: int) -> np.ndarray:
     """A named part of a grid as booleans (rows, columns): a half, the centre, or all around it."""
+    middle = np.s_[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]
+    parts: dict[str, Any] = {
+        "top": np.s_[: rows // 2],
+        "bottom": np.s_[rows // 2 :],
+        "left": np.s_[:, : columns // 2],
+        "right": np.s_[:, columns // 2 :],
+        "center": middle,
+        "outpaint": middle,
+    }
+    if name not in parts:
+        raise UserError(f"mask {shown(name)}: no such region; choose one of {', '.join(REGIONS)}")
     mask = np.zeros((rows, columns), bool)
-    middle = (slice(rows // 4, rows - rows // 4), slice(columns // 4, columns - columns // 4))
-    match name:
-        case "top":
-            mask[: rows // 2] = True
-        case "bottom":
-            mask[rows // 2 :] = True
-        case "left":
-            mask[:, : columns // 2] = True
-        case "right":
-            mask[:, columns // 2 :] = True
-        case "center":
-            mask[middle] = True
-        case "outpaint":
-            mask[:] = True
-            mask[middle] = False
-        case _:
-            raise UserError(
-                f"mask {shown(name)}: no such region; choose one of {', '.join(REGIONS)}"
-            )
-    return mask
+    mask[parts[name]] = True
+    return ~mask if name == "outpaint" else mask
 
 
 def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> np.ndarray:
@@ -48,10 +43,6 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
             of the picture to be edited, whose centre square the model sees, or as large as the
             model's pictures or its token grid.
         size: width and height of the picture to be edited, upright.
-
-    Raises:
-        UserError: unknown name, no mask, wrong size, or a mask that regenerates nothing or
-            everything.
     """
     rows, columns = config.grid
     if isinstance(mask, str):
@@ -93,13 +84,11 @@ def touched(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     square = pixels[top : top + side, left : left + side]
     # On a mask finer than the grid each pixel has a cell; on a coarser one each cell has a pixel.
     count_r, count_c = max(side, rows), max(side, columns)
-    square = square[
-        np.ix_(np.arange(count_r) * side // count_r, np.arange(count_c) * side // count_c)
-    ]
+    fine_r, fine_c = np.arange(count_r), np.arange(count_c)
     cells = np.zeros((rows, columns), bool)
-    at_row, at_column = (
-        np.arange(count_r) * rows // count_r,
-        np.arange(count_c) * columns // count_c,
+    np.logical_or.at(
+        cells,
+        np.ix_(fine_r * rows // count_r, fine_c * columns // count_c),
+        square[np.ix_(fine_r * side // count_r, fine_c * side // count_c)],
     )
-    np.logical_or.at(cells, np.ix_(at_row, at_column), square)
     return cells

@@ -15,18 +15,16 @@ from mmfusion.codecs.image import ImageCodec, upright
 from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError
-from mmfusion.generation.arguments import check_names, shown, whole
+from mmfusion.generation.arguments import COMMON, check_names, shown, whole
 from mmfusion.generation.edit_masks import EditMask, regenerated
 from mmfusion.sequence import Image, Label, Segment, Text, count
 
-COMMON = ("seed", "batch_size", "on_picture", "on_token", "progress")
-"""Options of every method, beside those of `Sampling`."""
 OWN = {
     "class_to_image": ("budget_ms",),
     "text_to_image": ("best_of", "budget_ms"),
     "image_to_text": ("best_of",),
 }
-"""Those that one method alone takes."""
+"""Options that not every method takes, beside those of `Sampling`."""
 MOST_DIGITS = 20  # of a class number in text
 
 
@@ -106,23 +104,24 @@ class PromptReader:
             raise UserError(why)
         return sampling
 
-    def text(self, text: str) -> Text:
-        """A given text."""
+    def _tokenizer(self, text: Any = "", what: str = "a prompt") -> Tokenizer:
+        """The model's tokenizer, for a text that is one."""
         if self.tokenizer is None:
             raise UserError("this model reads and writes no text: it has no tokenizer")
         if not isinstance(text, str):
-            raise UserError(f"expected a prompt of text, got {type(text).__name__}")
+            raise UserError(f"expected {what} of text, got {type(text).__name__}")
+        return self.tokenizer
+
+    def text(self, text: str) -> Text:
+        """A given text."""
+        tokenizer = self._tokenizer(text)
         if not text.strip():
             raise UserError("the prompt is empty; write what is wanted")
-        return self.tokenizer.given(" ".join(text.split()))
+        return tokenizer.given(" ".join(text.split()))
 
     def answer(self, text: str) -> Text:
         """A text whose likelihood is asked, on one line as the captions of training; may be ""."""
-        if self.tokenizer is None:
-            raise UserError("this model reads and writes no text: it has no tokenizer")
-        if not isinstance(text, str):
-            raise UserError(f"expected an answer of text, got {type(text).__name__}")
-        return self.tokenizer.answer(" ".join(clean(text).split()))
+        return self._tokenizer(text, "an answer").answer(" ".join(clean(text).split()))
 
     def image_slot(self, task: str, options: dict[str, Any]) -> ImageRequest:
         """A picture to be generated."""
@@ -130,8 +129,7 @@ class PromptReader:
 
     def text_slot(self, task: str, options: dict[str, Any]) -> TextRequest:
         """Text to be written."""
-        if self.tokenizer is None:
-            raise UserError("this model reads and writes no text: it has no tokenizer")
+        self._tokenizer()
         return TextRequest(self.sampling(task, options))
 
     def label(self, label: int | str) -> Label:
@@ -156,12 +154,12 @@ class PromptReader:
         return Image(self.codec.encode([picture])[0], self.config.image.grid[1])
 
     def edit(
-        self, picture: PILImage.Image, mask: EditMask, task: str, options: dict[str, Any]
+        self, picture: PILImage.Image, mask: EditMask, options: dict[str, Any]
     ) -> ImageRequest:
         """A picture of which the masked tokens are generated anew."""
         picture = upright(picture)
         keep = ~regenerated(mask, self.config.image, picture.size)
-        return ImageRequest(self.sampling(task, options), self.picture(picture).latents, keep)
+        return ImageRequest(self.sampling("edit", options), self.picture(picture).latents, keep)
 
     def given(self, prompt: str | PILImage.Image | Sequence[str | PILImage.Image]) -> list[Segment]:
         """What an answer is given: a text, a picture, or a list of them."""
@@ -218,17 +216,3 @@ class PromptReader:
                 f"{what} takes {used} tokens with its answers, the model's rows hold {limit}; "
                 f"shorten it{', or lower max_new_tokens' if lower else ''}"
             )
-
-
-def shape_of(parts: Sequence[PromptPart]) -> tuple:
-    """What must be equal for prompts to be answered side by side."""
-
-    def one(part: PromptPart) -> tuple:
-        if isinstance(part, ImageRequest):
-            kept = 0 if part.keep is None else int(part.keep.sum())
-            return "image", part.sampling.model_dump_json(), kept
-        if isinstance(part, TextRequest):
-            return "text", part.sampling.model_dump_json()
-        return (type(part).__name__,)
-
-    return tuple(one(part) for part in parts)

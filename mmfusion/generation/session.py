@@ -8,6 +8,7 @@ visibility rule hides, so a row's answer does not depend on the rows beside it.
 Shapes: R rows asked for, 2R with their twins, N tokens of an image, D numbers in a token.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 
@@ -23,7 +24,6 @@ from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import UserError
 from mmfusion.generation.decoding import OnToken, begin_choice
-from mmfusion.generation.guidance import guidance_scale
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 from mmfusion.split import even_sizes
@@ -269,3 +269,30 @@ class Session:
                 f"{tokens} tokens are to be generated"
             )
         return sampling.ar_sizes
+
+
+def guidance_scale(sampling: Sampling, noise: float, done: float) -> float:
+    """Scale w of uncond + w (cond - uncond) at a denoising step (Ho & Salimans 2022).
+
+    Where it is 1 no unconditional pass is needed.
+
+    Args:
+        noise: timestep as a share of the noise schedule, 0 clean to 1 noise.
+        done: share of the image's tokens that are there after this AR step, 0 to 1.
+
+    Outside [low, high) of the interval it is 1 (Kynkäänniemi et al. 2024); high 1 takes in the
+    noise itself.
+    """
+    low, high = sampling.guidance_interval
+    if noise < low or (noise >= high and high < 1):
+        return 1.0
+    match sampling.guidance_schedule:
+        case "linear":
+            share = 1 - noise
+        case "cosine":
+            share = (1 + math.cos(math.pi * noise)) / 2
+        case "tokens":
+            share = done
+        case _:
+            share = 1.0
+    return 1 + (sampling.guidance - 1) * share
