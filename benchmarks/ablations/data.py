@@ -76,24 +76,24 @@ def fashion(folder: Path, size: int) -> Data:
             arrays.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=skip))
         pixels = arrays[0].reshape(-1, size, 28 // size, size, 28 // size).mean((2, 4))
         parts.append((np.rint(pixels).astype(np.uint8), arrays[1].astype(int)))
-    return _data(*parts, CLOTHES)
+    return _data(parts[0], parts[1], CLOTHES)
 
 
 def digits() -> Data:
     """scikit-learn's 1,797 real digits of 8 pixels; 297 of them are held out."""
     pixels, labels = load_digits()
-    parts = ((pixels[part], labels[part]) for part in split_digits(labels))
-    return _data(*parts, tuple(NAMES))
+    train, test = ((pixels[part], labels[part]) for part in split_digits(labels))
+    return _data(train, test, tuple(NAMES))
 
 
 def _data(train: Part, test: Part, names: tuple[str, ...]) -> Data:
     # Thirds of the training pictures by the mean of what is not background.
     edges = np.quantile(_brightness(train[0]), (1 / 3, 2 / 3))
-    parts = (
+    first, second = (
         LabelledImages(pixels, labels, np.digitize(_brightness(pixels), edges))
         for pixels, labels in (train, test)
     )
-    return Data(*parts, names)
+    return Data(first, second, names)
 
 
 def _brightness(pixels: np.ndarray) -> np.ndarray:
