@@ -171,8 +171,14 @@ def settings(data: Path, **changes: Any) -> Settings:
 def perfect(data: Path, held_out: Digits) -> tuple[dict, dict]:
     model = Perfect(held_out)
     report, sheets = Suite(model, settings(data)).measure()  # type: ignore[arg-type]
-    facts = {"model": "perfect", "seed": 0, "seconds": {"edit": 1.5}, "versions": {"python": "3"}}
-    return {**report, **facts, "sampling": model.config.generation.model_dump()}, sheets
+    facts = {
+        "model": "perfect", "model_sha256": "ab" * 32, "seed": 0, "parameters": 12345,
+        "machine": "Tin Can 9", "inputs": {"digits": {"train": "cd" * 32}}, "figures": {},
+        "seconds": {"edit": 1.5}, "versions": {"python": "3"},
+        "config": model.config.model_dump(mode="json"),
+        "sampling": model.config.generation.model_dump(),
+    }  # fmt: skip
+    return {**report, **facts}, sheets
 
 
 # The judge
@@ -403,7 +409,9 @@ def test_report_is_one_self_contained_page(perfect: tuple[dict, dict], tmp_path:
     assert len(images) == 1 + 100 + 19 + 20 + 2 * 20 + 4 * 20 + 2 * 20 + (6 + 5 + 5 * 6 * 2)
     assert all(i["src"].startswith("data:image/") and i["alt"] for i in images)
     assert sum(i["src"].startswith("data:image/svg") for i in images) == 1  # the loss
-    assert "1-nearest neighbours" in page
+    shown = ("1-nearest neighbours", "12,345 parameters", "on Tin Can 9", "latent_scale:")
+    assert all(text in page for text in shown)
+    assert [page.count(digest * 32) for digest in ("ab", "cd")] == [1, 1]
     assert "image-rendering: pixelated" in page
 
 
