@@ -81,7 +81,7 @@ class Evaluation:
         parameters = list(pipeline.decoder.parameters())
         self._about = {
             "parameters": sum(weight.numel() for weight in parameters),
-            "machine": str(Machine.of(parameters[0])),
+            "device": Machine.of(parameters[0]).device,
             "config": pipeline.config.model_dump(mode="json", exclude={"generation"}),
         }
 

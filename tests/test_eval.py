@@ -145,7 +145,7 @@ def perfect(digits_data: Path, held_out: Digits) -> tuple[dict, dict]:
     report, sheets = measured(model, digits_data)
     facts = {
         "model": "perfect", "model_sha256": "ab" * 32, "seed": 0, "parameters": 12345,
-        "machine": "Tin Can 9", "inputs": {"digits": {"train": "cd" * 32}}, "figures": {},
+        "device": "Tin Can 9", "inputs": {"digits": {"train": "cd" * 32}}, "figures": {},
         "seconds": {"edit": 1.5}, "versions": {"python": "3"},
         "config": model.config.model_dump(mode="json"),
         "sampling": model.config.generation.model_dump(),
