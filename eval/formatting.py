@@ -86,14 +86,14 @@ def facts(figure: dict[str, Any]) -> dict[str, str]:
 
 
 def hashes(entries: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of each file and data set that the figures among the entries name."""
-    found = {}
+    """SHA-256 of each file and data set that the figures among the entries name, once each."""
+    found: dict[str, dict[str, None]] = {}
     for _, figure in figures(entries):
         for key, digest in figure.items():
             if key.endswith("_sha256") and digest:
                 name = key.removesuffix("_sha256")
-                found[f"{name} {figure.get(name, '')}".strip()] = digest
-    return found
+                found.setdefault(digest, {})[f"{name} {figure.get(name, '')}".strip()] = None
+    return {", ".join(names): digest for digest, names in found.items()}
 
 
 @dataclass(frozen=True)
