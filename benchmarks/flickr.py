@@ -18,16 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mmfusion import Pipeline, jsonl, losses
-from mmfusion.codecs.image import PixelCodec
+from mmfusion import Pipeline, jsonl
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
-from mmfusion.mask import dense_mask
-from mmfusion.packing import collate
-from mmfusion.sequence import Image, Row
 
 SIDE, VOCABULARY, SHOWN = 32, 2000, 6
 
@@ -84,24 +80,15 @@ def unigram(train: list[str], dev: list[str], tokenizer: Tokenizer) -> float:
 
 def cross_entropy(pipeline: Pipeline, dev: Shards, shift: int) -> float:
     """The model's, each caption with the photo of `shift` samples further on."""
-    c, tokenizer = pipeline.config, pipeline.tokenizer
-    assert tokenizer is not None
-    codec = PixelCodec(c.image)
-    latents = codec.encode([sample.picture() for sample in dev])
-    total, targets = 0.0, 0
-    for n, sample in enumerate(dev):
-        rows = []
-        for caption in sample.json()["captions"]:
-            row = Row(c.row_length, c.image.latent_dim, c.decoder.label_tokens)
-            photo = Image(latents[(n + shift) % len(dev)], c.image.grid[1])
-            row.document([photo, tokenizer.answer(" ".join(caption.split()))])
-            rows.append(row)
-        batch = collate(rows)
-        with torch.inference_mode():
-            mask = dense_mask(batch.doc, batch.order, batch.stream)
-            found = losses.sums(*pipeline.decoder(batch, mask), batch)
-        total, targets = total + float(found.text), targets + int(found.targets)
-    return total / targets
+    photos = [sample.picture() for sample in dev]
+    shown = [photos[(n + shift) % len(dev)] for n in range(len(dev)) for _ in captions(dev[n])]
+    found = pipeline.log_likelihood(shown, [text for sample in dev for text in captions(sample)])
+    return -sum(text.log_probability for text in found) / sum(text.tokens for text in found)
+
+
+def captions(sample: Sample) -> list[str]:
+    """A photo's captions, each on one line."""
+    return sample.captions(sample.json())
 
 
 def main() -> None:
@@ -118,22 +105,22 @@ def main() -> None:
     pipeline = Pipeline.from_pretrained(folder / "run")
     assert pipeline.tokenizer is not None
     train, dev = (Shards(f"{folder}/{split}-*.tar") for split in ("train", "dev"))
-    captions = {
-        name: [" ".join(c.split()) for sample in shards for c in sample.json()["captions"]]
+    texts = {
+        name: [text for sample in shards for text in captions(sample)]
         for name, shards in (("train", train), ("dev", dev))
     }
     figures = {
         "photos": {"train": len(train), "dev": len(dev)},
-        "captions": {name: len(found) for name, found in captions.items()},
+        "captions": {name: len(found) for name, found in texts.items()},
         "vocabulary": len(pipeline.tokenizer),
         "uniform": math.log(len(pipeline.tokenizer)),
-        "unigram": unigram(captions["train"], captions["dev"], pipeline.tokenizer),
+        "unigram": unigram(texts["train"], texts["dev"], pipeline.tokenizer),
         "model": cross_entropy(pipeline, dev, 0),
         "model, another photo": cross_entropy(pipeline, dev, len(dev) // 2),
     }
     for n in range(SHOWN):
         said = pipeline.image_to_text(dev[n].picture())
-        print(f"{dev[n].where.rpartition(':')[2]}: {said}   [{captions['dev'][5 * n]}]")
+        print(f"{dev[n].where.rpartition(':')[2]}: {said}   [{captions(dev[n])[0]}]")
     print(jsonl.dumps(figures, indent=1))
     (folder / "figures.json").write_text(jsonl.dumps(figures, indent=1), encoding="utf-8")
 

@@ -14,12 +14,13 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -56,9 +57,6 @@ def make_pictures(folder: Path, count: int) -> str:
     return f"{folder}/a-*.tar"
 
 
-# Both sides
-
-
 class Ours(IterableDataset):
     """Samples as training takes them: row slots in turn, blocks, checksums."""
 
@@ -69,20 +67,14 @@ class Ours(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         slots = range(SLOTS)[worker.id :: worker.num_workers] if worker else range(SLOTS)
-        at: dict[int, tuple] = {}
-        blocks: dict[int, Any] = {}
+        held: dict[int, tuple[tuple, Any]] = {}
         for draw in range(len(self.shards) // SLOTS):
             for slot in slots:
                 _, shard, number, block = self.order.place(slot, draw)
-                if at.get(slot) != (shard, *block):
-                    at[slot], blocks[slot] = (shard, *block), self.shards.block(shard, *block)
-                sample = self.shards.read(shard, number, block=blocks[slot])
+                if slot not in held or held[slot][0] != (shard, *block):
+                    held[slot] = (shard, *block), self.shards.block(shard, *block)
+                sample = self.shards.read(shard, number, block=held[slot][1])
                 yield prepare(sample.picture(), SIZE, 3) if self.decode else dict(sample)
-
-
-def square(sample: tuple[PILImage.Image]) -> np.ndarray:
-    """What webdataset decoded, as the square that our side makes."""
-    return prepare(sample[0], SIZE, 3)
 
 
 def theirs(pattern: str, decode: bool) -> IterableDataset:
@@ -94,47 +86,40 @@ def theirs(pattern: str, decode: bool) -> IterableDataset:
     return data.decode("pil").to_tuple("jpg;jpeg;png").map(square)
 
 
+def square(sample: tuple[PILImage.Image]) -> np.ndarray:
+    """What webdataset decoded, as the square that our side makes."""
+    return prepare(sample[0], SIZE, 3)
+
+
 def first(rows: list) -> Any:
     """A batch of one."""
     return rows[0]
 
 
-def rate(make: Callable[[], Iterable], workers: int, count: int) -> float:
+def rate(
+    make: Callable[[str, bool], Any], pattern: str, decode: bool, workers: int, count: int
+) -> float:
     """Samples a second over `count` samples, start-up included."""
     start = time.perf_counter()
-    loader = DataLoader(make(), batch_size=1, num_workers=workers, collate_fn=first)  # type: ignore[arg-type]
-    got = sum(1 for _ in islice(loader, count))
-    return got / (time.perf_counter() - start)
+    data = DataLoader(make(pattern, decode), batch_size=1, num_workers=workers, collate_fn=first)
+    return sum(1 for _ in islice(data, count)) / (time.perf_counter() - start)
 
 
-def throughput(pattern: str, rounds: int, count: int) -> list[dict[str, Any]]:
-    """Samples a second, side by side."""
-    results = []
-    for decode in (True, False):
-        for workers in (0, 2) if len(storage.expand(pattern)) > 1 else (0,):  # theirs takes shards
-            sides = {
-                "ours": partial(Ours, pattern, decode),
-                "webdataset": partial(theirs, pattern, decode),
-            }
-            found: dict[str, list[float]] = {name: [] for name in sides}
-            for make in sides.values():  # files into the page cache, modules loaded
-                rate(make, workers, min(count, 200))
-            for turn in range(rounds):
-                names = list(sides) if turn % 2 == 0 else list(sides)[::-1]
-                for name in names:
-                    found[name].append(rate(sides[name], workers, count))
-            ratios = [a / b for a, b in zip(*found.values(), strict=True)]
-            results.append(
-                {
-                    "decode": decode,
-                    "workers": workers,
-                    **{name: round(median(values)) for name, values in found.items()},
-                    "ratio": round(median(ratios), 2),
-                    "ratios": [round(r, 2) for r in ratios],
-                }
-            )
-            print(json.dumps(results[-1]), flush=True)
-    return results
+def throughput(pattern: str, rounds: int, count: int) -> None:
+    """Samples a second, side by side; sides take turns at being the first."""
+    sides: dict[str, Callable[[str, bool], Any]] = {"ours": Ours, "webdataset": theirs}
+    many = len(storage.expand(pattern)) > 1  # webdataset's workers share shards
+    for decode, workers in product((True, False), (0, 2) if many else (0,)):
+        found: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(-1, rounds):
+            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                samples = count if turn >= 0 else min(count, 200)  # files read, modules loaded
+                figure = rate(sides[name], pattern, decode, workers, samples)
+                found[name] += [figure] * (turn >= 0)
+        ratios = [a / b for a, b in zip(*found.values(), strict=True)]
+        told: dict[str, Any] = {name: round(median(values)) for name, values in found.items()}
+        told |= {"ratio": round(median(ratios), 2), "ratios": [round(r, 2) for r in ratios]}
+        print(json.dumps({"decode": decode, "workers": workers, **told}), flush=True)
 
 
 # Resume and memory, at 1,000 shards
@@ -144,12 +129,12 @@ def many_shards(folder: Path, shards: int, samples: int) -> str:
     """One shard of small samples under many names: hard links, each with an index."""
     file = io.BytesIO()
     PILImage.new("L", (8, 8)).save(file, "png")
-    png = file.getvalue()
-    tiny = ((f"{n:06d}", {"cls": str(n % 1000).encode(), "png": png}) for n in range(samples))
+    members = ({"cls": str(n % 1000).encode(), "png": file.getvalue()} for n in range(samples))
+    tiny = ((f"{n:06d}", member) for n, member in enumerate(members))
     (shard,) = write_shards(folder / "one", "a", tiny, per_shard=samples)
+    (folder / "many").mkdir()
     for n in range(shards):
         path = folder / "many" / f"a-{n:05d}.tar"
-        path.parent.mkdir(exist_ok=True)
         os.link(shard, path)
         shutil.copyfile(f"{shard}.index", f"{path}.index")
     return f"{folder}/many/a-*.tar"
@@ -158,47 +143,34 @@ def many_shards(folder: Path, shards: int, samples: int) -> str:
 def resident() -> float:
     """MiB of memory of this process; the pages of mapped files, which all share, left out."""
     text = Path("/proc/self/smaps_rollup").read_text()
-    private = [line.split()[1] for line in text.splitlines() if line.startswith("Anonymous")]
-    return sum(map(int, private)) / 1024
+    return sum(int(n) for n in re.findall(r"^Anonymous: *(\d+)", text, re.M)) / 1024
 
 
-def measured(work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds and private MiB that some work takes, in a process of its own."""
-    reader, writer = os.pipe()
+def measure(name: str, work: Callable[[str], Any], pattern: str) -> None:
+    """Print the seconds and private MiB that some work takes, in a process of its own."""
     child = os.fork()
     if child == 0:
         before, start = resident(), time.perf_counter()
-        kept = work()
-        found = {"seconds": time.perf_counter() - start, "MiB": resident() - before}
-        os.write(writer, json.dumps(found).encode())
+        kept = work(pattern)
+        seconds, more = time.perf_counter() - start, resident() - before
+        print(name, json.dumps({"seconds": round(seconds, 3), "MiB": round(more, 3)}), flush=True)
         del kept
         os._exit(0)
     os.waitpid(child, 0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        return {name: round(value, 3) for name, value in json.load(file).items()}
-
-
-def rows(pattern: str) -> Loader:
-    """The loader that training has, for class -> picture on 8x8 pixels."""
-    source = {"name": "a", "task": "class_to_image", "shards": pattern}
-    return Loader(
-        Config.model_validate(
-            {
-                "row_length": 128,
-                "image": {"size": 8, "channels": 1, "patch": 2},
-                "classes": [str(n) for n in range(1000)],
-                "decoder": {"width": 32, "depth": 1, "heads": 2},
-                "data": {"rows": SLOTS, "micro_rows": SLOTS, "sources": [source]},
-                "train": {"output": "unused", "steps": 1, "lr": 1e-3},
-            }
-        )
-    )
 
 
 def resume_ours(pattern: str) -> Any:
     """Open the shards, go on in the middle of an epoch, and pack the first step's rows."""
-    loader = rows(pattern)
+    source = {"name": "a", "task": "class_to_image", "shards": pattern}
+    config = {
+        "row_length": 128,
+        "image": {"size": 8, "channels": 1, "patch": 2},
+        "classes": [str(n) for n in range(1000)],
+        "decoder": {"width": 32, "depth": 1, "heads": 2},
+        "data": {"rows": SLOTS, "micro_rows": SLOTS, "sources": [source]},
+        "train": {"output": "unused", "steps": 1, "lr": 1e-3},
+    }
+    loader = Loader(Config.model_validate(config))
     middle = len(loader.sources[0].shards) // SLOTS // 2
     state = [middle, *[0] * (len(loader.layout()["columns"]) - 2), middle]
     loader.resume(loader.layout(), {slot: list(state) for slot in range(SLOTS)})
@@ -209,46 +181,36 @@ def resume_ours(pattern: str) -> Any:
 def walk_ours(pattern: str) -> Any:
     """50,000 samples, from all over the shards."""
     data = Ours(pattern, decode=False)
-    for _ in islice(data, 50_000):
-        pass
+    deque(islice(data, 50_000), maxlen=0)
     return data
 
 
 def resume_theirs(pattern: str) -> Any:
     """It saves no place: a run that goes on reads half the epoch again."""
     files = storage.expand(pattern)
-    half = sum(len(Shards(path)) for path in files[:1]) * len(files) // 2
     data = webdataset.WebDataset(files, shardshuffle=len(files), seed=0)
-    for _ in islice(data, half):
-        pass
+    deque(islice(data, len(Shards(files[0])) * len(files) // 2), maxlen=0)
     return data
 
 
 def main() -> None:
-    """Run it all and print a table."""
+    """Run it all; each figure is a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", help="glob of shards with pictures; default: made for it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=1000, help="of each round")
     parser.add_argument("--many", type=int, default=1000, help="shards for resume and memory")
     parser.add_argument("--each", type=int, default=1000, help="samples in each of these")
-    parser.add_argument("--json", help="where the figures go as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pattern = given.shards or make_pictures(folder / "pictures", given.samples)
-        results: dict[str, Any] = {"throughput": throughput(pattern, given.rounds, given.samples)}
+        throughput(pattern, given.rounds, given.samples)
         many = many_shards(folder, given.many, given.each)
-        for name, work in (
-            ("resume, ours", resume_ours),
-            ("50,000 samples, ours", walk_ours),
-            ("resume, webdataset", resume_theirs),
-        ):
-            results[name] = measured(partial(work, many))
-            print(name, json.dumps(results[name]), flush=True)
-    if given.json:
-        Path(given.json).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        measure("resume, ours", resume_ours, many)
+        measure("50,000 samples, ours", walk_ours, many)
+        measure("resume, webdataset", resume_theirs, many)
 
 
 if __name__ == "__main__":

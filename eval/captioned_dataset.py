@@ -12,9 +12,11 @@ from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
+from .image_sets import whole_shards
+
 
 class CaptionedDataset:
-    """Shards with captions. A damaged sample stops the evaluation: a hole would go unseen.
+    """Shards with captions. A damaged sample stops the evaluation.
 
     Attributes:
         captions: of each picture, all of them.
@@ -31,13 +33,7 @@ class CaptionedDataset:
         Raises:
             UserError: no shards, a sample without captions, or captions that are all too long.
         """
-        self.pattern, self.shards = pattern, Shards(pattern)
-        if self.shards.lost:
-            path, lost = self.shards.lost[0]
-            raise UserError(
-                f"{pattern}: {len(self.shards.lost)} places are damaged, such as {path} "
-                f"({lost.what}); an evaluation needs all of it: see `mmfusion data verify`"
-            )
+        self.pattern, self.shards = pattern, whole_shards(pattern)
         self.captions: list[list[str]] = []
         for number in tqdm(range(len(self.shards)), "reading captions", leave=False, delay=2):
             sample = self.shards.sample(number, FACTS)

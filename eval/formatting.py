@@ -42,7 +42,8 @@ TITLES = {
     "cycle_gain": "cycle: gain over another's picture",
     "cycle_accuracy": "cycle: own picture likelier",
 }
-NAMED = {"value", "n", "warning"}
+NAMED = {"value", "n", "warning", "source"}
+"""Not among what a figure depends on: shown elsewhere, the answers' folder with its hash."""
 DIGITS_OF_HASH = 12
 
 
@@ -76,17 +77,23 @@ def number(value: Any) -> str:
 
 
 def facts(figure: dict[str, Any]) -> dict[str, str]:
-    """What a figure depends on, for people: hashes are cut short and stand behind their file."""
-    found = {}
-    for key, value in figure.items():
-        if key in NAMED or value in (None, "", False) or key.endswith("sha256"):
-            continue
-        digest = figure.get(f"{key}_sha256")
-        shown = "yes" if value is True else number(value)
-        found[key.replace("_", " ")] = shown + (
-            f" (SHA-256 {digest[:DIGITS_OF_HASH]})" if digest else ""
-        )
-    return found
+    """What a figure depends on, for people; without hashes, see `hashes`."""
+    return {
+        key.replace("_", " "): "yes" if value is True else number(value)
+        for key, value in figure.items()
+        if not (key in NAMED or value in (None, "", False) or key.endswith("sha256"))
+    }
+
+
+def hashes(entries: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file and data set that the figures among the entries name, once each."""
+    found: dict[str, dict[str, None]] = {}
+    for _, figure in figures(entries):
+        for key, digest in figure.items():
+            if key.endswith("_sha256") and digest:
+                name = key.removesuffix("_sha256")
+                found.setdefault(digest, {})[f"{name} {figure.get(name, '')}".strip()] = None
+    return {", ".join(names): digest for digest, names in found.items()}
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ def directions(
 def table(entries: dict[str, Any]) -> str:
     """Figures as lines of a terminal."""
     lines = columns(*rows(entries))
+    lines += [f"SHA-256 {d[:DIGITS_OF_HASH]}: {name}" for name, d in hashes(entries).items()]
     lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
     return "\n".join(lines)
 

@@ -121,29 +121,20 @@ class Measurement:
     batch_size: int = 64
 
     def points(self, samplings: list[Sampling]) -> list[Point]:
-        """All points, measured where they are not there yet; those of the frontier are marked.
-
-        Raises:
-            UserError: the file of a measured point is damaged.
-        """
+        """All points, measured where they are not there yet; those of the frontier are marked."""
         found = [self.found(sampling) for sampling in samplings]
         total = sum(passes(s) for s, point in zip(samplings, found, strict=True) if not point)
+        points = []
         with tqdm(total=total, unit="pass", delay=2) as bar:
-            for number, sampling in enumerate(samplings):
-                if found[number] is None:
-                    bar.set_description(name_of(sampling))
-                    found[number] = self._measure(sampling)
-                    bar.update(passes(sampling))
-        points = [point for point in found if point]
+            for sampling, known in zip(samplings, found, strict=True):
+                bar.set_description(name_of(sampling))
+                points.append(known or self._measure(sampling))
+                bar.update(0 if known else passes(sampling))
         best = pareto(points)
         return [p.model_copy(update={"on_frontier": p in best}) for p in points]
 
     def found(self, sampling: Sampling) -> Point | None:
-        """A point that was measured before.
-
-        Raises:
-            UserError: its file is damaged.
-        """
+        """A point that was measured before; a damaged file is a UserError."""
         path = self._path(sampling)
         if not (path.is_file() and self.sheet(sampling).is_file()):
             return None
@@ -211,10 +202,6 @@ def frechet_to(
         reference: a folder of pictures, shards, or an npz of the ADM suite.
         size: side in pixels that the reference's pictures are brought to.
         spec: of the extractor, such as "pixels" or "inception".
-        device: of the extractor.
-
-    Raises:
-        UserError: a reference or extractor that cannot be had.
     """
     extractor, real = make_extractor(spec, device), open_images(reference, size)
     facts = {
@@ -262,6 +249,15 @@ def items_of(config: ModelConfig, task: str, count: int, reference: str) -> list
     return prompts
 
 
+def _task(config: ModelConfig, task: str | None) -> str:
+    """What is measured of this model: the task that is asked for, or the first that it can."""
+    can = {"class_to_image": bool(config.classes), "text_to_image": config.text is not None}
+    able = [name for name in can if can[name]]
+    if not able or (task and task not in able):
+        raise UserError(f"--task {task}: this model can {' and '.join(able) or 'not be measured'}")
+    return task or able[0]
+
+
 def measure_frontier(
     model: str,
     task: str | None,
@@ -297,32 +293,25 @@ def measure_frontier(
     folder = locate(model)
     pipeline = Pipeline.from_pretrained(folder, device)
     config, weight = pipeline.config, pipeline.decoder.latent_in.weight
-    can = {"class_to_image": bool(config.classes), "text_to_image": config.text is not None}
-    able = [name for name in can if can[name]]
-    if not able or (task and task not in able):
-        raise UserError(f"--task {task}: this model can {' and '.join(able) or 'not be measured'}")
-    task = task or able[0]
+    task = _task(config, task)
     samplings, left_out = combinations(config, task, grid)
     spec = extractor or default_features(config.image.size)
     quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
     digest, machine = model_digest(folder), Machine.of(weight)
     versions = {"torch": torch.__version__, "mmfusion": __version__}
-    depends = facts | {
-        "model_sha256": digest, "machine": machine.model_dump(), "versions": versions,
-    }  # fmt: skip
-    depends.pop("reference")  # another way to write the same path
-    items = items_of(config, task, count, reference)
-    batch_size = min(batch_size, count)
-    run = Measurement(pipeline, task, items, quality, depends, output / "points", seed, batch_size)
-    points = run.points(samplings)
-    figure = {"name": "Fréchet distance", "n": count} | facts
+    figure: dict[str, Any] = {"name": "Fréchet distance", "n": count, **facts}
     if count < FEW:
         figure["warning"] = (
             f"{count} pictures: the distance itself is too high; only compare points of this file"
         )
+    facts |= {"model_sha256": digest, "machine": machine.model_dump(), "versions": versions}
+    facts.pop("reference")  # another way to write the same path
+    items = items_of(config, task, count, reference)
+    batch_size = min(batch_size, count)
+    run = Measurement(pipeline, task, items, quality, facts, output / "points", seed, batch_size)
     frontier = Frontier(
-        model=model, model_sha256=digest, task=task, machine=machine, versions=versions,
-        seed=seed, batch_size=batch_size, quality=figure, points=points, left_out=left_out,
+        model=model, model_sha256=digest, task=task, machine=machine, versions=versions, seed=seed,
+        batch_size=batch_size, quality=figure, points=run.points(samplings), left_out=left_out,
     )  # fmt: skip
     data = frontier.model_dump_json(indent=1).encode()
     write(output / PAGE, page(frontier, [run.sheet(s).read_bytes() for s in samplings]))
@@ -346,15 +335,12 @@ def page(frontier: Frontier, sheets: list[bytes]) -> bytes:
 
     drawn = []
     for dial, shown in DIALS.items():
-        values = sorted({getattr(point.options, dial) for point in points})
-        if len(values) > 1:
-            groups = {
-                shown.format(v): places(
-                    pareto([p for p in points if getattr(p.options, dial) == v])
-                )
-                for v in values
-            }
-            drawn.append(charts.scatter(groups, places(best), *labels))
+        groups: dict[Any, list[Point]] = {}
+        for point in points:
+            groups.setdefault(getattr(point.options, dial), []).append(point)
+        if len(groups) > 1:
+            lines = {shown.format(v): places(pareto(groups[v])) for v in sorted(groups)}
+            drawn.append(charts.scatter(lines, places(best), *labels))
     return render(
         "frontier.html.j2",
         f=frontier,

@@ -176,18 +176,28 @@ def _files(root: str) -> Iterator[str]:
                 yield Path(os.path.relpath(path, root)).as_posix()
 
 
+def whole_shards(pattern: str) -> Shards:
+    """Shards without damage: a hole in what is measured would go unseen.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    shards = Shards(pattern)
+    if shards.lost:
+        path, lost = shards.lost[0]
+        raise UserError(
+            f"{pattern}: {len(shards.lost)} places are damaged, such as {path} ({lost.what}); an "
+            "evaluation needs all of it: see `mmfusion data verify`"
+        )
+    return shards
+
+
 class ShardImages(ImageSet):
     """The samples' own pictures of webdataset shards."""
 
     def __init__(self, name: str, size: int | None) -> None:
         super().__init__(name, size)
-        self._shards = Shards(name)
-        if self._shards.lost:
-            path, lost = self._shards.lost[0]
-            raise UserError(
-                f"{name}: {len(self._shards.lost)} samples or shards cannot be used, the first in "
-                f"{path}: {lost.what}; mend or remove them (`mmfusion data verify`)"
-            )
+        self._shards = whole_shards(name)
 
     def __len__(self) -> int:
         return len(self._shards)

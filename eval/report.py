@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmfusion.data_pipelines.converters.digits import NAMES
 from mmfusion.errors import UserError
 from mmfusion.files import write
@@ -20,7 +22,8 @@ def write_report(
 
     Args:
         folder: where to write, made if missing. Training's facts (training.json) and curves
-            (metrics.jsonl) are taken from it where they are there.
+            (metrics.jsonl) are taken from it where they are there, and its config (config.yaml;
+            else the page shows the model's).
         report: what `run.evaluate` measured.
         pictures: its sheets; one that is missing or empty is left out of the page.
 
@@ -31,7 +34,7 @@ def write_report(
         UserError: training.json is damaged.
     """
     report = {**report, **_training(folder / "training.json", report)}
-    metrics = folder / "metrics.jsonl"
+    metrics, run = folder / "metrics.jsonl", folder / "config.yaml"
     page = render(
         "report.html.j2",
         report=report,
@@ -40,11 +43,25 @@ def write_report(
         names=NAMES,
         scores=summary(report) if "judge" in report else [],
         directions=formatting.directions(report, pictures),
+        config=run.read_text("utf-8", "replace")
+        if run.is_file()
+        else yaml.safe_dump(report["config"], sort_keys=False, default_flow_style=None),
+        hashes=_hashes(report),
     )
     numbers = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write(folder / "report.json", f"{numbers}\n".encode("utf-8", "replace"))
     write(folder / "report.html", page)
     return report
+
+
+def _hashes(report: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of all that the figures depend on, by name."""
+    digits = report["inputs"].get("digits", {})
+    return {
+        "model": report["model_sha256"],
+        **{f"digits, {part}": digest for part, digest in digits.items()},
+        **formatting.hashes(report["figures"]),
+    }
 
 
 def _training(path: Path, report: dict[str, Any]) -> dict[str, Any]:

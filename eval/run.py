@@ -7,6 +7,7 @@ from typing import Any
 
 from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig
+from mmfusion.generation.budget import Machine
 
 from . import formatting, tasks
 from .digits.suite import Suite
@@ -77,6 +78,12 @@ class Evaluation:
             "sampling": pipeline.config.generation.model_dump(),
             "versions": _versions(),
         }
+        parameters = list(pipeline.decoder.parameters())
+        self._about = {
+            "parameters": sum(weight.numel() for weight in parameters),
+            "device": Machine.of(parameters[0]).device,
+            "config": pipeline.config.model_dump(mode="json", exclude={"generation"}),
+        }
 
     def run(self) -> tuple[dict[str, Any], Sheets]:
         """Measure. Every process of a launcher calls this; the first one gets all figures.
@@ -84,7 +91,7 @@ class Evaluation:
         Returns:
             The report (plain data), and the sheets' cells by name.
         """
-        report: dict[str, Any] = {**self.facts, "figures": {}}
+        report: dict[str, Any] = {**self.facts, **self._about, "figures": {}}
         sheets: Sheets = {}
         if self.suite:
             numbers, sheets = self.suite.measure()

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mmfusion import Pipeline
+from mmfusion import Pipeline, jsonl
 from mmfusion.config import ModelConfig
 from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import UserError, first_line
@@ -120,73 +120,63 @@ class SampleStore:
         return True
 
     def class_to_image(self, labels: Sequence[int | str], **options: Any) -> StoredSamples:
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            return [[p] for p in self.pipeline.class_to_image(labels[at], **common)]
-
         facts = [{"label": label} if isinstance(label, int) else {} for label in labels]
-        return self._kept("class_to_image", len(labels), [list(labels)], ask, options, facts)
+        return self._ask("class_to_image", [list(labels)], options, facts)
 
     def text_to_image(self, prompts: Sequence[str], **options: Any) -> StoredSamples:
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            return [[p] for p in self.pipeline.text_to_image(prompts[at], **common)]
-
         facts = [{"captions": [prompt]} for prompt in prompts]
-        return self._kept("text_to_image", len(prompts), [list(prompts)], ask, options, facts)
+        return self._ask("text_to_image", [list(prompts)], options, facts)
 
     def image_to_text(self, images: Sequence[PILImage.Image], **options: Any) -> StoredSamples:
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            return [[text] for text in self.pipeline.image_to_text(images[at], **common)]
-
-        return self._kept("image_to_text", len(images), [images], ask, options)
+        return self._ask("image_to_text", [images], options)
 
     def edit(
         self, image: Sequence[PILImage.Image], mask: Any, prompt: Any = None, label: Any = None,
         **options: Any,
     ) -> StoredSamples:  # fmt: skip
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            mine = [v[at] if isinstance(v, list) else v for v in (mask, prompt, label)]
-            return [[p] for p in self.pipeline.edit(image[at], *mine, **common)]
-
-        return self._kept("edit", len(image), [image, mask, prompt, label], ask, options)
+        return self._ask("edit", [image, mask, prompt, label], options)
 
     def generate(self, prompt: Sequence[list[Any]], **options: Any) -> list[list[Any]]:
         """The prompts with their slots filled."""
-        slots = [
-            [i for i, item in enumerate(p) if not isinstance(item, (str, PILImage.Image))]
-            for p in prompt
-        ]
-
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            filled = self.pipeline.generate(list(prompt[at]), **common)
-            return [[f[i] for i in s] for f, s in zip(filled, slots[at], strict=True)]
-
-        kept = self._kept("interleaved", len(prompt), [prompt], ask, options)
-        filled = [list(p) for p in prompt]
-        for items, places, made in zip(filled, slots, kept, strict=True):
-            found = made if isinstance(made, list) else [made]
-            for place, item in zip(places, found, strict=True):
-                items[place] = item
+        filled = []
+        for given, made in zip(prompt, self._ask("interleaved", [prompt], options), strict=True):
+            found = iter(made if isinstance(made, list) else [made])
+            filled.append([next(found) if _is_slot(item) else item for item in given])
         return filled
 
     def log_likelihood(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[Likelihood]:
-        def ask(at: slice, **common: Any) -> list[Answer]:
-            size = common["batch_size"]
-            found = self.pipeline.log_likelihood(prompts[at], answers[at], batch_size=size)
-            return [[asdict(each)] for each in found]
-
-        kept = self._kept("log_likelihood", len(answers), [prompts, list(answers)], ask, {})
+        kept = self._ask("log_likelihood", [prompts, list(answers)], {})
         return [Likelihood(**each) for each in kept]
 
-    def _kept(
+    def _answers(self, task: str, asked: list[Any], at: slice, options: Any) -> list[Answer]:
+        """The pipeline's own answers to one file's part of what is asked."""
+        mine = [value[at] if number == 0 or isinstance(value, list) else value
+                for number, value in enumerate(asked)]  # fmt: skip
+        if task == "log_likelihood":
+            prompts, answers = mine
+            found = self.pipeline.log_likelihood(prompts, answers, batch_size=self.batch)
+            return [[asdict(each)] for each in found]
+        options = {"seed": self.seed + at.start, "batch_size": self.batch, **options}
+        if task == "interleaved":
+            filled = self.pipeline.generate(list(mine[0]), **options)
+            return [[item for item, place in zip(answer, given, strict=True) if _is_slot(place)]
+                    for answer, given in zip(filled, mine[0], strict=True)]  # fmt: skip
+        return [[made] for made in getattr(self.pipeline, task)(*mine, **options)]
+
+    def _ask(
         self,
         task: str,
-        count: int,
         asked: list[Any],
-        ask: Callable[..., list[Answer]],
         options: dict[str, Any],
         facts: Sequence[dict[str, Any]] | None = None,
     ) -> StoredSamples:
-        """The answers to what is asked, made where they are not there."""
+        """The answers to what is asked, made where they are not there.
+
+        Args:
+            asked: what the pipeline's method takes, by place: items, and what belongs to each.
+            facts: what stands beside each answer.
+        """
+        count = len(asked[0])
         question = {
             "version": VERSION,
             "task": task,
@@ -202,23 +192,19 @@ class SampleStore:
         folder = self.folder / f"{task}-{_digest(question)[:12]}"
         described = folder / "question.json"
         if not described.exists():
-            text = json.dumps({**question, "options": _plain(options)}, indent=1)
+            text = json.dumps(question, indent=1, default=repr)
             write(described, text.encode("utf-8", "replace"))
 
         def make(start: int, path: Path) -> None:
             begun = time.perf_counter()
             at = slice(start, min(start + self.batch, count))
-            made = ask(at, seed=self.seed + start, batch_size=self.batch, **options)
+            made = self._answers(task, asked, at, options)
             # Before the file is there: others go on as soon as it is.
             entry = {"file": path.name, "seconds": time.perf_counter() - begun}
             append(folder / SECONDS, json.dumps(entry) + "\n")
-            write_shard(
-                path,
-                (
-                    (f"{start + i:08d}", _members(answer, facts[start + i] if facts else {}))
-                    for i, answer in enumerate(made)
-                ),
-            )
+            beside = facts[at] if facts else [{}] * len(made)
+            members = map(_members, made, beside)
+            write_shard(path, ((f"{start + i:08d}", each) for i, each in enumerate(members)))
 
         starts = range(0, count, self.batch)
         parts = {folder / f"{n:08d}.tar": partial(make, start) for n, start in enumerate(starts)}
@@ -228,15 +214,14 @@ class SampleStore:
         return StoredSamples(folder, list(parts))
 
 
+def _is_slot(item: Any) -> bool:
+    return not isinstance(item, (str, PILImage.Image))
+
+
 def _seconds(log: Path) -> float:
     """What the files took: the last entry of each, since one may have been made twice."""
-    latest: dict[str, float] = {}
-    for line in log.read_text("utf-8").split("\n") if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-            latest[entry["file"]] = float(entry["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a kill
+    entries = jsonl.objects(log) if log.is_file() else ()
+    latest = {entry["file"]: entry["seconds"] for entry in entries}
     return sum(latest.values())
 
 
@@ -288,7 +273,3 @@ def _digest(value: Any) -> str:
 
     add(value)
     return digest.hexdigest()
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: json.loads(json.dumps(value, default=repr)) for name, value in options.items()}

@@ -119,12 +119,8 @@ class Classes(_Drawing):
         made = self.answers.class_to_image(labels, **_options(self.asked))
         figures = self.compare(made)
         self.save(made, labels)
-        cells = [
-            {"picture": made[i], "alt": f"drawn for class {self.names[labels[i]]}",
-             "text": self.names[labels[i]], "lines": []}
-            for i in range(min(SHOWN, len(made)))
-        ]  # fmt: skip
-        return figures, {"class_to_image_answers": cells}
+        names = [self.names[label] for label in labels]
+        return figures, {"class_to_image_answers": _cells(made, "drawn for class", names, names)}
 
 
 class Drawings(_Drawing):
@@ -167,11 +163,8 @@ class Drawings(_Drawing):
                 line.append(f"log p(text | picture) {likelihood.log_probability:.1f}")
         _too_long(figures, self.corpus)
         self.save(made)
-        cells = [
-            {"picture": made[i], "alt": f"drawn for: {prompts[i]}", "text": f"“{prompts[i]}”",
-             "lines": lines[i]}
-            for i in range(min(SHOWN, len(made)))
-        ]  # fmt: skip
+        quoted = [f"“{prompt}”" for prompt in prompts]
+        cells = _cells(made, "drawn for:", prompts, quoted, lines)
         return figures, {"text_to_image_answers": cells}
 
 
@@ -220,12 +213,25 @@ class Captions:
         if self.left_out:
             figures["left_out"] = self.left_out
         _too_long(figures, self.corpus)
-        cells = [
-            {"picture": pictures[i], "alt": f"a picture to be described: {references[i][0]}",
-             "text": f"“{written[i]}”", "lines": [f"reference: {references[i][0]}"]}
-            for i in range(min(SHOWN, len(written)))
-        ]  # fmt: skip
+        first, quoted = [texts[0] for texts in references], [f"“{text}”" for text in written]
+        lines = [[f"reference: {text}"] for text in first]
+        cells = _cells(pictures, "a picture to be described:", first, quoted, lines)
         return figures, {"image_to_text_answers": cells}
+
+
+def _cells(
+    pictures: Sequence[PILImage.Image],
+    what: str,
+    shown: list[str],
+    texts: list[str],
+    lines: list[list[str]] | None = None,
+) -> Cells:
+    """The first pictures of a direction for the page, with a text and lines below each."""
+    return [
+        {"picture": pictures[i], "alt": f"{what} {shown[i]}", "text": texts[i],
+         "lines": lines[i] if lines else []}
+        for i in range(min(SHOWN, len(pictures)))
+    ]  # fmt: skip
 
 
 def _load_clip(spec: str | None) -> "Clip | None":

@@ -1,5 +1,6 @@
 """The ablations compare what they say they compare, and judge it as they say."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.ablations import arms, findings, judge, sampling, tables, training
-from benchmarks.ablations.arms import ARMS, SIZES, Arm, model_config
-from benchmarks.ablations.data import TONES, Data, digits
-from benchmarks.ablations.dit import DiT, parameters
-from benchmarks.ablations.findings import Figure, verdict
+from benchmarks.ablations.arms import ARMS, SIZES, model_config
+from benchmarks.ablations.data import TONES, Data, corpus, digits
+from benchmarks.ablations.models import DiT, Judge, Scores, parameters
+from benchmarks.ablations.report import FINDINGS, Figure, markdown, verdict
+from benchmarks.ablations.run import Documents, finished, made_of, measure, place, train
+from mmfusion import files
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.sequence import Image
@@ -20,7 +22,6 @@ SMALL = replace(
     SIZES["digits", "cpu"], width=16, dit_width=16, heads=2, depth=1, batch=4, steps=3,
     samples=20, inference_steps=2, captions=5,
 )  # fmt: skip
-NAMED = {arm.name: arm for arm in ARMS}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def data() -> Data:
 @pytest.fixture(scope="module")
 def tokenizer(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer(arms.corpus(data), path, 512)
+    train_tokenizer(corpus(data), path, 512)
     return path
 
 
@@ -39,14 +40,14 @@ def tokenizer(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_dit_has_as_many_parameters(name: str, kind: str, data: Data) -> None:
     size = SIZES[name, kind]
     with torch.device("meta"):
-        in_context = parameters(Decoder(model_config(NAMED["S = 1"], size, data, ""), 0))
-        adaptive = parameters(DiT(model_config(NAMED["DiT, adaLN-zero"], size, data, "")))
+        in_context = parameters(Decoder(model_config(ARMS["S = 1"], size, data, ""), 0))
+        adaptive = parameters(DiT(model_config(ARMS["DiT, adaLN-zero"], size, data, "")))
     assert adaptive == pytest.approx(in_context, rel=0.035)
 
 
 @pytest.mark.parametrize(("name", "kind"), SIZES)
 def test_fashion_has_49_tokens_or_more(name: str, kind: str, data: Data) -> None:
-    tokens = model_config(NAMED["S = 1"], SIZES[name, kind], data, "").image.tokens
+    tokens = model_config(ARMS["S = 1"], SIZES[name, kind], data, "").image.tokens
     assert tokens >= (49 if name == "fashion" else 16)
 
 
@@ -54,8 +55,8 @@ def test_all_arms_learn_from_the_same_pictures_noise_and_timesteps(data: Data) -
     """Only what an arm names differs: here the split, and with it the order."""
     drawn = {}
     for name in ("S = 1", "S = 8", "decay 0.9", "raster order", "weight 3 -> 1"):
-        config = model_config(NAMED[name], SMALL, data, "")
-        documents = training.Documents(config, None, data)
+        config = model_config(ARMS[name], SMALL, data, "")
+        documents = Documents(config, None, data)
         drawn[name] = [documents.make(2, 7, number) for number in range(6)]
     first = drawn.pop("S = 1")
     for others in drawn.values():
@@ -79,24 +80,30 @@ def test_all_arms_learn_from_the_same_pictures_noise_and_timesteps(data: Data) -
 
 
 @pytest.mark.parametrize("name", ["S = 4", "DiT, adaLN-zero", "joint, causal"])
-def test_an_arm_trains_and_is_scored(name: str, data: Data, tokenizer: Path) -> None:
-    arm = NAMED[name]
+def test_an_arm_trains_and_is_scored(
+    name: str, data: Data, tokenizer: Path, tmp_path: Path
+) -> None:
+    arm = ARMS[name]
     torch.manual_seed(0)
-    scores = judge.Scores(judge.Judge(10).eval(), data, SMALL.samples)
-    config, model, losses = training.train(arm, 0, SMALL, data, tokenizer, "cpu")
+    scores = Scores(Judge(10).eval(), data, SMALL.samples)
+    config, model, losses = train(arm, 0, SMALL, data, tokenizer, "cpu")
     assert len(losses) == SMALL.steps
     assert np.isfinite(losses).all()
-    found, shown = sampling.measure(arm, config, model, SMALL, data, tokenizer, scores)
+    found, shown = measure(arm, config, model, SMALL, data, tokenizer, scores)
     assert shown.shape == (10, 8, 8)
     wanted = {str(steps) for steps in arm.sampled} | (
         {"captions"} if arm.kind == "joint" else set()
     )
     assert set(found) == wanted
     assert found["1"]["n"] == 20
+    path = place(tmp_path, ("digits", name, 0))
+    files.write(path, json.dumps({"made_of": made_of(arm, SMALL, data)}).encode())
+    assert finished(("digits", name, 0), SMALL, data, tmp_path)
+    assert not finished(("digits", name, 0), replace(SMALL, steps=4), data, tmp_path)
 
 
 def test_a_dit_begins_at_zero_and_depends_on_its_condition(data: Data) -> None:
-    model = DiT(model_config(NAMED["DiT, adaLN-zero"], SMALL, data, ""))
+    model = DiT(model_config(ARMS["DiT, adaLN-zero"], SMALL, data, ""))
     x, t, y = torch.randn(2, 16, 4), torch.tensor([10.0, 900.0]), torch.tensor([3, 10])
     assert model(x, t, y).abs().max() == 0
     generator = torch.Generator().manual_seed(0)
@@ -119,9 +126,9 @@ def test_verdicts() -> None:
 
 
 def test_every_finding_is_of_figures_that_are_measured() -> None:
-    for finding in findings.findings():
+    for finding in FINDINGS:
         for figure in (finding.low, finding.high):
-            arm: Arm = NAMED[figure.arm]
+            arm = ARMS[figure.arm]
             assert figure.at in {*map(str, arm.sampled), *(["captions"] * (arm.kind == "joint"))}
         lower, higher = (float(part) for part in finding.paper.split(" < "))
         assert lower < higher
@@ -146,7 +153,7 @@ def test_tables_show_means_and_spreads(data: Data) -> None:
         "frechet_of_test_n": 5,
     }  # fmt: skip
     results = {"decay 0.9": found(10.0, 12.0, 14.0), "decay 1.0": found(20.0, 22.0, 24.5)}
-    text = tables.markdown("digits", SMALL, results, facts)
+    text = markdown("digits", SMALL, results, facts)
     assert "| decay 0.9 | 12.0 ± 2.0 |" in text
     assert "12.0 ± 2.0, 22.2 ± 2.3 | reproduced |" in text
     assert "raster" not in text

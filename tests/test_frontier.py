@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config
+from material import run
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline, export
-from mmfusion.cli import main
-from mmfusion.codecs.vocabulary import FILES
 from mmfusion.config import Sampling
 from mmfusion.errors import UserError
 from mmfusion.eval import frontier as measuring
@@ -28,11 +27,12 @@ from mmfusion.eval.frontier import (
     frechet_to,
     items_of,
     measure_frontier,
+    name_of,
     page,
     passes,
 )
 from mmfusion.eval.metrics import frechet_distance
-from mmfusion.export import CONFIG, SHIPPED, WEIGHTS, model_digest, weights_digest
+from mmfusion.export import CONFIG, SHIPPED, model_digest
 from mmfusion.files import write
 from mmfusion.generation.budget import (
     Dials,
@@ -44,10 +44,13 @@ from mmfusion.generation.budget import (
     pareto,
     read,
 )
-from mmfusion.manifest import MANIFEST, seal, sha256
+from mmfusion.manifest import MANIFEST, seal
 
 HERE = Machine(device="Tin Can 9", threads=2, dtype="float32")
 TASK = "class_to_image"
+TEN = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 10, "guidance": 1.0}
+FIVE = TEN | {"num_inference_steps": 5}
+SIX = "a handwritten six"
 
 
 @pytest.fixture(autouse=True)
@@ -58,23 +61,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def point(milliseconds: float, distance: float, **changes: Any) -> Point:
-    dials = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 4, "guidance": 1.0}
-    return Point(
-        options=Dials(**{**dials, **changes}),
-        distance=distance,
-        milliseconds=milliseconds,
-        pictures_per_second=1000 / milliseconds,
-    )
+    options = Dials.model_validate({**TEN, "num_inference_steps": 4, **changes})
+    return Point(options=options, distance=distance, milliseconds=milliseconds,
+                 pictures_per_second=1000 / milliseconds)  # fmt: skip
 
 
 POINTS = [
-    point(40, 3, num_inference_steps=20),
-    point(10, 9, num_inference_steps=5),
+    point(40, 3, num_inference_steps=20), point(10, 9, num_inference_steps=5),
     point(20, 5, num_inference_steps=10),
     point(30, 6, ar_steps=2, num_inference_steps=5),  # slower and worse than the one of 20 ms
     point(20, 7, scheduler="ddpm", num_inference_steps=10),  # as fast, worse
     point(55, 3, ar_steps=4),  # slower, as good
-]
+]  # fmt: skip
 
 
 def frontier(points: list[Point] = POINTS, **changes: Any) -> Frontier:
@@ -98,11 +96,7 @@ def kept(path: Path, **changes: Any) -> Path:
 
 def test_the_frontier_has_what_no_other_point_beats() -> None:
     assert [(p.milliseconds, p.distance) for p in pareto(POINTS)] == [(10, 9), (20, 5), (40, 3)]
-    assert pareto(POINTS[:1]) == POINTS[:1]
     assert pareto([]) == []
-
-
-def test_the_frontier_is_the_definition_on_random_points() -> None:
     rng = np.random.default_rng(0)
     points = [point(float(a), float(b)) for a, b in rng.integers(1, 30, (60, 2))]
     for each in points:
@@ -114,16 +108,9 @@ def test_the_frontier_is_the_definition_on_random_points() -> None:
         assert (each in pareto(points)) != beaten
 
 
-@pytest.mark.parametrize(
-    ("milliseconds", "bought"), [(10, 9), (19.9, 9), (20, 5), (39, 5), (40, 3), (1e9, 3)]
-)
-def test_a_budget_buys_the_nearest_point_within_it(milliseconds: float, bought: float) -> None:
-    assert choose(frontier(), milliseconds).distance == bought
-
-
-def test_a_budget_below_the_fastest_point_names_its_time() -> None:
-    with pytest.raises(UserError, match=r"budget_ms 9: the fastest .* takes 10.0 ms on Tin Can 9"):
-        choose(frontier(), 9)
+def test_a_budget_buys_the_nearest_point_within_it() -> None:
+    bought = {10: 9, 19.9: 9, 20: 5, 39: 5, 40: 3, 1e9: 3}
+    assert {budget: choose(frontier(), budget).distance for budget in bought} == bought
 
 
 # A pipeline with a budget
@@ -147,112 +134,109 @@ def digits() -> Digits:
     return Digits()
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The shipped model, to be changed."""
+    return Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+
+
 def drawn(pipeline: Pipeline, **options: Any) -> bytes:
     return pipeline.class_to_image(3, seed=5, **options).tobytes()
 
 
-def test_weights_are_known_by_their_manifest(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
-    assert weights_digest(folder) == sha256(folder / WEIGHTS)
-    for damaged in ("", "[]", "{}"):
-        (folder / MANIFEST).write_text(damaged)
-        for digest in (weights_digest, model_digest):
-            with pytest.raises(UserError, match=r"model .*copy: has no readable manifest\.json"):
-                digest(folder)
+def budgeted(milliseconds: float, model: str | Path = "digits", **options: Any) -> Pipeline:
+    return Pipeline.from_pretrained(model, "cpu", budget_ms=milliseconds, **options)
 
 
-def reconfigured(folder: Path, **changes: Any) -> Path:
-    """Write single keys of an exported model's config anew, and seal it."""
+def changed(folder: Path, **sections: Any) -> str:
+    """The digest of an exported model after a change of its config."""
     described = json.loads((folder / CONFIG).read_text())
-    for name, value in changes.items():
-        section, key = name.split("__")
-        described[section][key] = value
+    for name, value in sections.items():
+        described[name] = {**described[name], **value} if isinstance(value, dict) else value
     (folder / CONFIG).write_text(json.dumps(described))
     seal(folder)
-    return folder
+    return model_digest(folder)
 
 
-def test_a_model_is_all_that_its_answers_depend_on(digits: Digits, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+def test_a_model_is_all_that_its_answers_depend_on(
+    digits: Digits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "README.md").write_text("no part of the model")
     seal(folder)
-    assert model_digest(folder) == digits.digest != weights_digest(folder)
-    found = {digits.digest}
-    for change in ({"diffusion__prediction": "sample"}, {"diffusion__prediction": "epsilon"}):
-        found.add(model_digest(reconfigured(folder, **change)))
-    classes = json.loads((folder / CONFIG).read_text())["classes"]
-    path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": classes[::-1]}))
-    seal(folder)
-    found.add(model_digest(folder))
-    tokenizer = next(folder / name for name in FILES.values() if (folder / name).is_file())
+    assert model_digest(folder) == digits.digest
+    classes = digits.plain.config.classes[::-1]
+    found = {
+        digits.digest,
+        changed(folder, diffusion={"prediction": "sample"}),
+        changed(folder, diffusion={"prediction": "epsilon"}),
+        changed(folder, classes=classes),
+    }
+    tokenizer = folder / "tokenizer.model"
     tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
-    seal(folder)
-    found.add(model_digest(folder))
-    assert len(found) == 5
-    assert weights_digest(folder) == weights_digest(SHIPPED / "digits")
-    path.write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        model_digest(folder)
-    path.unlink()
-    with pytest.raises(UserError, match=r"config\.json: not readable"):
-        model_digest(folder)
-
-
-def test_an_autoencoder_outside_the_folder_is_part_of_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    found.add(changed(folder))
     vae = {"codec": "vae", "vae": "some/autoencoder", "size": 64, "channels": 3, "patch": 1}
-    path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), "image": vae}))
-    seal(folder)
-    for scale in (1.0, 2.0):
+    for scale in (1.0, 2.0):  # an autoencoder outside of the folder
         monkeypatch.setattr(export, "fingerprint", lambda c, s=scale: {"vae": c.vae, "scale": s})
-        vae[str(scale)] = model_digest(folder)
-    assert vae["1.0"] != vae["2.0"]
+        found.add(changed(folder, image=vae))
+    assert len(found) == 7
+    for damaged in (lambda p: p.write_text("{"), Path.unlink):
+        damaged(folder / CONFIG)
+        with pytest.raises(UserError, match=r"config\.json"):
+            model_digest(folder)
+    (folder / MANIFEST).write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        model_digest(folder)
 
 
 def test_a_model_of_another_config_does_not_find_the_measurements(
-    digits: Digits, tmp_path: Path
+    digits: Digits, folder: Path, tmp_path: Path
 ) -> None:
     digits.keep()
-    folder = Path(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
-    assert Pipeline.from_pretrained(folder, "cpu", budget_ms=25).budget.digest == digits.digest
-    reconfigured(folder, diffusion__prediction="epsilon")
+    assert budgeted(25, folder).budget.digest == digits.digest
+    changed(folder, diffusion={"prediction": "epsilon"})
     with pytest.raises(UserError, match="class_to_image of this model was not measured"):
-        Pipeline.from_pretrained(folder, "cpu", budget_ms=25)
-    kept(tmp_path / "f.json", model_sha256=digits.digest)
-    with pytest.raises(UserError, match=r"f\.json: measured for class_to_image with digits"):
-        Pipeline.from_pretrained(folder, "cpu", budget_ms=25, frontier=tmp_path / "f.json")
+        budgeted(25, folder)
+    path = kept(tmp_path / "f.json", model_sha256=digits.digest)
+    with pytest.raises(UserError, match=r"f\.json"):
+        budgeted(25, folder, frontier=path)
+    path = digits.keep(model_sha256="ef" * 32)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        budgeted(50)
 
 
 def test_a_pipeline_draws_with_the_point_that_its_budget_buys(digits: Digits) -> None:
     digits.keep()
-    pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
-    bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 10, "guidance": 1.0}
-    assert drawn(pipeline) == drawn(digits.plain, **bought) != drawn(digits.plain)
-    assert drawn(pipeline, scheduler=None, order="raster") == drawn(
-        digits.plain, order="raster", **bought
-    )
-    few = {**bought, "num_inference_steps": 5}
-    assert drawn(pipeline, budget_ms=10) == drawn(digits.plain, **few)
-    assert drawn(pipeline, budget_ms=None) == drawn(digits.plain)
+    plain, pipeline = digits.plain, budgeted(25)
+    assert drawn(pipeline) == drawn(plain, **TEN) != drawn(plain)
+    raster = {"order": "raster"}
+    assert drawn(pipeline, scheduler=None, **raster) == drawn(plain, **raster, **TEN)
+    assert drawn(pipeline, budget_ms=10) == drawn(plain, **FIVE)
+    assert drawn(pipeline, budget_ms=None) == drawn(plain)
+    picture = plain.class_to_image(3)  # other tasks are left alone
+    assert pipeline.image_to_text(picture) == plain.image_to_text(picture)
+    edited, same = (p.edit(picture, "bottom", label=4) for p in (pipeline, plain))
+    assert edited.tobytes() == same.tobytes()
+    with pytest.raises(UserError, match="budget_ms: only for class_to_image and text_to_image"):
+        pipeline.image_to_text(picture, budget_ms=25)
+    with pytest.raises(UserError, match="budget_ms"):
+        pipeline.edit(picture, "bottom", label=4, budget_ms=25)
 
 
-def test_a_budget_of_one_call(digits: Digits) -> None:
+@pytest.mark.parametrize(
+    ("best_of", "budget", "dials"), [(1, 12, FIVE), (3, 30, FIVE), (3, 60, TEN)]
+)
+def test_a_budget_of_one_call_is_shared_by_the_candidates(
+    digits: Digits, best_of: int, budget: float, dials: dict
+) -> None:
     digits.keep("text_to_image")
-    few = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 5, "guidance": 1.0}
-    asked = digits.plain.text_to_image("a handwritten six", budget_ms=12)
-    assert asked.tobytes() == digits.plain.text_to_image("a handwritten six", **few).tobytes()
-    with pytest.raises(UserError, match="class_to_image of this model was not measured"):
-        digits.plain.class_to_image(3, budget_ms=12)
+    asked = digits.plain.text_to_image(SIX, best_of=best_of, budget_ms=budget)
+    assert asked.tobytes() == digits.plain.text_to_image(SIX, best_of, **dials).tobytes()
 
 
 def test_a_dial_that_a_call_turns_itself(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
     digits.keep(points=[point(10, 5, ar_sizes=[16])])
-    pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
-    bought = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 4, "guidance": 1.0}
+    pipeline = budgeted(25)
+    bought = TEN | {"num_inference_steps": 4}
     drawn(pipeline)
     assert "not kept" not in caplog.text
     # Against the pipeline's budget it wins, and takes along what belongs to it.
@@ -267,49 +251,24 @@ def test_a_dial_that_a_call_turns_itself(digits: Digits, caplog: pytest.LogCaptu
     assert drawn(pipeline, budget_ms=None, ar_steps=2) == drawn(digits.plain, ar_steps=2)
 
 
-def test_a_budget_is_shared_by_the_candidates(digits: Digits) -> None:
-    digits.keep("text_to_image")
-    plain = digits.plain
-    few = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 5, "guidance": 1.0}
-    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=30)
-    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **few).tobytes()
-    more = few | {"num_inference_steps": 10}
-    asked = plain.text_to_image("a handwritten six", best_of=3, budget_ms=60)
-    assert asked.tobytes() == plain.text_to_image("a handwritten six", 3, **more).tobytes()
-    with pytest.raises(UserError, match=r"with best_of 3 takes 30\.0 ms .* give at least 31"):
-        plain.text_to_image("a handwritten six", best_of=3, budget_ms=29)
-    with pytest.raises(UserError, match="best_of: 0; give a whole number"):
-        plain.text_to_image("a handwritten six", best_of=0, budget_ms=29)
-
-
-def test_a_budget_leaves_the_other_tasks_alone(digits: Digits) -> None:
-    digits.keep()
-    pipeline = Pipeline.from_pretrained("digits", "cpu", budget_ms=25)
-    picture = digits.plain.class_to_image(3)
-    assert pipeline.image_to_text(picture) == digits.plain.image_to_text(picture)
-    edited = pipeline.edit(picture, "bottom", label=4)
-    assert edited.tobytes() == digits.plain.edit(picture, "bottom", label=4).tobytes()
-    with pytest.raises(UserError, match="budget_ms: only for class_to_image and text_to_image"):
-        pipeline.image_to_text(picture, budget_ms=25)
-    with pytest.raises(UserError, match="budget_ms"):
-        pipeline.edit(picture, "bottom", label=4, budget_ms=25)
-
-
-def test_without_a_measurement_the_command_is_named(digits: Digits) -> None:
-    with pytest.raises(UserError, match=r"not measured on .*\n  mmfusion eval frontier --model"):
-        Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
-    bare = Pipeline(digits.plain.config, digits.plain.decoder, digits.plain.tokenizer)
-    with pytest.raises(UserError, match=r"came from no exported folder.*frontier=PATH"):
-        bare.class_to_image(3, budget_ms=50)
-
-
 def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_drawn(digits: Digits) -> None:
+    plain = digits.plain
+    with pytest.raises(UserError, match=r"not measured on .*\n  mmfusion eval frontier --model"):
+        budgeted(50)
+    bare = Pipeline(plain.config, plain.decoder, plain.tokenizer)
+    with pytest.raises(UserError, match=r"exported folder.*frontier=PATH"):
+        bare.class_to_image(3, budget_ms=50)
     digits.keep()
-    with pytest.raises(UserError, match=r"takes 10\.0 ms"):
-        Pipeline.from_pretrained("digits", "cpu", budget_ms=3)
+    digits.keep("text_to_image")
+    with pytest.raises(UserError, match=r"budget_ms 3: the fastest .* takes 10\.0 ms"):
+        budgeted(3)
     for wrong in (0, -1, float("nan"), "50", True):
         with pytest.raises(UserError, match="budget_ms"):
-            digits.plain.class_to_image(3, budget_ms=wrong)
+            plain.class_to_image(3, budget_ms=wrong)
+    with pytest.raises(UserError, match=r"with best_of 3 takes 30\.0 ms .* give at least 31"):
+        plain.text_to_image(SIX, best_of=3, budget_ms=29)
+    with pytest.raises(UserError, match="best_of: 0"):
+        plain.text_to_image(SIX, best_of=0, budget_ms=29)
 
 
 @pytest.mark.parametrize(
@@ -328,41 +287,32 @@ def test_a_damaged_frontier_is_named(digits: Digits, damage: Any) -> None:
     path.write_bytes(damage(whole))
     assert path.read_bytes() != whole
     with pytest.raises(UserError, match=re.escape(str(path))):
-        Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
-
-
-def test_a_frontier_of_other_weights_under_this_name_is_refused(digits: Digits) -> None:
-    path = digits.keep(model_sha256="ef" * 32)
-    with pytest.raises(UserError, match=str(path)):
-        Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
+        budgeted(50)
 
 
 def test_a_frontier_given_by_its_path(
     digits: Digits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = kept(tmp_path / "out/frontier.json", model_sha256=digits.digest)
-    asked = {"budget_ms": 10, "frontier": path.parent}
-    pipeline = Pipeline.from_pretrained("digits", "cpu", **asked)
+    pipeline = budgeted(10, frontier=path.parent)
     assert "measured on Tin Can 9" in caplog.text
-    assert drawn(pipeline) == drawn(digits.plain, scheduler="ddim", num_inference_steps=5,
-                                    guidance=1.0)  # fmt: skip
+    assert drawn(pipeline) == drawn(digits.plain, **FIVE)
     with pytest.raises(UserError, match=r"class_to_image .* not for text_to_image"):
         pipeline.text_to_image("a six")
     kept(path)
     with pytest.raises(UserError, match="out: measured for class_to_image with digits"):
-        Pipeline.from_pretrained("digits", "cpu", **asked)
+        budgeted(10, frontier=path.parent)
     with pytest.raises(UserError, match=r"none\.json: no such file"):
-        Pipeline.from_pretrained("digits", "cpu", budget_ms=10, frontier=tmp_path / "none.json")
+        budgeted(10, frontier=tmp_path / "none.json")
 
 
-def test_another_torch_is_warned_of(digits: Digits, caplog: pytest.LogCaptureFixture) -> None:
-    digits.keep(versions={"torch": "1.0"})
-    Pipeline.from_pretrained("digits", "cpu", budget_ms=50)
+def test_where_measurements_are_kept(
+    cache: Path, digits: Digits, caplog: pytest.LogCaptureFixture
+) -> None:
+    digits.keep(versions={"torch": "1.0"})  # another one is warned of
+    budgeted(50)
     assert "with torch 1.0" in caplog.text
     assert torch.__version__ in caplog.text
-
-
-def test_where_measurements_are_kept(cache: Path) -> None:
     name = f"{'ab' * 8}-tin-can-9-2-threads-float32-{TASK}.json"
     assert kept_at("ab" * 32, HERE, TASK) == cache / "frontiers" / name
 
@@ -370,39 +320,29 @@ def test_where_measurements_are_kept(cache: Path) -> None:
 # The grid
 
 
-def test_the_grid_leaves_out_what_the_model_cannot_do() -> None:
+def test_the_grid_has_what_the_model_can_do() -> None:
     config = model_config(diffusion={"prediction": "sample", "dropout": 0.0})
     grid = Grid([1, 4, 17], ["ddim", "euler"], [1, 3, 3], [1.0, 2.0])
     made, left_out = combinations(config, TASK, grid)
-    assert [(s.ar_steps, s.scheduler, s.num_inference_steps, s.guidance) for s in made] == [
-        (1, "ddim", 3, 1.0), (4, "ddim", 3, 1.0),
-    ]  # fmt: skip
-    told = "\n".join(left_out)
+    assert [name_of(sampling) for sampling in made] == [
+        f"S = {steps}, ddim, 3 steps, guidance 1" for steps in (1, 4)
+    ]
+    reasons = "\n".join(left_out)
     for why in ("num_inference_steps: 1 with ddim", "guidance 2.0", "euler does not sample",
                 "ar_steps 17: an image has 16 tokens"):  # fmt: skip
-        assert told.count(why) == 1
-    with pytest.raises(UserError, match="no point is left to measure"):
-        combinations(config, TASK, Grid(guidance=[2.0]))
-    with pytest.raises(UserError, match="options of class_to_image:\n  scheduler"):
-        combinations(config, TASK, Grid(schedulers=["heun"]))
-
-
-def test_a_flow_model_gets_the_schedulers_of_its_path() -> None:
-    config = model_config(diffusion={"path": "flow", "prediction": "v_prediction"})
-    made, left_out = combinations(config, TASK, Grid(ar_steps=[1], steps=[2]))
+        assert reasons.count(why) == 1
+    flow = model_config(diffusion={"path": "flow", "prediction": "v_prediction"})
+    made, left_out = combinations(flow, TASK, Grid(ar_steps=[1], steps=[2]))
     assert [s.scheduler for s in made] == ["euler", "dpmsolver++"]
     assert not left_out
-    assert "ddpm does not sample" in combinations(
-        config, TASK, Grid(schedulers=["ddpm", "unipc"]))[1][0]  # fmt: skip
-
-
-def test_sizes_of_the_model_make_way_for_the_dial() -> None:
-    config = model_config(generation={TASK: {"ar_sizes": [4, 12]}})
-    made, _ = combinations(config, TASK, Grid(ar_steps=[4], schedulers=["ddim"], steps=[2]))
+    _, left_out = combinations(flow, TASK, Grid(schedulers=["ddpm", "unipc"]))
+    assert "ddpm does not sample" in left_out[0]
+    sized = model_config(generation={TASK: {"ar_sizes": [4, 12]}})  # make way for the dial
+    made, _ = combinations(sized, TASK, Grid(ar_steps=[4], schedulers=["ddim"], steps=[2]))
     assert made[0].ar_sizes == [4, 4, 4, 4]
 
 
-def test_passes_count_twins() -> None:
+def test_passes_count_guidance_twice() -> None:
     assert passes(Sampling(num_inference_steps=9)) == 10
     assert passes(Sampling(num_inference_steps=9, ar_steps=2, guidance=1.5)) == 40
 
@@ -437,44 +377,30 @@ SAMPLINGS = [Sampling(num_inference_steps=n, scheduler="ddim") for n in (2, 3, 4
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     whole = Stub()
-    points = stubbed(tmp_path / "whole", whole).points(SAMPLINGS)
-    assert [p.distance for p in points] == [2, 3, 4]
+    assert [p.distance for p in stubbed(tmp_path / "whole", whole).points(SAMPLINGS)] == [2, 3, 4]
     each = len(whole.calls) // 3
-    stopped = Stub(dies_after=each + 2)  # in the midst of the second point
-    with pytest.raises(KeyboardInterrupt):
-        stubbed(tmp_path / "on", stopped).points(SAMPLINGS)
+    sizes = [count for _, count in whole.calls[:each]]  # times one by one, pictures in batches
+    assert sizes == [1] * (each - 3) + [2, 2, 1]
+    assert each > 5  # a warm-up, and several of which the median is taken
+    with pytest.raises(KeyboardInterrupt):  # in the midst of the second point
+        stubbed(tmp_path / "on", Stub(dies_after=each + 2)).points(SAMPLINGS)
     goes_on = Stub()
     assert [p.distance for p in stubbed(tmp_path / "on", goes_on).points(SAMPLINGS)] == [2, 3, 4]
     assert {steps for steps, _ in goes_on.calls} == {3, 4}
-    again = Stub(dies_after=0)
-    measurement = stubbed(tmp_path / "on", again)
-    first, second = measurement.points(SAMPLINGS), measurement.points(SAMPLINGS)
-    assert first == second  # the times, too, are those of the files
+    measurement = stubbed(tmp_path / "on", Stub(dies_after=0))
+    first = measurement.points(SAMPLINGS)
+    assert first == measurement.points(SAMPLINGS)  # the times, too, are those of the files
     bare = [p.model_copy(update={"on_frontier": False}) for p in first]
     assert [p.on_frontier for p in first] == [p in pareto(bare) for p in bare]
     assert not list((tmp_path / "on").glob(".*"))
 
 
-def test_pictures_are_drawn_in_batches_and_times_one_by_one(tmp_path: Path) -> None:
-    stub = Stub()
-    stubbed(tmp_path, stub).points(SAMPLINGS[:1])
-    sizes = [count for _, count in stub.calls]
-    assert sizes[-3:] == [2, 2, 1]
-    assert set(sizes[:-3]) == {1}
-    assert len(sizes) > 5  # a warm-up, and several of which the median is taken
-
-
-def test_another_model_seed_or_reference_is_measured_anew(tmp_path: Path) -> None:
-    stubbed(tmp_path, Stub(), weights="a").points(SAMPLINGS)
-    assert stubbed(tmp_path, Stub(), weights="a").found(SAMPLINGS[0])
-    assert stubbed(tmp_path, Stub(), weights="b").found(SAMPLINGS[0]) is None
-    other = SAMPLINGS[0].model_copy(update={"order": "raster"})
-    assert stubbed(tmp_path, Stub(), weights="a").found(other) is None
-
-
-def test_a_damaged_point_is_named(tmp_path: Path) -> None:
-    measurement = stubbed(tmp_path, Stub())
+def test_points_are_known_by_what_they_depend_on(tmp_path: Path) -> None:
+    measurement = stubbed(tmp_path, Stub(), weights="a")
     measurement.points(SAMPLINGS[:1])
+    assert measurement.found(SAMPLINGS[0])
+    assert stubbed(tmp_path, Stub(), weights="b").found(SAMPLINGS[0]) is None
+    assert measurement.found(SAMPLINGS[0].model_copy(update={"order": "raster"})) is None
     (path,) = tmp_path.glob("*.json")
     for damaged in ("{", "{}", '{"distance": "near"}'):
         path.write_text(damaged)
@@ -497,13 +423,13 @@ def test_the_page_loads_nothing_and_shows_every_dial_that_was_turned() -> None:
     assert made == page(strange, [PNG] * len(POINTS))  # the same bytes again
     text = made.decode()
     loads = re.findall(r'(?:src|href|srcset|action)="([^"]*)"', text)
-    assert all(load.startswith("data:image/") for load in loads)
-    assert sum(load.startswith("data:image/png") for load in loads) == 3  # the frontier's sheets
-    assert sum(load.startswith("data:image/svg") for load in loads) == 4  # guidance was not turned
+    kinds = [load.split(";")[0] for load in loads]
+    assert set(kinds) == {"data:image/png", "data:image/svg+xml"}
+    assert kinds.count("data:image/png") == 3  # the frontier's sheets
+    assert kinds.count("data:image/svg+xml") == 4  # guidance was not turned
     assert "<script" not in text
     assert "url(" not in text
-    for shown in ("euler &amp; more", "Tin Can 9", "cd" * 32):
-        assert shown in text
+    assert all(shown in text for shown in ("euler &amp; more", "Tin Can 9", "cd" * 32))
     assert text.count('<td class="star">frontier</td>') == 3
 
 
@@ -517,14 +443,6 @@ def test_a_page_of_odd_points(points: list[Point]) -> None:
 # A real run
 
 
-def command(*arguments: object) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 QUICK = ("--pictures", 12, "--ar-steps", "1,2", "--schedulers", "ddim", "--steps", "2",
          "--batch-size", 8)  # fmt: skip
 
@@ -535,7 +453,7 @@ def test_the_digits_model_is_measured_and_kept_for_budgets(
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     asked = ("eval", "frontier", "--reference", f"{digits_data}/train-*.tar", *QUICK, "-o", out)
-    assert command(*asked, "--device", "cpu") == 0
+    assert run(*asked, "--device", "cpu") == 0
     said = capsys.readouterr().out
     assert "warning: 12 pictures" in said
     found = read(out)
@@ -558,7 +476,7 @@ def test_the_digits_model_is_measured_and_kept_for_budgets(
     assert drawn(pipeline) == drawn(digits.plain, **best)
     # Nothing is measured twice.
     monkeypatch.setattr(Measurement, "_measure", None)
-    assert command(*asked, "--device", "cpu") == 0
+    assert run(*asked, "--device", "cpu") == 0
     assert read(out) == found
 
 
@@ -567,7 +485,7 @@ def test_text_to_image_is_measured_from_captions(
 ) -> None:
     asked = ("eval", "frontier", "--reference", f"{digits_data}/held_out-*.tar", *QUICK)
     task = "text_to_image"
-    assert command(*asked, "--task", task, "--device", "cpu", "-o", tmp_path / "out") == 0
+    assert run(*asked, "--task", task, "--device", "cpu", "-o", tmp_path / "out") == 0
     found = read(kept_at(digits.digest, digits.machine, task))
     assert (found.task, found.quality["n_reference"], len(found.points)) == (task, 297, 2)
     fresh = Pipeline.from_pretrained("digits", "cpu")  # the other has read what it found before
@@ -628,7 +546,7 @@ def test_mistakes_of_the_command(
         (("--device", "tin"), "device tin"),
         (("--model", tmp_path / "none"), "no such folder"),
     ]:
-        assert command(*asked, *wrong) == 2
+        assert run(*asked, *wrong) == 2
         error = capsys.readouterr().err
         assert named in error
         assert "Traceback" not in error

@@ -11,19 +11,23 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfusion.data_pipelines.tokenizer import train_tokenizer
+from mmfusion.training.image_grid import grid
 
-from . import judge, tables
-from .arms import ARMS, SIZES, Arm, Size, corpus
-from .data import Data
-from .jobs import finished, judge_file, place, read_data, run
+from .arms import ARMS, SIZES, Size
+from .data import Data, corpus, read_data
+from .models import Scores, trained
+from .report import markdown
+from .run import finished, judge_file, place, run
 
 
 def main() -> None:
@@ -35,7 +39,7 @@ def main() -> None:
                         default=["fashion", "digits"])  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM",
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], metavar="ARM",
                         help="only these, as the tables name them")  # fmt: skip
     parser.add_argument("--steps", type=int, help="training steps, instead of the size's")
     parser.add_argument("--inference-steps", type=int, help="denoising steps, likewise")
@@ -49,13 +53,10 @@ def main() -> None:
     changes = {key: value for key, value in asked.items() if value}
     sizes = {name: replace(SIZES[name, kind], **changes) for name in arguments.data}
     data = {name: prepare(name, size, arguments, device) for name, size in sizes.items()}
-    arms = [arm for arm in ARMS if arm.name in (arguments.arms or [a.name for a in ARMS])]
+    arms = [arm for arm in ARMS if arm in arguments.arms]
     # Seed by seed, so that a stopped run has whole tables of fewer seeds.
-    jobs = [(name, arm.name, seed) for seed in range(arguments.seeds)
-            for name in sizes for arm in arms]  # fmt: skip
-    missing = [
-        job for job in jobs if not finished(job, sizes[job[0]], data[job[0]], arguments.output)
-    ]
+    jobs = [(name, arm, seed) for seed in range(arguments.seeds) for name in sizes for arm in arms]
+    missing = [j for j in jobs if not finished(j, sizes[j[0]], data[j[0]], arguments.output)]
     cores = os.cpu_count() or 1
     workers = arguments.workers or (cores if device == "cpu" else min(8, cores))
     started = time.monotonic()
@@ -71,34 +72,35 @@ def main() -> None:
 
 def prepare(name: str, size: Size, arguments: argparse.Namespace, device: str) -> Data:
     """The data, and the judge and the tokenizer before the arms that share them."""
-    data = read_data(name, size, arguments.fashion)
+    data = read_data(name, size.picture, arguments.fashion)
     folder = arguments.output / name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.model").is_file():
         train_tokenizer(corpus(data), folder / "tokenizer.model", 512)
-    seen = judge.trained(data, judge_file(arguments.output, name, size), device)
-    facts = judge.Scores(seen, data, size.samples).facts
+    judge = trained(data, judge_file(arguments.output, name, size), device)
+    facts = Scores(judge, data, size.samples).facts
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return data
 
 
 def report(
-    arms: list[Arm], sizes: dict[str, Size], arguments: argparse.Namespace, seconds: float | None
+    arms: list[str], sizes: dict[str, Size], arguments: argparse.Namespace, seconds: float | None
 ) -> None:
     """Print the tables and write them, with a sheet of pictures, to the output folder."""
     text = []
     for name, size in sizes.items():
-        results: dict[str, dict[int, dict[str, Any]]] = {}
-        rows = []
-        for arm in arms:
-            for seed in range(arguments.seeds):
-                path = place(arguments.output, (name, arm.name, seed))
-                results.setdefault(arm.name, {})[seed] = json.loads(path.read_text("utf-8"))
-            rows.append(np.load(place(arguments.output, (name, arm.name, 0)).with_suffix(".npy"),
-                                allow_pickle=False))  # fmt: skip
+        results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
+        for arm, seed in product(arms, range(arguments.seeds)):
+            path = place(arguments.output, (name, arm, seed))
+            results[arm][seed] = json.loads(path.read_text("utf-8"))
         facts = json.loads((arguments.output / name / "facts.json").read_text("utf-8"))
-        text.append(tables.markdown(name, size, results, facts))
-        tables.sheet(rows).save(arguments.output / f"{name}.png")
+        text.append(markdown(name, size, results, facts))
+        rows = [
+            np.load(place(arguments.output, (name, arm, 0)).with_suffix(".npy"), allow_pickle=False)
+            for arm in arms
+        ]
+        pictures = [PILImage.fromarray(pixels) for row in rows for pixels in row]
+        grid(pictures, len(rows[0])).save(arguments.output / f"{name}.png")
         each = [
             r["train_seconds"] + r["score_seconds"] for f in results.values() for r in f.values()
         ]

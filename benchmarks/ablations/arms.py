@@ -11,7 +11,7 @@ from typing import Any
 
 from mmfusion.config import ModelConfig
 
-from .data import TONES, Data
+from .data import Data
 
 STEPS = (1, 2, 4, 8)
 """AR steps that models are sampled at."""
@@ -43,7 +43,7 @@ def decay(ratio: float) -> Arm:
     return Arm(f"decay {ratio}", {"ar_decay": ratio}, STEPS)
 
 
-ARMS = [
+ARMS = {arm.name: arm for arm in (
     *map(fixed, STEPS),
     *map(decay, (1.0, 0.95, 0.9)),
     Arm("raster order", {"order": "raster"}, STEPS),
@@ -52,7 +52,7 @@ ARMS = [
     Arm("DiT, adaLN-zero", {"ar_steps": 1}, kind="dit"),
     Arm("joint, S = 1", {"ar_steps": 1}, kind="joint"),
     Arm("joint, causal", kind="joint"),
-]
+)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,3 @@ def model_config(arm: Arm, size: Size, data: Data, tokenizer: str) -> ModelConfi
     if arm.kind == "joint":
         config["text"] = {"tokenizer": tokenizer}
     return ModelConfig.model_validate(config)
-
-
-def corpus(data: Data) -> list[str]:
-    """Every caption there is."""
-    return [
-        caption
-        for label in range(len(data.names))
-        for tone in range(len(TONES))
-        for caption in data.captions(label, tone)
-    ]

@@ -17,6 +17,8 @@ CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat",
 TONES = ("dark", "grey", "bright")
 WORDINGS = ("a {tone} {name}", "{name}, {tone}", "a picture of a {tone} {name}",
             "this {name} is {tone}")  # fmt: skip
+Part = tuple[np.ndarray, np.ndarray]
+"""Pictures and classes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ class Data:
         return [w.format(name=self.names[label], tone=TONES[tone]) for w in WORDINGS]
 
 
+def corpus(data: Data) -> list[str]:
+    """Every caption there is."""
+    labels, tones = range(len(data.names)), range(len(TONES))
+    return [caption for label in labels for tone in tones for caption in data.captions(label, tone)]
+
+
+def read_data(name: str, size: int, folder: Path) -> Data:
+    """A data set at pictures of `size` pixels; `folder` is Fashion-MNIST's."""
+    return fashion(folder, size) if name == "fashion" else digits()
+
+
 def fashion(folder: Path, size: int) -> Data:
     """Fashion-MNIST at 28 pixels, or at 14 by averaging squares of four.
 
@@ -63,30 +76,24 @@ def fashion(folder: Path, size: int) -> Data:
             arrays.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=skip))
         pixels = arrays[0].reshape(-1, size, 28 // size, size, 28 // size).mean((2, 4))
         parts.append((np.rint(pixels).astype(np.uint8), arrays[1].astype(int)))
-    return _data(*parts[0], *parts[1], CLOTHES)
+    return _data(parts[0], parts[1], CLOTHES)
 
 
 def digits() -> Data:
     """scikit-learn's 1,797 real digits of 8 pixels; 297 of them are held out."""
     pixels, labels = load_digits()
-    train, test = split_digits(labels)
-    return _data(pixels[train], labels[train], pixels[test], labels[test], tuple(NAMES))
+    train, test = ((pixels[part], labels[part]) for part in split_digits(labels))
+    return _data(train, test, tuple(NAMES))
 
 
-def _data(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    names: tuple[str, ...],
-) -> Data:
+def _data(train: Part, test: Part, names: tuple[str, ...]) -> Data:
     # Thirds of the training pictures by the mean of what is not background.
-    edges = np.quantile(_brightness(train), (1 / 3, 2 / 3))
-    return Data(
-        LabelledImages(train, train_labels, np.digitize(_brightness(train), edges)),
-        LabelledImages(test, test_labels, np.digitize(_brightness(test), edges)),
-        names,
+    edges = np.quantile(_brightness(train[0]), (1 / 3, 2 / 3))
+    first, second = (
+        LabelledImages(pixels, labels, np.digitize(_brightness(pixels), edges))
+        for pixels, labels in (train, test)
     )
+    return Data(first, second, names)
 
 
 def _brightness(pixels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ says by the one digit that it names (`captions.py`). No picture is picked: the s
 ones, and of the nearest neighbours those that look most like a copy.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,8 @@ class Suite:
             },
         }
         sheets: dict[str, Cells] = {}
-        for measure in (
-            self.class_to_image,
-            self.text_to_image,
-            self.image_to_text,
-            self.interleaved,
-            self.edit,
-        ):
-            numbers, cells = measure()
+        for task in ("class_to_image", "text_to_image", "image_to_text", "interleaved", "edit"):
+            numbers, cells = getattr(self, task)()
             report |= numbers
             sheets |= cells
         return report, sheets
@@ -110,19 +105,10 @@ class Suite:
             "memorised": self.judge.memorised(made),
             "memorised_threshold": self.judge.threshold,
         }
-        copies = [
-            {
-                "picture": made[i],
-                "neighbour": PILImage.fromarray(self.train.pictures[nearest[i]]),
-                "distance": float(distance[i]),
-                "label": int(labels[i]),
-            }
-            for i in np.argsort(distance)[:SHOWN]
-        ]
-        cells = [
-            {"label": int(labels[i]), "picture": made[i], "judged": int(judged[i])}
-            for i in range(min(100, len(made)))
-        ]
+        real_ones = [PILImage.fromarray(self.train.pictures[i]) for i in nearest]
+        copies = _cells(np.argsort(distance)[:SHOWN], picture=made, neighbour=real_ones,
+                        distance=distance, label=labels)  # fmt: skip
+        cells = _cells(range(100), label=labels, picture=made, judged=judged)
         return report, {"class_to_image": cells, "nearest": copies}
 
     def text_to_image(self) -> Findings:
@@ -132,15 +118,8 @@ class Suite:
         prompts = [captions(d)[w] for d, w in zip(labels.tolist(), wordings.tolist(), strict=True)]
         made = self.answers.text_to_image(prompts)
         judged = self.judge(made)
-        cells = [
-            {
-                "prompt": prompts[i],
-                "picture": made[i],
-                "label": int(labels[i]),
-                "judged": int(judged[i]),
-            }
-            for i in number[::11][:SHOWN]  # the wordings take turns, too
-        ]
+        some = number[::11][:SHOWN]  # the wordings take turns, too
+        cells = _cells(some, prompt=prompts, picture=made, label=labels, judged=judged)
         report = {"accuracy": _share(judged == labels), "n": len(made)}
         return {"text_to_image": report}, {"text_to_image": cells}
 
@@ -158,15 +137,7 @@ class Suite:
             "n": cider["n"],
             "cider_warning": cider["warning"],
         }
-        cells = [
-            {
-                "picture": pictures[i],
-                "label": int(labels[i]),
-                "caption": written[i],
-                "named": named[i],
-            }
-            for i in range(min(SHOWN, len(labels)))
-        ]
+        cells = _cells(range(SHOWN), picture=pictures, label=labels, caption=written, named=named)
         return {"image_to_text": report}, {"image_to_text": cells}
 
     def interleaved(self) -> Findings:
@@ -184,18 +155,9 @@ class Suite:
             "picture_accuracy": _share(picture_right),
             "n": len(answers),
         }
-        cells = [
-            {
-                "given": pictures[i],
-                "continuation": CONTINUATION,
-                "text": written[i],
-                "picture": made[i],
-                "label": int(following[i]),
-                "named": named[i],
-                "judged": int(judged[i]),
-            }
-            for i in range(min(SHOWN, len(answers)))
-        ]
+        cells = _cells(range(SHOWN), given=pictures, continuation=[CONTINUATION] * len(answers),
+                       text=written, picture=made, label=following, named=named,
+                       judged=judged)  # fmt: skip
         return {"interleaved": report}, {"interleaved": cells}
 
     def edit(self) -> Findings:
@@ -208,7 +170,7 @@ class Suite:
             for wanted in (labels, others)
         )
         bottom = region("bottom", SIDE, SIDE)
-        mask = bottom.astype(np.uint8) * 255
+        mask = PILImage.fromarray(bottom.astype(np.uint8) * 255)
         rows, kept = edit_sheet(self.answers, chosen)
         for made in (same, other):
             kept &= kept_identical(self.answers.config, bottom, made, chosen.pictures)
@@ -220,19 +182,9 @@ class Suite:
             "other_label_accuracy": _share(judged_other == others),
             "other_label_n": len(others),
         }
-        cells = [
-            {
-                "original": pictures[i],
-                "mask": PILImage.fromarray(mask),
-                "label": int(labels[i]),
-                "same": same[i],
-                "judged_same": int(judged_same[i]),
-                "other_label": int(others[i]),
-                "other": other[i],
-                "judged_other": int(judged_other[i]),
-            }
-            for i in range(min(SHOWN, len(labels)))
-        ]
+        cells = _cells(range(SHOWN), original=pictures, mask=[mask] * len(labels), label=labels,
+                       same=same, judged_same=judged_same, other_label=others, other=other,
+                       judged_other=judged_other)  # fmt: skip
         return {"edit": report}, {"edit": cells, "edits": rows}
 
 
@@ -247,6 +199,13 @@ def unfit(config: ModelConfig) -> str:
     if config.text is None:
         return "the digits suite needs a model with text; this one has no tokenizer"
     return ""
+
+
+def _cells(numbers: Iterable[int], **columns: Any) -> Cells:
+    """Cells of a sheet, of those of the numbers that each column has."""
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in columns.items()}
+    count = min(map(len, plain.values()))
+    return [{k: v[i] for k, v in plain.items()} for i in numbers if i < count]
 
 
 def _share(right: Any) -> float:
