@@ -756,7 +756,7 @@ def test_eval_says_what_to_give_where_nothing_says_what_to_measure(
 
 
 def test_a_report_is_of_the_same_only_if_all_it_depends_on_is(tmp_path: Path) -> None:
-    from mmfusion.cli.evaluation.run import _of_the_same
+    from mmfusion.cli.eval import _of_the_same
 
     report = tmp_path / "report.json"
     facts = {"model": "m", "settings": {"seed": 0}, "inputs": {"data": "ab"}, "size": (1, 2)}

@@ -197,15 +197,10 @@ def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
     from mmfusion.generation.arguments import check_names
-    from mmfusion.overrides import read_yaml
+    from mmfusion.overrides import read_option
 
-    options = {}
-    for item in given or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--set {item}: write it as name=value")
-        check_names([name], tuple(Sampling.model_fields), "--set")
-        options[name] = read_yaml(value, item)
+    options = dict(read_option(Sampling, item, "--set") for item in given or [])
+    check_names(options, tuple(Sampling.model_fields), "--set")
     return options
 
 

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmfusion.classes import read_names
 from mmfusion.config import ModelConfig, build
-from mmfusion.decoder import FREQUENCIES
+from mmfusion.config.files import read_names
+from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.export import check_folder, export
-from mmfusion.importers.checkpoint import read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
@@ -115,20 +115,16 @@ def import_causalfusion(
     held = read(path)
     weights = _weights(held, options.weights, str(path))
     sizes = _sizes(weights, str(path))
-    _check_shapes(weights, sizes, str(path))
-    arguments = held.get("args")
-    known = getattr(arguments, "num_classes", None)
+    known = getattr(held.get("args"), "num_classes", None)
     config = _config(sizes, known, options, str(path))
+    check_tensors(weights, _shapes(config, sizes), str(path))
     export(config, converted(weights, sizes, len(config.classes)), output)
     return config
 
 
 def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict[str, Tensor]:
     """Official tensors under our names, fp32; a table without a null class gets one of zeros."""
-    ours = {name: weights[theirs] for theirs, name in OUTSIDE.items()}
-    for block in range(sizes.depth):
-        for theirs, name in INSIDE.items():
-            ours[f"blocks.{block}.{name}"] = weights[f"blocks.{block}.{theirs}"]
+    ours = {name: weights[theirs] for theirs, name in _names(sizes.depth).items()}
     table = weights[TABLE].reshape(-1, sizes.width)
     if sizes.table_rows == classes:
         table = torch.cat([table, table.new_zeros(sizes.label_tokens, sizes.width)])
@@ -163,8 +159,6 @@ def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[st
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or not tensor.is_floating_point():
             raise UserError(f"checkpoint {where}: {name} is not a dense tensor of real numbers")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"checkpoint {where}: {name} holds numbers that are not finite")
     return weights
 
 
@@ -175,7 +169,8 @@ def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
         tensor = weights.get(name)
         found = None if tensor is None else tuple(tensor.shape)
         if found is None or len(found) != len(form) or not all(found):
-            raise _wrong(where, name, found, f"({', '.join(form)})")
+            what = "is missing" if found is None else f"has the shape {found}"
+            raise UserError(f"checkpoint {where}: {name} {what}; expected ({', '.join(form)})")
         return found
 
     width, token = shape("x_proj.weight", "W", "D")
@@ -199,56 +194,27 @@ def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
     return Sizes(width, hidden, depth, head_dim, token, side, label_tokens, table_rows)
 
 
-def _check_shapes(weights: Mapping[str, Tensor], sizes: Sizes, where: str) -> None:
-    """Every tensor of such a model is there with its shape, and there is no other."""
-    expected = _shapes(sizes)
-    for name, wanted in expected.items():
-        found = tuple(weights[name].shape) if name in weights else None
-        if found != wanted:
-            raise _wrong(where, name, found, str(wanted))
-    if unknown := sorted(set(weights) - set(expected)):
-        raise UserError(
-            f"checkpoint {where}: {unknown[0]} is no tensor of CausalFusion; the model would not "
-            "be the same without it"
-        )
+def _names(depth: int) -> dict[str, str]:
+    """Theirs -> ours, of a model of so many blocks."""
+    blocks = [f"blocks.{number}." for number in range(depth)]
+    return OUTSIDE | {b + theirs: b + ours for b in blocks for theirs, ours in INSIDE.items()}
 
 
-def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """The shape of every official tensor."""
-    block: dict[str, tuple[int, ...]] = {
-        "attn.qkv.weight": (3 * s.width, s.width),
-        "attn.proj.weight": (s.width, s.width),
-        "mlp.fc1.weight": (s.hidden, s.width),
-        "mlp.fc1.bias": (s.hidden,),
-        "mlp.fc2.weight": (s.width, s.hidden),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "x_proj.weight": (s.width, s.token),
-        "t_embedder.mlp.0.weight": (s.width, FREQUENCIES),
-        "t_embedder.mlp.2.weight": (s.width, s.width),
-        "final_layer.1.weight": (s.token, s.width),
-        "final_layer.1.bias": (s.token,),
+def _shapes(config: ModelConfig, s: Sizes) -> dict[str, tuple[int, ...]]:
+    """The shape of every official tensor, as our decoder has it."""
+    with torch.device("meta"):
+        ours = {name: tuple(p.shape) for name, p in Decoder(config, 0).named_parameters()}
+    return {theirs: ours[name] for theirs, name in _names(s.depth).items()} | {
         TABLE: (s.table_rows, s.label_tokens * s.width),
         GRID: (1, s.side**2, s.width),
         LABEL_GRID: (1, s.label_tokens, s.width),
     }
-    shapes = dict.fromkeys(OUTSIDE, (s.width,)) | shapes  # what is not listed is a vector
-    for number in range(s.depth):
-        for name in INSIDE:
-            vector = s.head_dim if name.split(".")[1] in ("q_norm", "k_norm") else s.width
-            shapes[f"blocks.{number}.{name}"] = block.get(name, (vector,))
-    return shapes
-
-
-def _wrong(where: str, name: str, found: tuple[int, ...] | None, expected: str) -> UserError:
-    is_ = "is missing" if found is None else f"has the shape {found}"
-    return UserError(f"checkpoint {where}: {name} {is_}; expected {expected}")
 
 
 def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelConfig:
     """The paper's block and diffusion at these sizes; the default guidance is our choice."""
     patch, channels = _patch(sizes.token, options)
-    names = _names(sizes.table_rows, classes, options.classes, where)
+    names = _class_names(sizes.table_rows, classes, options.classes, where)
     dropout = 0.1 if len(names) < sizes.table_rows else 0.0
     guidance = {"class_to_image": 1.5, "edit": 3.0} if dropout else {}
     ratio = sizes.hidden / sizes.width
@@ -303,7 +269,7 @@ def _patch(token: int, options: Options) -> tuple[int, int]:
     )
 
 
-def _names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
+def _class_names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
     """Class names: of the file, else numbers. With class dropout the table has a null row more."""
     names = None
     if file is not None:

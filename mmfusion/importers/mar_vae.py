@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.importers.checkpoint import read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
 
 LATENT_SCALE = 0.2325  # MAR's and CausalFusion's factor from raw to normalised latents
 GROUPS = 32  # of every GroupNorm: the one size that no tensor shows
@@ -153,15 +153,7 @@ def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> A
 
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
-    wanted = vae.state_dict()
-    for name in sorted(set(wanted) | set(weights)):
-        if name not in weights or name not in wanted:
-            what = "unknown" if name in weights else "missing"
-            raise UserError(f"checkpoint {path}: the tensor for {name} is {what}")
-        if weights[name].shape != wanted[name].shape:
-            sizes = f"{tuple(weights[name].shape)}, expected {tuple(wanted[name].shape)}"
-            raise UserError(f"checkpoint {path}: the tensor for {name} has the shape {sizes}")
-        if not weights[name].isfinite().all():
-            raise UserError(f"checkpoint {path}: the tensor for {name} is not finite")
+    shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    check_tensors(weights, shapes, str(path))
     vae.load_state_dict(weights, assign=True)
     return vae
