@@ -219,7 +219,7 @@ def changed(name: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
         ("decoder.conv_in.bias", torch.zeros(3), "decoder.conv_in.bias has the shape"),
         ("decoder.more.weight", torch.zeros(3), "decoder.more.weight is unknown"),
         ("quant_conv.bias", torch.full((8,), torch.nan), "quant_conv.bias is not finite"),
-        ("quant_conv.weight", torch.zeros(4, 8, 1, 1), "4 latent channels"),
+        ("quant_conv.weight", torch.zeros(4, 8, 1, 1), "quant_conv.weight has the shape"),
         ("encoder.down.1.block.0.conv1.weight", torch.zeros(48, 32, 3, 3), "multiples of 32"),
     ],
 )

@@ -9,6 +9,7 @@ squared times channels), N tokens of an image, K class tokens, R rows of the lab
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -28,37 +29,28 @@ from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
 
-# Theirs -> ours, of tensors whose shape is the same; the tables are reshaped in `converted`.
-OUTSIDE = {
-    "x_proj.weight": "latent_in.weight",
-    "x_proj.bias": "latent_in.bias",
-    "t_embedder.mlp.0.weight": "timestep.0.weight",
-    "t_embedder.mlp.0.bias": "timestep.0.bias",
-    "t_embedder.mlp.2.weight": "timestep.2.weight",
-    "t_embedder.mlp.2.bias": "timestep.2.bias",
-    "final_layer.0.weight": "norm.weight",
-    "final_layer.0.bias": "norm.bias",
-    "final_layer.1.weight": "latent_out.weight",
-    "final_layer.1.bias": "latent_out.bias",
-}
-INSIDE = {  # of each block
-    "norm1.weight": "norm1.weight",
-    "norm1.bias": "norm1.bias",
-    "attn.qkv.weight": "attention.qkv.weight",
-    "attn.q_norm.weight": "attention.q_norm.weight",
-    "attn.q_norm.bias": "attention.q_norm.bias",
-    "attn.k_norm.weight": "attention.k_norm.weight",
-    "attn.k_norm.bias": "attention.k_norm.bias",
-    "attn.proj.weight": "attention.out.weight",
-    "attn.proj.bias": "attention.out.bias",
-    "norm2.weight": "norm2.weight",
-    "norm2.bias": "norm2.bias",
-    "mlp.fc1.weight": "mlp.up.weight",
-    "mlp.fc1.bias": "mlp.up.bias",
-    "mlp.fc2.weight": "mlp.down.weight",
-    "mlp.fc2.bias": "mlp.down.bias",
+# Ours -> theirs. Tensors of the modules have the same shapes, those of the tables are reshaped.
+MODULES = {
+    "latent_in": "x_proj",
+    "timestep.0": "t_embedder.mlp.0",
+    "timestep.2": "t_embedder.mlp.2",
+    "norm": "final_layer.0",
+    "latent_out": "final_layer.1",
+    "norm1": "norm1",  # this and the following are in each block
+    "attention.qkv": "attn.qkv",
+    "attention.q_norm": "attn.q_norm",
+    "attention.k_norm": "attn.k_norm",
+    "attention.out": "attn.proj",
+    "norm2": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
 }
 TABLE, GRID, LABEL_GRID = "y_embedder.embedding_table.weight", "pos_embed", "cond_pos_embed"
+TABLES = {
+    "label.weight": TABLE,
+    "label_position.weight": LABEL_GRID,
+    "grid_position.weight": GRID,
+}
 
 
 @dataclass(frozen=True)
@@ -124,16 +116,35 @@ def import_causalfusion(
 
 def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict[str, Tensor]:
     """Official tensors under our names, fp32; a table without a null class gets one of zeros."""
-    ours = {name: weights[theirs] for theirs, name in _names(sizes.depth).items()}
+    modules = {theirs: ours for ours, theirs in MODULES.items()}
+    same = [name for name in weights if name not in TABLES.values()]
     table = weights[TABLE].reshape(-1, sizes.width)
     if sizes.table_rows == classes:
         table = torch.cat([table, table.new_zeros(sizes.label_tokens, sizes.width)])
-    ours |= {
+    found = {_renamed(name, modules): weights[name] for name in same} | {
         "label.weight": table,
         "label_position.weight": weights[LABEL_GRID][0],
         "grid_position.weight": weights[GRID][0],
     }
-    return {name: tensor.float() for name, tensor in ours.items()}
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+def _shapes(config: ModelConfig, s: Sizes) -> dict[str, tuple[int, ...]]:
+    """The shape of every official tensor, as our decoder has it."""
+    with torch.device("meta"):
+        ours = Decoder(config, 0).state_dict()
+    return {
+        **{TABLES.get(name) or _renamed(name, MODULES): tuple(t.shape) for name, t in ours.items()},
+        TABLE: (s.table_rows, s.label_tokens * s.width),
+        GRID: (1, s.side**2, s.width),
+        LABEL_GRID: (1, s.label_tokens, s.width),
+    }
+
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    """The name of a tensor whose module is called otherwise."""
+    block, module, part = re.findall(r"^(blocks\.\d+\.)?(.+)\.(\w+)$", name)[0]
+    return f"{block}{modules[module]}.{part}"
 
 
 def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:
@@ -192,23 +203,6 @@ def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
             f"the width {width} (x_proj.weight)"
         )
     return Sizes(width, hidden, depth, head_dim, token, side, label_tokens, table_rows)
-
-
-def _names(depth: int) -> dict[str, str]:
-    """Theirs -> ours, of a model of so many blocks."""
-    blocks = [f"blocks.{number}." for number in range(depth)]
-    return OUTSIDE | {b + theirs: b + ours for b in blocks for theirs, ours in INSIDE.items()}
-
-
-def _shapes(config: ModelConfig, s: Sizes) -> dict[str, tuple[int, ...]]:
-    """The shape of every official tensor, as our decoder has it."""
-    with torch.device("meta"):
-        ours = {name: tuple(p.shape) for name, p in Decoder(config, 0).named_parameters()}
-    return {theirs: ours[name] for theirs, name in _names(s.depth).items()} | {
-        TABLE: (s.table_rows, s.label_tokens * s.width),
-        GRID: (1, s.side**2, s.width),
-        LABEL_GRID: (1, s.label_tokens, s.width),
-    }
 
 
 def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelConfig:

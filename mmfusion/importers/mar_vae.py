@@ -98,15 +98,6 @@ def _config(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
     if any(width % GROUPS for width in widths):
         raise UserError(f"checkpoint {path}: widths {widths} are not multiples of {GROUPS}")
     latent = shape("decoder.conv_in.weight")[1]
-    sizes = [shape("encoder.conv_out.weight")[0], latent * 2]
-    for name, wanted in (("quant_conv", latent * 2), ("post_quant_conv", latent)):
-        if f"{name}.weight" in weights:
-            sizes.append(shape(f"{name}.weight")[0] * latent * 2 // wanted)
-    if len(set(sizes)) > 1:
-        raise UserError(
-            f"checkpoint {path}: mean and logarithm of the variance of {latent} latent channels "
-            f"are wanted from the encoder and both quant_conv; their sizes are {sizes}"
-        )
 
     def kinds(side: str, order: range, plain: str) -> list[str]:
         attends = [f"{side}.{n}.attn.0.q.weight" in weights for n in order]
