@@ -49,6 +49,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 CLIP, LR, DECAY, EPS = 0.5, 0.1, 0.1, 1.0
 
 
+SHEET = loop.sample_sheet
+
+
+def blank(*_: Any) -> np.ndarray:
+    """In place of a sample sheet, which takes longer than the steps before it."""
+    return np.zeros((1, 1, 3), np.uint8)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what a launcher may have left in it."""
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -234,8 +242,10 @@ def go_on(data: Path, folder: Path, stage: int) -> None:
     straight = tiny(data, folder / "straight", zero_stage=stage, save_every=1, **train)
     halves = tiny(data, folder / "halves", zero_stage=stage, **train)
     Trainer(straight, Loader).run()
+    loop.sample_sheet = SHEET
     Trainer(halves, Loader).run(until=2)
     Trainer(halves, Loader).run()
+    loop.sample_sheet = blank
 
 
 def one_rank(data: Path, folder: Path) -> None:
@@ -352,7 +362,6 @@ def endings(data: Path, folder: Path, rank: int, world: int) -> None:
         given = {"steps": 5, "save_every": 1, "keep": 9, "zero_stage": 0 if world == 1 else 2}
         return tiny(data, folder / name, micro_rows=1, **{**given, **train})
 
-    loop.sample_sheet = lambda *_: np.zeros((1, 1, 3), np.uint8)  # they take longest
     ended(config("once"), {2: nan}, rank)
     ended(config("thrice", steps=9), dict.fromkeys((3, 4, 5, 6), nan), rank)
     ended(config("at-the-end", steps=3), {3: nan}, rank)
@@ -370,6 +379,7 @@ if __name__ == "__main__":
     arguments = [word for word in sys.argv[1:] if word.startswith("--")]  # of the launcher
     data, folder = (Path(word) for word in sys.argv[1:] if word not in arguments)
     rank, world = start_distributed()
+    loop.sample_sheet = blank
     if world == 1:
         one_rank(data, folder)
     else:

@@ -281,6 +281,8 @@ def test_train_refuses(
         answer = run(*good, wrong)
         assert_refused(answer, *named)
     assert_refused(run("train", "--config", "huge"), "huge", "digits.yaml")
+    assert_refused(run("train", "--config", "mm_xl"), "mm_xl", "data/tokenizer.model")
+    assert not (tmp_path / "runs").exists()  # its output
     broken = tmp_path / "shards" / "train-00000.tar"
     broken.parent.mkdir()
     broken.write_bytes(b"no tar" * 1000)
