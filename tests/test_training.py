@@ -302,25 +302,21 @@ def test_schedule_by_hand() -> None:
     assert learning_rate(train, 4, 0.9) == pytest.approx(0.25)  # both at once
 
 
+def recording(tiny: Config, folder: Path, step: int) -> Metrics:
+    train = tiny.train.model_copy(update={"output": str(folder)})
+    return Metrics(tiny.model_copy(update={"train": train}), step, active=True)
+
+
 def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config) -> None:
-    """Also a last line that was cut off in the middle, as by a full disk or a kill."""
-    lines = [json.dumps({"step": s, "loss": s / 2}) for s in (1, 2, 3, 4)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo', "utf-8")
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
-    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
-    records.log(3, {"loss": 7.0})
-    records.close()
-    assert metrics(tmp_path) == [*map(json.loads, lines[:2]), {"step": 3, "loss": 7.0}]
+    """Also a last line that was cut off, as by a kill. What is written is JSON for any reader.
 
-
-def test_metrics_are_json_lines_for_any_reader(tmp_path: Path, tiny: Config) -> None:
-    """What is not finite is null; U+2028 in a string ends no line, a byte order mark begins one."""
+    What is not finite is null; U+2028 in a string ends no line, a byte order mark begins one.
+    """
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '\ufeff{"step": 1, "note": "a\u2028b"}\n{"step": 2, "loss": NaN}\n[3]\n', "utf-8"
-    )
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
-    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
+    first, second = '{"step": 1, "note": "a\u2028b"}', '{"step": 2, "loss": NaN}'
+    past = '[3]\n{"step": 3, "loss": 1.5}\n{"step": 5, "lo'
+    path.write_text(f"\ufeff{first}\n{second}\n{past}", "utf-8")
+    records = recording(tiny, tmp_path, 2)
     records.log(3, {"loss": math.nan, "grad_norm": math.inf})
     records.close()
     assert [json.loads(line, parse_constant=pytest.fail) for line in path.open("rb")] == [
@@ -518,6 +514,7 @@ def write(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Write:
         all_gather_object=lambda out, value: out.__setitem__(0, value),
     )
     monkeypatch.setattr(checkpoint, "distributed", alone)
+    monkeypatch.setattr("mmfusion.training.together.distributed", alone)
     zeros = {"weight": torch.zeros(5000)}
     monkeypatch.setattr(checkpoint, "_write_pieces", lambda path, *_: save_file(zeros, path))
 
@@ -614,7 +611,7 @@ def test_what_another_rank_cannot_write_stops_this_one(
         calls.append(value)
         out[:] = [value, "rank-00001.safetensors: no room" if len(calls) == 2 else None]
 
-    two = {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0}
+    two = {"get_world_size": lambda: 2, "get_rank": lambda: 0}
     monkeypatch.setattr(
         "mmfusion.training.together.distributed", SimpleNamespace(**two, all_gather_object=gather)
     )
@@ -624,7 +621,6 @@ def test_what_another_rank_cannot_write_stops_this_one(
 
 
 def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny: Config) -> None:
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
     kept = "".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(1, 300))
     (tmp_path / "metrics.jsonl").write_text(kept)
     (tmp_path / "lost").mkdir()
@@ -637,7 +633,7 @@ def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
     try:
         with pytest.raises(UserError, match=r"metrics\.jsonl.*make room"):
-            Metrics(tiny.model_copy(update={"train": train}), 299, active=True)
+            recording(tiny, tmp_path, 299)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (tmp_path / "metrics.jsonl").read_text() == kept

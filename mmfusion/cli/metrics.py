@@ -225,7 +225,6 @@ def selftest(
     output: Output = None,
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
-    from mmfusion.eval.formatting import save
     from mmfusion.eval.selftest import checks, run
 
     _check_output(output)
@@ -241,9 +240,7 @@ def selftest(
         "skipped": sum("skipped" in check for check in done),
     }
     typer.echo("\n" + ", ".join(f"{number} {what}" for what, number in count.items()))
-    if output:
-        save(output, {**count, "checks": done})
-        typer.echo(f"wrote {output}")
+    _save({**count, "checks": done}, output)
     if count["failed"]:
         raise typer.Exit(1)
 
@@ -266,9 +263,15 @@ def _check_output(output: Path | None) -> None:
 
 def _show(entries: dict[str, Any], output: Path | None) -> None:
     """Print a table of the figures among the entries, and write all of them."""
-    from mmfusion.eval.formatting import save, table
+    from mmfusion.eval.formatting import table
 
     typer.echo(table(entries))
+    _save(entries, output)
+
+
+def _save(entries: dict[str, Any], output: Path | None) -> None:
+    from mmfusion.eval.formatting import save
+
     if output:
         save(output, entries)
         typer.echo(f"wrote {output}")
