@@ -97,7 +97,7 @@ class Window:
 
 
 class SkippedLog:
-    """What a rank's data could not be used: `lost/rank-00000.jsonl`, one line a sample."""
+    """Samples that this rank skipped, one JSON line each: `lost/rank-00000.jsonl`."""
 
     def __init__(self, folder: Path, first_step: int, rank: int) -> None:
         self._path = folder / "lost" / f"rank-{rank:05d}.jsonl"
