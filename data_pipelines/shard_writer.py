@@ -7,13 +7,10 @@ left alone. Items that cannot be used are left out, counted by reason and listed
 """
 
 import glob
-import gzip
-import io
 import json
 import logging
 import os
 import re
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,15 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from mmfusion import files, jsonl, launcher, locks
-from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError
 from mmfusion.rng import generator
-from mmfusion.texts import begin
 
 from .shards import Members, write_shard
 from .storage import LOST
@@ -285,58 +281,6 @@ def _there(paths: list[Path], name: str) -> bool:
     others = paths[0].parent.glob(f"{glob.escape(name)}-*.tar")
     numbered = re.compile(re.escape(name) + r"-\d{5,}")
     return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
-
-
-class JsonLines:
-    """The lines of a JSONL, by place; only where they begin is held in memory.
-
-    What is compressed (`.gz`) has no places to begin at, and is held as a whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Find the lines."""
-        self.path = path
-        self._whole: bytes | None = None
-        starts, numbers, at = [], [], 0
-        try:
-            if path.suffix == ".gz":
-                self._whole = gzip.decompress(path.read_bytes())
-            with self.open() as file:
-                for number, line in enumerate(file, 1):
-                    if not at:
-                        begin(line, path)
-                    if line.strip():
-                        starts.append(at)
-                        numbers.append(number)
-                    at += len(line)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
-        if not starts:
-            raise UserError(f"{path}: holds no lines; expected one JSON object a line")
-        self._starts, self._numbers = np.array([*starts, at]), np.array(numbers)
-
-    def open(self) -> BinaryIO:
-        """The file, decompressed."""
-        return self.path.open("rb") if self._whole is None else io.BytesIO(self._whole)
-
-    def lines(self) -> Iterator[bytes]:
-        """All of them, in order."""
-        with self.open() as file:
-            yield from (line for line in file if line.strip())
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def where(self, place: int) -> str:
-        """File and line number, for messages."""
-        return f"{self.path}:{self._numbers[place]}"
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        """The object on a line."""
-        with self.open() as file:
-            file.seek(self._starts[place])
-            line = file.readline()
-        return facts(line, self.where(place))
 
 
 def facts(line: bytes, where: str) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
     python tests/ranks.py DATA FOLDER
 
-as one rank, or as two with RANK and WORLD_SIZE set. Importing torch and DeepSpeed takes seconds, so
+as one rank, or as two by the DeepSpeed launcher. Importing torch and DeepSpeed takes seconds, so
 one process trains everything that its number of ranks is needed for, and leaves it under FOLDER for
-the tests to compare. One rank also writes down what plain PyTorch makes of the same batch.
+the tests to compare. One rank also writes down what plain PyTorch makes of the same batch. The last
+runs end early, or nearly: something happens on the last rank alone, before a step, or on the first,
+which writes. What each ended with on a rank is left in ended-RANK.json.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,8 +18,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -26,12 +30,13 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from mmfusion.cli.train import train
+from mmfusion.cli import main
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, load
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
+from mmfusion.errors import UserError
 from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Image, Label, Row, Text
@@ -42,6 +47,14 @@ from mmfusion.training.loop import Trainer
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CLIP, LR, DECAY, EPS = 0.5, 0.1, 0.1, 1.0
+
+
+SHEET = loop.sample_sheet
+
+
+def blank(*_: Any) -> np.ndarray:
+    """In place of a sample sheet, which takes longer than the steps before it."""
+    return np.zeros((1, 1, 3), np.uint8)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -107,18 +120,20 @@ def one_step(data: Path, output: Path, **train: object) -> Config:
 
 def tiny(data: Path, output: Path, **train: object) -> Config:
     """tiny.yaml on this data."""
+    return load("tiny", overrides(data, output, **train))
+
+
+def overrides(data: Path, output: Path, **train: object) -> list[str]:
+    """What puts tiny.yaml on this data."""
     shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
-    return load(
-        "tiny",
-        [
-            f"text.tokenizer={data}/tokenizer.model",
-            *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
-            f"data.micro_rows={train.pop('micro_rows', 2)}",
-            f"data.workers={train.pop('workers', 0)}",
-            *(f"train.{key}={json.dumps(value)}" for key, value in train.items()),
-            f"train.output={output}",
-        ],
-    )
+    return [
+        f"text.tokenizer={data}/tokenizer.model",
+        *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
+        f"data.micro_rows={train.pop('micro_rows', 2)}",
+        f"data.workers={train.pop('workers', 0)}",
+        *(f"train.{key}={json.dumps(value)}" for key, value in train.items()),
+        f"train.output={output}",
+    ]
 
 
 def mixed_rows(config: Config) -> list[Row]:
@@ -227,8 +242,10 @@ def go_on(data: Path, folder: Path, stage: int) -> None:
     straight = tiny(data, folder / "straight", zero_stage=stage, save_every=1, **train)
     halves = tiny(data, folder / "halves", zero_stage=stage, **train)
     Trainer(straight, Loader).run()
+    loop.sample_sheet = SHEET
     Trainer(halves, Loader).run(until=2)
     Trainer(halves, Loader).run()
+    loop.sample_sheet = blank
 
 
 def one_rank(data: Path, folder: Path) -> None:
@@ -253,10 +270,22 @@ def one_rank(data: Path, folder: Path) -> None:
     timed = {"max_minutes": 0.02, "steps": 10**6, "decay": 0.5, "save_every": 10**6}
     Trainer(tiny(data, folder / "minutes", **timed), Loader).run()
     with (folder / "again.txt").open("w") as said, redirect_stdout(said):
-        train(config=str(folder / "minutes/config.yaml"))
+        assert command("--config", f"{folder}/minutes/config.yaml") == 0
+    refused = shutil.copytree(folder / "go-on-0/halves", folder / "refused")
+    other = ["decoder.depth=1", "diffusion.prediction=sample", "train.steps=9", "seed=3"]
+    with (folder / "refused.txt").open("w") as said, redirect_stderr(said):
+        assert command("--config", f"{refused}/config.yaml", f"train.output={refused}", *other) == 2
 
 
-def two_ranks(data: Path, folder: Path, rank: int) -> None:
+def command(*arguments: str) -> Any:
+    """The exit code of `mmfusion train` in this process."""
+    try:
+        main(["train", *arguments])
+    except SystemExit as ended:
+        return ended.code or 0
+
+
+def two_ranks(data: Path, folder: Path, rank: int, arguments: list[str]) -> None:
     for stage in (0, 1, 2, 3):
         step(one_step(data, folder / f"ranks-{stage}", zero_stage=stage))
     for stage in (2, 3):
@@ -269,12 +298,90 @@ def two_ranks(data: Path, folder: Path, rank: int) -> None:
         shutil.copytree(folder / "alone" / begun, folder / "grown" / begun)
     torch.distributed.barrier()
     Trainer(tiny(data, folder / "grown", eps=1e-3, zero_stage=3, steps=4), Loader).run()
+    # What two begin at stage 2, with what the launcher appends, one finishes by `train.py`.
+    begun = overrides(data, folder / "command", eps=1e-3, zero_stage=2)
+    assert command("--config", "tiny", *begun, "--until", "2", *arguments) == 0
+
+
+# Runs that end early
+
+
+def nan(batch: Batch) -> Batch:
+    return replace(batch, target=batch.target * torch.nan)
+
+
+def terminate(batch: Batch) -> Batch:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return batch
+
+
+def damage(batch: Batch) -> Batch:
+    raise UserError("shard 7: is gone")
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
+
+
+def broken(*_: Any) -> None:
+    raise ValueError("no colour named mauve")
+
+
+def happening(happens: dict[int, Callable[[Batch], Batch]]) -> type[MixedRows]:
+    """Rows of which the last rank's first batch of some steps is changed."""
+
+    class Changed(MixedRows):
+        def __init__(self, config: Any, rank: int, world: int) -> None:
+            super().__init__(config, rank, world)
+            self.last = rank == world - 1
+
+        def __iter__(self) -> Iterator[list[Batch]]:
+            for step in range(1, 100):
+                first, *others = self.batches
+                if self.last and step in happens:
+                    first = happens[step](first)
+                yield [first, *others]
+
+    return Changed
+
+
+def ended(config: Any, happens: dict[int, Callable[[Batch], Batch]], rank: int) -> None:
+    """Run, and write down how it ended on this rank."""
+    trainer = Trainer(config, happening(happens))
+    try:
+        trainer.run()
+        told: Any = ["", ""]
+    except (Exception, SystemExit) as error:
+        told = [type(error).__name__, str(error)]
+    path = Path(config.train.output) / f"ended-{rank}.json"
+    path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def endings(data: Path, folder: Path, rank: int, world: int) -> None:
+    def config(name: str, **train: Any) -> Any:
+        given = {"steps": 5, "save_every": 1, "keep": 9, "zero_stage": 0 if world == 1 else 2}
+        return tiny(data, folder / name, micro_rows=1, **{**given, **train})
+
+    ended(config("once"), {2: nan}, rank)
+    ended(config("thrice", steps=9), dict.fromkeys((3, 4, 5, 6), nan), rank)
+    ended(config("at-the-end", steps=3), {3: nan}, rank)
+    if world == 1:
+        return
+    ended(config("signal", save_every=50), {3: terminate}, rank)
+    ended(config("data", save_every=50), {3: damage}, rank)
+    loop.sample_sheet = broken
+    ended(config("sheet", steps=1), {}, rank)
+    loop.export = full  # type: ignore[assignment]
+    ended(config("export", steps=2), {}, rank)
 
 
 if __name__ == "__main__":
-    data, folder = map(Path, sys.argv[1:])
+    arguments = [word for word in sys.argv[1:] if word.startswith("--")]  # of the launcher
+    data, folder = (Path(word) for word in sys.argv[1:] if word not in arguments)
     rank, world = start_distributed()
+    loop.sample_sheet = blank
     if world == 1:
         one_rank(data, folder)
     else:
-        two_ranks(data, folder, rank)
+        two_ranks(data, folder, rank, arguments)
+    endings(data, folder / f"ranks-{world}", rank, world)

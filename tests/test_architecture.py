@@ -15,7 +15,7 @@ LONGEST, LONGEST_ENTRY = 400, 60
 # Each line may import from the lines above it, and from its own; a package stands for its modules.
 LAYERS = [
     ["errors", "texts", "files", "home", "jsonl", "launcher", "locks"],
-    ["rng", "overrides", "classes", "device"],
+    ["rng", "overrides", "device"],
     ["config", "manifest"],
     ["split", "diffusion", "codecs", "sequence"],
     ["mask", "packing"],

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import model_config, picture, random_decoder, run_config
 from material import encoded
-from material import run as command
+from material import run as ran
 from PIL import Image as PILImage
 
 import mmfusion
@@ -97,26 +97,14 @@ def image(tmp_path: Path) -> Path:
         ([], ["prompts", "--label"]),
         (["a seven", "--label", "3"], ["either prompts or --label"]),
         ([""], ["prompt is empty"]),
-        (["a seven", " \t "], ["prompt is empty"]),
         (["--label", "eleven"], ["unknown class 'eleven'", "0 to 9", "seven"]),
-        (["--label", "10"], ["unknown class", "0 to 9"]),
-        (["--label", "-1"], ["unknown class"]),
         (["--label", ""], ["unknown class"]),
-        (["seven " * 100], ["tokens", "rows hold 96", "shorten"]),
         (["a", "--set", "ar_steps=17"], ["ar_steps", "17 AR steps do not fit 16 tokens"]),
-        (["a", "--set", "ar_sizes=[3, 4]"], ["ar_sizes", "add up to 7", "16 tokens"]),
-        (["a", "--set", "order=[0, 1]"], ["order", "0 to 15"]),
-        (["a", "--set", "order=spiral"], ["order"]),
-        (["a", "--set", "guidence=2"], ["guidence"]),
         (["a", "--set", "guidance=two"], ["guidance", "two"]),
         (["a", "--set", "guidance=.nan"], ["guidance"]),
-        (["a", "--set", "guidance=.inf"], ["guidance"]),
         (["a", "--set", "guidance"], ["name=value"]),
         (["a", "--set", "guidance=[1"], ["guidance=[1", "YAML"]),
         (["a", "--set", "scheduler=euler"], ["scheduler", "euler", "path ddpm", "dpmsolver++"]),
-        (["a", "--set", "scheduler=heun"], ["scheduler", "heun", "ddpm"]),
-        (["a", "--set", "num_inference_steps=0"], ["num_inference_steps"]),
-        (["a", "--set", "num_inference_steps=1001"], ["num_inference_steps", "1000"]),
         (["a", "--set", "seed=3"], ["seed"]),
         (["a", "--set", "progress=false"], ["progress"]),
         (["a", "--set", "batch_size=0"], ["batch_size"]),
@@ -143,30 +131,6 @@ def test_options_that_typer_refuses_exit_with_2_too(run: Run, model: Path) -> No
         assert wrong[0] in err
         assert "Traceback" not in out + err
     assert run("paint")[0] == 2
-
-
-def test_a_model_without_dropout_refuses_guidance(
-    run: Run, digits_data: Path, tmp_path: Path
-) -> None:
-    plain = {"prediction": "sample", "dropout": 0.0}
-    model = write_model(tmp_path / "model", digits_data, diffusion=plain)
-    refused = run("generate", "a", "--model", model, "--set", "guidance=2")
-    assert_refused(refused, "guidance 2", "diffusion.dropout")
-    assert run("generate", "a", "--model", model, "-o", tmp_path / "x.png")[0] == 0
-
-
-def test_a_model_without_text_or_classes_says_so(
-    run: Run, digits_data: Path, tmp_path: Path, image: Path
-) -> None:
-    config = model_config(text=None)
-    export(config, random_decoder(config).state_dict(), tmp_path / "mute")
-    mute = ("--model", tmp_path / "mute")
-    assert_refused(run("generate", "a", *mute), "no text", "tokenizer")
-    assert_refused(run("caption", image, *mute), "no text", "tokenizer")
-    assert_refused(run("edit", image, "--mask", "top", "--prompt", "a", *mute), "tokenizer")
-    write_model(tmp_path / "classless", digits_data, classes=[])
-    classless = ("--model", tmp_path / "classless")
-    assert_refused(run("generate", "--label", "3", *classless), "no classes", "text_to_image")
 
 
 PICTURES: dict[str, Callable[[Path], Any]] = {
@@ -197,24 +161,11 @@ def test_a_mask_that_does_not_fit_is_refused(
     run: Run, model: Path, image: Path, tmp_path: Path
 ) -> None:
     mask = tmp_path / "mask.png"
-
-    def edited(where: object, *condition: object) -> tuple[int, str, str]:
-        condition = condition or ("--label", "3")
-        return run("edit", image, "--mask", where, "--model", model, *condition)
-
     PILImage.new("L", (5, 7), "white").save(mask)
-    assert_refused(edited(mask), "mask of size 5x7", "8x8", "4x4")
-    PILImage.new("L", (8, 8), "white").save(mask)
-    assert_refused(edited(mask), "regenerates everything")
-    PILImage.new("L", (4, 4), "black").save(mask)
-    assert_refused(edited(mask), "regenerates nothing")
-    assert_refused(edited("middle"), "middle", "center", "outpaint")
-    assert_refused(edited("top", "--label", "12"), "unknown class")
-    assert_refused(edited("top", "--prompt", " "), "prompt is empty")
-    assert_refused(edited("top", "--label", "3", "--prompt", "a"), "either a prompt or a label")
-    assert_refused(run("edit", image, "--mask", "top", "--model", model), "a prompt or a label")
-    # Half of the picture is kept: 8 tokens are left for AR steps.
-    assert_refused(edited("top", "--label", "3", "--set", "ar_steps=9"), "9 AR steps", "8 tokens")
+    edited = ("edit", image, "--model", model, "--mask")
+    assert_refused(run(*edited, mask, "--label", "3"), "mask of size 5x7", "8x8", "4x4")
+    assert_refused(run(*edited, "middle", "--label", "3"), "middle", "center", "outpaint")
+    assert_refused(run(*edited, "top", "--label", "3", "--prompt", "a"), "a prompt or a label")
 
 
 def _replace(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -332,6 +283,8 @@ def test_train_refuses(
         answer = run(*good, wrong)
         assert_refused(answer, *named)
     assert_refused(run("train", "--config", "huge"), "huge", "digits.yaml")
+    assert_refused(run("train", "--config", "mm_xl"), "mm_xl", "data/tokenizer.model")
+    assert not (tmp_path / "runs").exists()  # its output
     broken = tmp_path / "shards" / "train-00000.tar"
     broken.parent.mkdir()
     broken.write_bytes(b"no tar" * 1000)
@@ -345,24 +298,6 @@ def test_eval_refuses(run: Run, model: Path, digits_data: Path, tmp_path: Path) 
     (tmp_path / "report").mkdir()
     (tmp_path / "report/report.json").write_text("[]")
     assert_refused(run(*common, "--data", digits_data), tmp_path / "report/report.json")
-
-
-def test_interleaved_prompts_that_cannot_be_answered(model: Path) -> None:
-    pipeline = Pipeline.from_pretrained(model)
-    for prompt, message in (
-        (["a seven", picture(0)], "no slot"),
-        ([], "no slot"),
-        ("a seven", "list"),
-        (["a", 3, TextSlot()], "int"),
-        ([" ", ImageSlot()], "empty"),
-        ([ImageSlot(steps=3)], "steps"),
-        ([ImageSlot(ar_steps=17)], "17 AR steps"),
-        ([picture(i) for i in range(6)] + [TextSlot()], "rows hold 96"),
-        ([TextSlot(max_new_tokens=200)], "max_new_tokens"),
-        ([["a", TextSlot()], ["b"]], "no slot"),
-    ):
-        with pytest.raises(UserError, match=message):
-            pipeline.generate(prompt)  # type: ignore[arg-type]
 
 
 # A real process
@@ -761,7 +696,7 @@ def test_eval_says_what_to_give_where_nothing_says_what_to_measure(
 
 
 def test_a_report_is_of_the_same_only_if_all_it_depends_on_is(tmp_path: Path) -> None:
-    from mmfusion.cli.evaluation.run import _of_the_same
+    from mmfusion.cli.eval import _of_the_same
 
     report = tmp_path / "report.json"
     facts = {"model": "m", "settings": {"seed": 0}, "inputs": {"data": "ab"}, "size": (1, 2)}
@@ -848,12 +783,12 @@ def test_digits_replace_nothing_and_are_made_whole(tmp_path: Path) -> None:
     mine = tmp_path / "mine/held_out-00000.tar"
     mine.parent.mkdir()
     mine.write_text("mine")
-    assert command("data", "digits", "-o", mine.parent) == 2
+    assert ran("data", "digits", "-o", mine.parent) == 2
     assert mine.read_text() == "mine"
     data = tmp_path / "data"
-    assert command("data", "digits", "-o", data) == 0
+    assert ran("data", "digits", "-o", data) == 0
     (data / "tokenizer.model").unlink()
-    assert command("data", "digits", "-o", data) == 0
+    assert ran("data", "digits", "-o", data) == 0
     assert (data / "tokenizer.model").is_file()
 
 

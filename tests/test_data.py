@@ -43,31 +43,19 @@ def test_mm_xl_without_its_data_lists_every_missing_piece(
     with pytest.raises(UserError) as caught:
         check_data(config, "mm_xl")
     said = str(caught.value)
+    vae, tokenizer = "data/vae/mar-kl16", "data/tokenizer.model"
     for piece, command in (
-        (
-            "image.vae: no folder data/vae/mar-kl16",
-            "mmfusion import mar-vae kl16.ckpt data/vae/mar-kl16",
-        ),
-        (
-            "sources imagenet, recaption: no shards",
-            'latents "data/imagenet/*.tar" --config mm_xl --flip -o',
-        ),
+        (f"image.vae: no folder {vae}", f"mmfusion import mar-vae kl16.ckpt {vae}"),
+        ("imagenet, recaption: no shards", 'latents "data/imagenet/*.tar" --config mm_xl --flip'),
         ("sources draw, caption: no shards", "captions CAPTIONS.jsonl -o data/captions\n"),
         ("sources interleaved: no shards", "interleaved DOCUMENTS.jsonl -o data/interleaved\n"),
-        (
-            "classes_file: no file data/imagenet/classes.json",
-            "--captions RECAPTIONS -o data/imagenet\n",
-        ),
-        ("text.tokenizer: no file data/tokenizer.model", "-o data/tokenizer.model"),
+        ("no file data/imagenet/classes.json", "--captions RECAPTIONS -o data/imagenet\n"),
+        (f"text.tokenizer: no file {tokenizer}", f"-o {tokenizer}"),
     ):
         assert piece in said
         assert command in said.split(piece)[1]
-    for path in (
-        "data/vae/mar-kl16/x",
-        "data/imagenet-latents/a.tar",
-        "data/imagenet/classes.json",
-    ):
-        save(tmp_path / path, json.dumps(["a"] * 1000).encode())
+    for path in ("vae/mar-kl16/x", "imagenet-latents/a.tar", "imagenet/classes.json"):
+        save(tmp_path / "data" / path, json.dumps(["a"] * 1000).encode())
     with pytest.raises(UserError, match="3 of its data are missing"):
         check_data(load("mm_xl"), "mm_xl")
     for path in ("captions-latents/a.tar", "interleaved-latents/a.tar", "tokenizer.model"):

@@ -25,15 +25,8 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 def as_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable says where home is or who the user is, and the system does not know the user."""
-    for name in (
-        "HOME",
-        "LOGNAME",
-        "USER",
-        "LNAME",
-        "USERNAME",
-        "MMFUSION_CACHE",
-        "XDG_CACHE_HOME",
-    ):
+    names = "HOME LOGNAME USER LNAME USERNAME MMFUSION_CACHE XDG_CACHE_HOME"
+    for name in names.split():
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 

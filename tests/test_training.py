@@ -8,7 +8,10 @@ import math
 import os
 import resource
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,18 +19,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from ranks import deepspeed, launch
+from ranks import CHECKOUT, deepspeed, environment, launch, overrides
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import Pipeline
+from mmfusion.cli import main
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.config.section import keys
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError
 from mmfusion.training import checkpoint, loop, resume
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
-from mmfusion.training.engine import make_engine
+from mmfusion.training.engine import flex
 from mmfusion.training.metrics import Metrics, SkippedLog
 from mmfusion.training.schedule import learning_rate, progress
 
@@ -37,7 +41,9 @@ pytestmark = pytest.mark.timeout(600)  # whichever comes first waits for all run
 
 
 def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    """Each line, which has no NaN: JSON does not have it."""
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def step(run: Path, number: int) -> Checkpoint:
@@ -63,8 +69,10 @@ def assert_same_state(a: Checkpoint, b: Checkpoint, model: Decoder) -> None:
 def runs(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tests/ranks.py leaves: one rank first, for two go on from what it began."""
     folder = tmp_path_factory.mktemp("runs")
-    for ranks in (1, 2):
-        launch([sys.executable, "tests/ranks.py", str(digits_data), str(folder)], ranks)
+    job = ["tests/ranks.py", str(digits_data), str(folder)]
+    for ranks, start in ((1, [sys.executable, *job]), (2, deepspeed(*job))):
+        said = launch(start)
+        (folder / f"ranks-{ranks}/said.txt").write_text(said, encoding="utf-8")
     return folder
 
 
@@ -294,25 +302,21 @@ def test_schedule_by_hand() -> None:
     assert learning_rate(train, 4, 0.9) == pytest.approx(0.25)  # both at once
 
 
+def recording(tiny: Config, folder: Path, step: int) -> Metrics:
+    train = tiny.train.model_copy(update={"output": str(folder)})
+    return Metrics(tiny.model_copy(update={"train": train}), step, active=True)
+
+
 def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config) -> None:
-    """Also a last line that was cut off in the middle, as by a full disk or a kill."""
-    lines = [json.dumps({"step": s, "loss": s / 2}) for s in (1, 2, 3, 4)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo', "utf-8")
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
-    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
-    records.log(3, {"loss": 7.0})
-    records.close()
-    assert metrics(tmp_path) == [*map(json.loads, lines[:2]), {"step": 3, "loss": 7.0}]
+    """Also a last line that was cut off, as by a kill. What is written is JSON for any reader.
 
-
-def test_metrics_are_json_lines_for_any_reader(tmp_path: Path, tiny: Config) -> None:
-    """What is not finite is null; U+2028 in a string ends no line, a byte order mark begins one."""
+    What is not finite is null; U+2028 in a string ends no line, a byte order mark begins one.
+    """
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '\ufeff{"step": 1, "note": "a\u2028b"}\n{"step": 2, "loss": NaN}\n[3]\n', "utf-8"
-    )
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
-    records = Metrics(tiny.model_copy(update={"train": train}), 2, active=True)
+    first, second = '{"step": 1, "note": "a\u2028b"}', '{"step": 2, "loss": NaN}'
+    past = '[3]\n{"step": 3, "loss": 1.5}\n{"step": 5, "lo'
+    path.write_text(f"\ufeff{first}\n{second}\n{past}", "utf-8")
+    records = recording(tiny, tmp_path, 2)
     records.log(3, {"loss": math.nan, "grad_norm": math.inf})
     records.close()
     assert [json.loads(line, parse_constant=pytest.fail) for line in path.open("rb")] == [
@@ -439,7 +443,7 @@ def test_a_run_does_not_go_on_as_another_model(saved: Path, key: str) -> None:
         before[last] = OTHER_MODELS[key]
 
     with pytest.raises(UserError, match=rf"step-00000004: (?s:.*)\n  {key}: was ") as caught:
-        resume.go_on(change(saved, edit), config, rows)
+        resume.go_on(change(saved, edit), config, rows.resume)
     assert "train.output" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 2
 
@@ -453,7 +457,7 @@ def test_all_that_differs_is_named_with_what_the_data_say(saved: Path) -> None:
             raise UserError("seed: was 1\ndata source x: was y")
 
     with pytest.raises(UserError) as caught:
-        resume.go_on(before, config, Other())
+        resume.go_on(before, config, Other().resume)
     lines = [line.strip().split(":")[0] for line in str(caught.value).splitlines()[1:]]
     assert lines == ["row_length", "decoder.width", "seed", "data source x"]
 
@@ -471,10 +475,10 @@ def test_a_run_goes_on_with_all_else_changed(saved: Path) -> None:
         before["decoder"]["was_there_once"] = 3
 
     saved_before = change(saved, older)
-    resume.go_on(saved_before, now, rows)
+    resume.go_on(saved_before, now, rows.resume)
     assert rows.state == saved_before.state.slots
     with pytest.raises(UserError, match=r"diffusion\.noisy_copies: was 1, is now 2"):
-        resume.go_on(saved_before, other, rows)
+        resume.go_on(saved_before, other, rows.resume)
 
 
 def test_what_may_differ_is_there() -> None:
@@ -482,35 +486,19 @@ def test_what_may_differ_is_there() -> None:
     assert known >= resume.FREE | resume.FIXED
 
 
-def test_a_refused_start_touches_nothing(runs: Path, digits_data: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(runs / "go-on-0/halves", tmp_path / "run"))
+def test_a_refused_start_touches_nothing(runs: Path) -> None:
+    def kept(run: Path) -> dict[Path, bytes]:  # but for the lock, which says who held it last
+        return {p.relative_to(run): p.read_bytes() for p in run.rglob("[!.]*") if p.is_file()}
 
-    def kept() -> dict[Path, bytes]:  # but for the lock, which says who held it last
-        return {p: p.read_bytes() for p in run.rglob("[!.]*") if p.is_file()}
-
-    before = kept()
-    said = launch(
-        [sys.executable, "-c", REFUSED, str(run / "config.yaml"), f"train.output={run}",
-         "decoder.depth=1", "diffusion.prediction=sample", "train.steps=9", "seed=3"],
-    )  # fmt: skip
+    said = (runs / "refused.txt").read_text("utf-8")
     assert all(key in said for key in ("decoder.depth", "diffusion.prediction", "\n  seed"))
-    assert kept() == before
-
-
-REFUSED = """
-import sys
-from mmfusion.cli import main
-try:
-    main(["train", "--config", *sys.argv[1:]])
-except SystemExit as stop:
-    assert stop.code == 2
-"""
+    assert kept(runs / "refused") == kept(runs / "go-on-0/halves")
 
 
 def test_flex_attention_on_a_cpu_is_refused(tiny: Config) -> None:
     train = tiny.train.model_copy(update={"attention": "flex"})
     with pytest.raises(UserError, match=r"train\.attention: flex needs .*dense"):
-        make_engine(tiny.model_copy(update={"train": train}), torch.nn.Linear(2, 2), 1)
+        flex(tiny.model_copy(update={"train": train}))
 
 
 Write = Callable[..., Path]
@@ -526,6 +514,7 @@ def write(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Write:
         all_gather_object=lambda out, value: out.__setitem__(0, value),
     )
     monkeypatch.setattr(checkpoint, "distributed", alone)
+    monkeypatch.setattr("mmfusion.training.together.distributed", alone)
     zeros = {"weight": torch.zeros(5000)}
     monkeypatch.setattr(checkpoint, "_write_pieces", lambda path, *_: save_file(zeros, path))
 
@@ -622,7 +611,7 @@ def test_what_another_rank_cannot_write_stops_this_one(
         calls.append(value)
         out[:] = [value, "rank-00001.safetensors: no room" if len(calls) == 2 else None]
 
-    two = {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0}
+    two = {"get_world_size": lambda: 2, "get_rank": lambda: 0}
     monkeypatch.setattr(
         "mmfusion.training.together.distributed", SimpleNamespace(**two, all_gather_object=gather)
     )
@@ -632,7 +621,6 @@ def test_what_another_rank_cannot_write_stops_this_one(
 
 
 def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny: Config) -> None:
-    train = tiny.train.model_copy(update={"output": str(tmp_path)})
     kept = "".join(f'{{"step": {n}, "loss": 1.0}}\n' for n in range(1, 300))
     (tmp_path / "metrics.jsonl").write_text(kept)
     (tmp_path / "lost").mkdir()
@@ -645,7 +633,7 @@ def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
     try:
         with pytest.raises(UserError, match=r"metrics\.jsonl.*make room"):
-            Metrics(tiny.model_copy(update={"train": train}), 299, active=True)
+            recording(tiny, tmp_path, 299)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (tmp_path / "metrics.jsonl").read_text() == kept
@@ -655,18 +643,9 @@ def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny
 
 
 @pytest.fixture(scope="module")
-def commands(
-    runs: Path, digits_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
+def commands(runs: Path, digits_data: Path) -> SimpleNamespace:
     """Two ranks by the launcher at stage 2 until step 2; after an accident, one rank goes on."""
-    run = tmp_path_factory.mktemp("commands") / "run"
-    shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
-    tiny = [
-        "train.py", "--config", "tiny", f"train.output={run}", "train.eps=1e-3",
-        f"text.tokenizer={digits_data}/tokenizer.model",
-        *(f"data.sources.{i}.shards={digits_data}/{name}" for i, name in enumerate(shards)),
-    ]  # fmt: skip
-    launch(deepspeed(*tiny, "train.zero_stage=2", "--until", "2"))
+    run = runs / "command"
     first = metrics(run)
     made = run / "checkpoints/step-00000002"
     ranks = sorted(p.name for p in made.glob("rank-*"))
@@ -677,7 +656,8 @@ def commands(
     (run / "model/README.md").write_text("mine")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "loss": 0.5}\n')
-    said = launch([sys.executable, *tiny, "train.zero_stage=0"])
+    tiny = ["train.py", "--config", "tiny", *overrides(digits_data, run, eps=1e-3, zero_stage=0)]
+    said = launch([sys.executable, *tiny])
     return SimpleNamespace(run=run, first=first, ranks=ranks, said=said)
 
 
@@ -709,3 +689,141 @@ def test_plain_python_goes_on_where_two_ranks_were(
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
     assert checkpoint.newest(commands.run / "checkpoints") == whole.path
+
+
+def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
+    digits_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    tiny = ["--config", "tiny", *overrides(digits_data, run, steps=10000, save_every=10000)]
+    first = subprocess.Popen(
+        [sys.executable, "train.py", *tiny],
+        cwd=CHECKOUT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (run / "metrics.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *tiny])
+    assert stop.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(run) in said
+    for _ in range(2):  # `timeout` and launchers send it twice
+        os.kill(first.pid, signal.SIGINT)
+    _, said = first.communicate(timeout=200)
+    assert first.returncode == 130
+    assert "Traceback" not in said
+    (number,) = steps(run)
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest == run / f"checkpoints/step-{number:08d}"
+    assert said.splitlines()[-1].endswith(str(newest))
+    assert [line["step"] for line in metrics(run)] == [*range(1, number + 1)]
+
+
+def test_a_second_signal_ends_at_once_unless_it_is_an_echo() -> None:
+    script = """if True:
+        import os, signal, time
+        from mmfusion.training import together
+        together.ECHO = 0.2
+        with together.Stop(said=True) as stop:
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            print("goes on with", stop.signal, flush=True)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            print("still here")
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "goes on with 15\n")
+    assert "Traceback" not in done.stderr
+
+
+# Runs that do not come to their end: all ranks end alike, with nothing lost
+
+RANKS = ["ranks-1", "ranks-2"]  # at ZeRO stages 0 and 2
+
+
+def steps(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+
+
+def ended(run: Path) -> list[list[str]]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted(run.glob("ended-*.json"))]
+
+
+def complete(run: Path) -> bool:
+    return json.loads((run / "training.json").read_text("utf-8"))["complete"]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_one_step_that_is_not_finite_changes_nothing(runs: Path, ranks: str) -> None:
+    run = runs / ranks / "once"
+    assert all(told == ["", ""] for told in ended(run))
+    assert complete(run)
+    assert steps(run) == [1, 3, 4, 5]  # of step 2 none is written
+    assert [line["loss"] is None for line in metrics(run)] == [False, True, False, False, False]
+    assert "step 2: loss or gradient not finite" in (runs / ranks / "said.txt").read_text("utf-8")
+    last = Checkpoint(run / "checkpoints/step-00000005")
+    for kind in ("weight", "ema", "exp_avg", "exp_avg_sq"):
+        assert torch.isfinite(last.whole(kind, "latent_in.weight")).all()
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_several_in_a_row_end_the_run(runs: Path, ranks: str) -> None:
+    run = runs / ranks / "thrice"
+    (kind, told), *others = ended(run)
+    assert kind == "UserError"
+    assert "step 5" in told
+    assert all(name in told for name in ("train.lr", "train.grad_clip", "step-00000002"))
+    assert all(kind == "Elsewhere" for kind, _ in others)  # one line, not one a rank
+    assert steps(run) == [1, 2]
+    assert not complete(run)
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_run_does_not_end_well_with_one(runs: Path, ranks: str) -> None:
+    run = runs / ranks / "at-the-end"
+    assert [kind for kind, _ in ended(run)] == ["UserError", "Elsewhere"][: len(ended(run))]
+    assert steps(run) == [1, 2]
+    assert not complete(run)
+
+
+# What happens on one rank
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(runs: Path) -> None:
+    run = runs / "ranks-2/signal"
+    assert ended(run) == [["SystemExit", "143"]] * 2
+    assert steps(run) == [2]  # it came before step 3
+    saved = Checkpoint(run / "checkpoints/step-00000002").state
+    assert saved.slots == {0: [1], 1: [1]}
+    said = (runs / "ranks-2/said.txt").read_text("utf-8")
+    assert "SIGTERM" in said
+    assert str(run / "checkpoints/step-00000002") in said
+    assert (run / "model/model.safetensors").is_file()
+    assert not complete(run)
+
+
+def test_bad_data_of_one_rank_end_all(runs: Path) -> None:
+    run = runs / "ranks-2/data"
+    (first, _), (second, told) = ended(run)
+    assert (first, second) == ("Elsewhere", "UserError")
+    assert "shard 7" in told
+
+
+def test_a_sheet_that_cannot_be_drawn_is_a_warning(runs: Path) -> None:
+    run = runs / "ranks-2/sheet"
+    assert ended(run) == [["", ""]] * 2
+    assert complete(run)
+    said = (runs / "ranks-2/said.txt").read_text("utf-8")
+    warning = next(line for line in said.splitlines() if "mauve" in line)
+    assert str(run / "samples/step-00000001.png") in warning
+
+
+def test_an_export_that_fails_ends_all_ranks(runs: Path) -> None:
+    run = runs / "ranks-2/export"
+    (first, told), (second, _) = ended(run)
+    assert (first, second) == ("OSError", "Elsewhere")
+    assert "the disk" in told
+    assert steps(run) == [1]  # which was whole before

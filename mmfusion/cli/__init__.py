@@ -9,7 +9,7 @@ import typer
 
 from mmfusion import __version__
 from mmfusion.cli.data import app as data
-from mmfusion.cli.evaluation import app as evaluation
+from mmfusion.cli.eval import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
 from mmfusion.cli.train import train
@@ -43,11 +43,8 @@ def _front(
     pass
 
 
-app.command()(train)
-app.command()(generate)
-app.command()(caption)
-app.command()(edit)
-app.command()(chat)
+for _command in (train, generate, caption, edit, chat):
+    app.command()(_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
@@ -81,12 +78,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Elsewhere:
         _end(None, 2)
     except UserError as error:
-        _refuse(str(error))
+        _end(f"error: {error}", 2)
     except OSError as error:
         if error.filename is None and not no_room(error):
             raise
         where = error.filename or "a file cannot be written"
-        _refuse(f"{where}: {error.strerror}" + "; make room and start again" * bool(no_room(error)))
+        remedy = "; make room and start again" if no_room(error) else ""
+        _end(f"error: {where}: {error.strerror}{remedy}", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except SystemExit as ending:
@@ -100,10 +98,6 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """TensorBoard writes in a thread; when it finds no room, the next call to it says so."""
     if not no_room(failure.exc_value):
         threading.__excepthook__(failure)
-
-
-def _refuse(message: str) -> NoReturn:
-    _end(f"error: {message}", 2)
 
 
 def _end(line: str | None, code: int) -> NoReturn:

@@ -10,7 +10,6 @@ from mmfusion import launcher
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
-    from mmfusion.data_pipelines.images import ImageReader
     from mmfusion.data_pipelines.shard_writer import Made
 
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
@@ -76,8 +75,9 @@ def imagenet(
 ) -> None:
     """Write pictures by class as shards, and classes.json."""
     from mmfusion.data_pipelines.converters.imagenet import write_imagenet
+    from mmfusion.data_pipelines.images import ImageReader
 
-    reader = _reader(size, format)
+    reader = ImageReader(size, format)
     made = write_imagenet(
         source, output, name, names, reader, seed, per_shard, labels, captions, most_lost
     )
@@ -107,9 +107,10 @@ def captions(
     """Write captioned pictures as shards."""
     from mmfusion.data_pipelines.converters.annotations import Wanted
     from mmfusion.data_pipelines.converters.captions import write_captions
+    from mmfusion.data_pipelines.images import ImageReader
 
     wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
-    reader = _reader(size, format)
+    reader = ImageReader(size, format)
     made = write_captions(
         source, output, name, reader, seed, per_shard, wanted, caption_key, most_lost
     )
@@ -150,12 +151,13 @@ def interleaved(
     from mmfusion.data_pipelines.converters.interleaved import write_interleaved
     from mmfusion.data_pipelines.converters.interleaved_formats import Reading
     from mmfusion.data_pipelines.converters.splitting import Limits
+    from mmfusion.data_pipelines.images import ImageReader
 
     made = write_interleaved(
         documents,
         output,
         name,
-        _reader(size, format),
+        ImageReader(size, format),
         seed,
         Reading(learn, min_similarity),
         Limits(max_pictures, max_tokens, tokenizer),
@@ -217,12 +219,6 @@ def tokenizer(
 
     lines = corpus(shards or [], text or [], report=typer.echo)
     typer.echo(f"wrote {train_tokenizer(lines, output, vocabulary)}")
-
-
-def _reader(size: int | None, format: Literal["jpeg", "png"]) -> "ImageReader":
-    from mmfusion.data_pipelines.images import ImageReader
-
-    return ImageReader(size, format)
 
 
 def _say(made: "Made", output: Path) -> None:

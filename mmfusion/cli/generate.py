@@ -204,7 +204,7 @@ def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.overrides import read_option
 
     options = dict(read_option(Sampling, item, "--set") for item in given or [])
-    check_names(list(options), tuple(Sampling.model_fields), "--set")
+    check_names(options, tuple(Sampling.model_fields), "--set")
     return options
 
 

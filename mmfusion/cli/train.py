@@ -46,13 +46,12 @@ def train(
 
     with in_contact():
         trainer = Trainer(settings, Loader)
-    state = trainer.state
-    if trainer.rank == 0 and state.step:
-        done = progress(settings.train, state.step, state.seconds) >= 1
-        what = "already trained" if done else "going on"
-        typer.echo(
-            f"{what}: {trainer.output} has a checkpoint at step {state.step}"
-            + (f"; the model is {trainer.output / 'model'}" if done else "")
-        )
-    with in_contact():
+        state = trainer.state
+        if trainer.rank == 0 and state.step:
+            done = progress(settings.train, state.step, state.seconds) >= 1
+            what = "already trained" if done else "going on"
+            typer.echo(
+                f"{what}: {trainer.output} has a checkpoint at step {state.step}"
+                + (f"; the model is {trainer.output / 'model'}" if done else "")
+            )
         trainer.run(until)

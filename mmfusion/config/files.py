@@ -1,11 +1,11 @@
 """Configs as YAML files: found, read, overridden on the command line, and written."""
 
+import json
 from copy import deepcopy
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmfusion.classes import read_names
 from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.run import Config
 from mmfusion.config.section import Key, S, Section, build
@@ -191,6 +191,25 @@ def is_run(path: Path) -> bool:
     except (OSError, UserError):
         return False
     return isinstance(found, dict) and found.keys() >= {"image", "decoder", "data", "train"}
+
+
+def read_names(path: Path, count: int | None) -> list[str] | None:
+    """The names in a JSON list of `count` class names; None when there is no such file.
+
+    Raises:
+        UserError: the file holds something else, or another number of names.
+    """
+    try:
+        names = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"classes_file {path}: not readable JSON ({error})") from None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UserError(f"classes_file {path}: expected a JSON list of class names")
+    if count and len(names) != count:
+        raise UserError(f"classes_file {path}: has {len(names)} names; class_count says {count}")
+    return names
 
 
 def save(config: Section, path: Path) -> None:

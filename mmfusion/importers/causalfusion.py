@@ -9,6 +9,7 @@ squared times channels), N tokens of an image, K class tokens, R rows of the lab
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -18,47 +19,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmfusion.classes import read_names
 from mmfusion.config import ModelConfig, build
-from mmfusion.decoder import FREQUENCIES
+from mmfusion.config.files import read_names
+from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.export import check_folder, export
-from mmfusion.importers.checkpoint import read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
 
-# Theirs -> ours, of tensors whose shape is the same; the tables are reshaped in `converted`.
-OUTSIDE = {
-    "x_proj.weight": "latent_in.weight",
-    "x_proj.bias": "latent_in.bias",
-    "t_embedder.mlp.0.weight": "timestep.0.weight",
-    "t_embedder.mlp.0.bias": "timestep.0.bias",
-    "t_embedder.mlp.2.weight": "timestep.2.weight",
-    "t_embedder.mlp.2.bias": "timestep.2.bias",
-    "final_layer.0.weight": "norm.weight",
-    "final_layer.0.bias": "norm.bias",
-    "final_layer.1.weight": "latent_out.weight",
-    "final_layer.1.bias": "latent_out.bias",
-}
-INSIDE = {  # of each block
-    "norm1.weight": "norm1.weight",
-    "norm1.bias": "norm1.bias",
-    "attn.qkv.weight": "attention.qkv.weight",
-    "attn.q_norm.weight": "attention.q_norm.weight",
-    "attn.q_norm.bias": "attention.q_norm.bias",
-    "attn.k_norm.weight": "attention.k_norm.weight",
-    "attn.k_norm.bias": "attention.k_norm.bias",
-    "attn.proj.weight": "attention.out.weight",
-    "attn.proj.bias": "attention.out.bias",
-    "norm2.weight": "norm2.weight",
-    "norm2.bias": "norm2.bias",
-    "mlp.fc1.weight": "mlp.up.weight",
-    "mlp.fc1.bias": "mlp.up.bias",
-    "mlp.fc2.weight": "mlp.down.weight",
-    "mlp.fc2.bias": "mlp.down.bias",
+# Ours -> theirs. Tensors of the modules have the same shapes, those of the tables are reshaped.
+MODULES = {
+    "latent_in": "x_proj",
+    "timestep.0": "t_embedder.mlp.0",
+    "timestep.2": "t_embedder.mlp.2",
+    "norm": "final_layer.0",
+    "latent_out": "final_layer.1",
+    "norm1": "norm1",  # this and the following are in each block
+    "attention.qkv": "attn.qkv",
+    "attention.q_norm": "attn.q_norm",
+    "attention.k_norm": "attn.k_norm",
+    "attention.out": "attn.proj",
+    "norm2": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
 }
 TABLE, GRID, LABEL_GRID = "y_embedder.embedding_table.weight", "pos_embed", "cond_pos_embed"
+TABLES = {
+    "label.weight": TABLE,
+    "label_position.weight": LABEL_GRID,
+    "grid_position.weight": GRID,
+}
 
 
 @dataclass(frozen=True)
@@ -115,29 +107,44 @@ def import_causalfusion(
     held = read(path)
     weights = _weights(held, options.weights, str(path))
     sizes = _sizes(weights, str(path))
-    _check_shapes(weights, sizes, str(path))
-    arguments = held.get("args")
-    known = getattr(arguments, "num_classes", None)
+    known = getattr(held.get("args"), "num_classes", None)
     config = _config(sizes, known, options, str(path))
+    check_tensors(weights, _shapes(config, sizes), str(path))
     export(config, converted(weights, sizes, len(config.classes)), output)
     return config
 
 
 def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict[str, Tensor]:
     """Official tensors under our names, fp32; a table without a null class gets one of zeros."""
-    ours = {name: weights[theirs] for theirs, name in OUTSIDE.items()}
-    for block in range(sizes.depth):
-        for theirs, name in INSIDE.items():
-            ours[f"blocks.{block}.{name}"] = weights[f"blocks.{block}.{theirs}"]
+    modules = {theirs: ours for ours, theirs in MODULES.items()}
+    same = [name for name in weights if name not in TABLES.values()]
     table = weights[TABLE].reshape(-1, sizes.width)
     if sizes.table_rows == classes:
         table = torch.cat([table, table.new_zeros(sizes.label_tokens, sizes.width)])
-    ours |= {
+    found = {_renamed(name, modules): weights[name] for name in same} | {
         "label.weight": table,
         "label_position.weight": weights[LABEL_GRID][0],
         "grid_position.weight": weights[GRID][0],
     }
-    return {name: tensor.float() for name, tensor in ours.items()}
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+def _shapes(config: ModelConfig, s: Sizes) -> dict[str, tuple[int, ...]]:
+    """The shape of every official tensor, as our decoder has it."""
+    with torch.device("meta"):
+        ours = Decoder(config, 0).state_dict()
+    return {
+        **{TABLES.get(name) or _renamed(name, MODULES): tuple(t.shape) for name, t in ours.items()},
+        TABLE: (s.table_rows, s.label_tokens * s.width),
+        GRID: (1, s.side**2, s.width),
+        LABEL_GRID: (1, s.label_tokens, s.width),
+    }
+
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    """The name of a tensor whose module is called otherwise."""
+    block, module, part = re.findall(r"^(blocks\.\d+\.)?(.+)\.(\w+)$", name)[0]
+    return f"{block}{modules[module]}.{part}"
 
 
 def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:
@@ -163,8 +170,6 @@ def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[st
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or not tensor.is_floating_point():
             raise UserError(f"checkpoint {where}: {name} is not a dense tensor of real numbers")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"checkpoint {where}: {name} holds numbers that are not finite")
     return weights
 
 
@@ -175,7 +180,8 @@ def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
         tensor = weights.get(name)
         found = None if tensor is None else tuple(tensor.shape)
         if found is None or len(found) != len(form) or not all(found):
-            raise _wrong(where, name, found, f"({', '.join(form)})")
+            what = "is missing" if found is None else f"has the shape {found}"
+            raise UserError(f"checkpoint {where}: {name} {what}; expected ({', '.join(form)})")
         return found
 
     width, token = shape("x_proj.weight", "W", "D")
@@ -199,56 +205,10 @@ def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
     return Sizes(width, hidden, depth, head_dim, token, side, label_tokens, table_rows)
 
 
-def _check_shapes(weights: Mapping[str, Tensor], sizes: Sizes, where: str) -> None:
-    """Every tensor of such a model is there with its shape, and there is no other."""
-    expected = _shapes(sizes)
-    for name, wanted in expected.items():
-        found = tuple(weights[name].shape) if name in weights else None
-        if found != wanted:
-            raise _wrong(where, name, found, str(wanted))
-    if unknown := sorted(set(weights) - set(expected)):
-        raise UserError(
-            f"checkpoint {where}: {unknown[0]} is no tensor of CausalFusion; the model would not "
-            "be the same without it"
-        )
-
-
-def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """The shape of every official tensor."""
-    block: dict[str, tuple[int, ...]] = {
-        "attn.qkv.weight": (3 * s.width, s.width),
-        "attn.proj.weight": (s.width, s.width),
-        "mlp.fc1.weight": (s.hidden, s.width),
-        "mlp.fc1.bias": (s.hidden,),
-        "mlp.fc2.weight": (s.width, s.hidden),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "x_proj.weight": (s.width, s.token),
-        "t_embedder.mlp.0.weight": (s.width, FREQUENCIES),
-        "t_embedder.mlp.2.weight": (s.width, s.width),
-        "final_layer.1.weight": (s.token, s.width),
-        "final_layer.1.bias": (s.token,),
-        TABLE: (s.table_rows, s.label_tokens * s.width),
-        GRID: (1, s.side**2, s.width),
-        LABEL_GRID: (1, s.label_tokens, s.width),
-    }
-    shapes = dict.fromkeys(OUTSIDE, (s.width,)) | shapes  # what is not listed is a vector
-    for number in range(s.depth):
-        for name in INSIDE:
-            vector = s.head_dim if name.split(".")[1] in ("q_norm", "k_norm") else s.width
-            shapes[f"blocks.{number}.{name}"] = block.get(name, (vector,))
-    return shapes
-
-
-def _wrong(where: str, name: str, found: tuple[int, ...] | None, expected: str) -> UserError:
-    is_ = "is missing" if found is None else f"has the shape {found}"
-    return UserError(f"checkpoint {where}: {name} {is_}; expected {expected}")
-
-
 def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelConfig:
     """The paper's block and diffusion at these sizes; the default guidance is our choice."""
     patch, channels = _patch(sizes.token, options)
-    names = _names(sizes.table_rows, classes, options.classes, where)
+    names = _class_names(sizes.table_rows, classes, options.classes, where)
     dropout = 0.1 if len(names) < sizes.table_rows else 0.0
     guidance = {"class_to_image": 1.5, "edit": 3.0} if dropout else {}
     ratio = sizes.hidden / sizes.width
@@ -303,7 +263,7 @@ def _patch(token: int, options: Options) -> tuple[int, int]:
     )
 
 
-def _names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
+def _class_names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
     """Class names: of the file, else numbers. With class dropout the table has a null row more."""
     names = None
     if file is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmfusion.errors import UserError, first_line
 
@@ -64,6 +65,29 @@ def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
             raise UserError(f"checkpoint {where}: holds {own} twice, once as {name}")
         found[own] = weight
     return found
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Make sure that a model's tensors are all there, finite, in its shapes, and no others.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    for name in {**shapes, **tensors}:
+        found, wanted = tensors.get(name), shapes.get(name)
+        if found is None:
+            what = f"is missing; expected {wanted}"
+        elif wanted is None:
+            what = "is unknown; the model would not be the same without it"
+        elif found.shape != wanted:
+            what = f"has the shape {tuple(found.shape)}; expected {wanted}"
+        elif not found.isfinite().all():
+            what = "is not finite"
+        else:
+            continue
+        raise UserError(f"checkpoint {where}: {name} {what}")
 
 
 def _why(error: Exception) -> str:

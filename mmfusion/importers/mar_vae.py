@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.importers.checkpoint import read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
 
 LATENT_SCALE = 0.2325  # MAR's and CausalFusion's factor from raw to normalised latents
 GROUPS = 32  # of every GroupNorm: the one size that no tensor shows
@@ -98,15 +98,6 @@ def _config(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
     if any(width % GROUPS for width in widths):
         raise UserError(f"checkpoint {path}: widths {widths} are not multiples of {GROUPS}")
     latent = shape("decoder.conv_in.weight")[1]
-    sizes = [shape("encoder.conv_out.weight")[0], latent * 2]
-    for name, wanted in (("quant_conv", latent * 2), ("post_quant_conv", latent)):
-        if f"{name}.weight" in weights:
-            sizes.append(shape(f"{name}.weight")[0] * latent * 2 // wanted)
-    if len(set(sizes)) > 1:
-        raise UserError(
-            f"checkpoint {path}: mean and logarithm of the variance of {latent} latent channels "
-            f"are wanted from the encoder and both quant_conv; their sizes are {sizes}"
-        )
 
     def kinds(side: str, order: range, plain: str) -> list[str]:
         attends = [f"{side}.{n}.attn.0.q.weight" in weights for n in order]
@@ -153,15 +144,7 @@ def _filled(config: dict[str, Any], weights: dict[str, Tensor], path: Path) -> A
 
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
-    wanted = vae.state_dict()
-    for name in sorted(set(wanted) | set(weights)):
-        if name not in weights or name not in wanted:
-            what = "unknown" if name in weights else "missing"
-            raise UserError(f"checkpoint {path}: the tensor for {name} is {what}")
-        if weights[name].shape != wanted[name].shape:
-            sizes = f"{tuple(weights[name].shape)}, expected {tuple(wanted[name].shape)}"
-            raise UserError(f"checkpoint {path}: the tensor for {name} has the shape {sizes}")
-        if not weights[name].isfinite().all():
-            raise UserError(f"checkpoint {path}: the tensor for {name} is not finite")
+    shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    check_tensors(weights, shapes, str(path))
     vae.load_state_dict(weights, assign=True)
     return vae

@@ -25,6 +25,27 @@ def precision(config: Config) -> torch.dtype:
     return torch.bfloat16 if named == "bf16" else torch.float32
 
 
+def flex(config: Config) -> bool:
+    """Whether FlexAttention is used: on CUDA, unless the config says.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    asked, cuda = config.train.attention, torch.cuda.is_available()
+    if asked == "flex" and not cuda:
+        raise UserError(
+            "train.attention: flex needs a CUDA device, of which none is found here (on the CPU "
+            "it has no backward pass); set train.attention=auto or dense"
+        )
+    chosen = cuda and asked != "dense"
+    if chosen and config.row_length % 128:
+        raise UserError(
+            f"row_length: FlexAttention needs a multiple of 128, not {config.row_length}; "
+            "change it, or set train.attention=dense"
+        )
+    return chosen
+
+
 def start_distributed() -> tuple[int, int]:
     """Join the launcher's ranks, or be the only one; returns (rank, world size).
 
@@ -82,16 +103,8 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
     """The model under DeepSpeed with AdamW; parameters without gradient are left alone.
 
     Weight decay is of matrices alone: the weights of linear layers, not tables, norms and biases.
-
-    Raises:
-        UserError: the attention asked for needs a GPU, and there is none.
     """
     train = config.train
-    if train.attention == "flex" and not torch.cuda.is_available():
-        raise UserError(
-            "train.attention: flex needs a CUDA device, of which none is found here (on the CPU "
-            "it has no backward pass); set train.attention=auto or dense"
-        )
     import deepspeed
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -111,6 +124,8 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
         optimizer=optimizer,
         config=deepspeed_config(config, world),
     )
+    if train.compile and engine.device.type == "cuda":
+        engine.compile()
     return engine
 
 

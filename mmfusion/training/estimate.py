@@ -10,6 +10,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.training.engine import precision
 
 UNKNOWN_VOCABULARY = 32_000  # stands in while the tokenizer has not been trained
 GIB = 2**30
@@ -35,7 +36,7 @@ def plan(config: Config, world: int) -> str:
     attention = 12 * c.depth * c.width * config.row_length * tokens
     if train.checkpoint_activations:
         dense, attention = dense * 4 // 3, attention * 4 // 3
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and torch.cuda.is_available())
+    bf16 = precision(config) == torch.bfloat16
     state = memory(parameters, train.zero_stage, world, bf16)
     micro = data.micro_rows * config.row_length
     kept = 2 if train.checkpoint_activations else 34  # bytes of bf16 a width, token and layer

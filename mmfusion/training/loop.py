@@ -17,14 +17,14 @@ from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import check_folder, export
-from mmfusion.mask import Mask, block_mask, dense_mask
+from mmfusion.mask import block_mask, dense_mask
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
-from mmfusion.training.engine import make_engine, precision, set_lr, start_distributed
+from mmfusion.training.engine import flex, make_engine, precision, set_lr, start_distributed
 from mmfusion.training.health import PATIENCE, Health
 from mmfusion.training.image_grid import sample_sheet
-from mmfusion.training.metrics import Metrics, SkippedLog
+from mmfusion.training.metrics import Metrics, SkippedLog, Window
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.together import Stop, together
 from mmfusion.training.zero_shards import pieces
@@ -67,45 +67,35 @@ class Trainer:
             UserError: anything in config, data or checkpoints that the user can mend, or another
                 run is at work in the output folder.
         """
-        self.config = config
-        self.output = Path(config.train.output)
+        self.config, self.output = config, Path(config.train.output)
         precision(config)
+        self.flex = flex(config)
         if launcher.place().rank == 0:  # before ranks meet: two runs may have chosen one port
             locks.keep(self.output, "trains")
             _check_output(self.output)
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
         self._same_data()
-        self.tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
-        torch.manual_seed(config.seed)
-        model = Decoder(config, len(self.tokenizer) if self.tokenizer else 0)
-        model.checkpoint_activations = config.train.checkpoint_activations
         saved = self._newest()
         if saved:
             with together():
-                resume.go_on(saved, config, self.rows)
+                resume.go_on(saved, config, self.rows.resume)
+        torch.manual_seed(config.seed)
+        model = Decoder(config, len(Tokenizer(config.text.tokenizer)) if config.text else 0)
+        model.checkpoint_activations = config.train.checkpoint_activations
+        if saved:
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
         with torch.device("meta"):
             self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export
         self.engine = make_engine(config, model, self.world)
         self.device = self.engine.device
-        if config.train.compile and self.device.type == "cuda":
-            self.engine.compile()
         self.pieces = pieces(self.engine, config.train.zero_stage, self.rank)
         self.ema = Ema(self.pieces, config.train.ema)
-        self.state = checkpoint.State()
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
-            self.state = saved.state
+        self.state = saved.state if saved else checkpoint.State()
         self.saved = self.state.step
         self.health = Health(self.engine, self.pieces, self.ema)
-        attention = config.train.attention
-        self.flex = attention == "flex" or (attention == "auto" and self.device.type == "cuda")
-        if self.flex and config.row_length % 128:
-            raise UserError(
-                f"row_length: FlexAttention needs a multiple of 128, not {config.row_length}; "
-                "change it, or set train.attention=dense"
-            )
 
     def _same_data(self) -> None:
         """Make sure that all ranks see the same data: a disk may have failed for one of them."""
@@ -148,11 +138,10 @@ class Trainer:
             sys.exit(128 + stopped)
 
     def _run(self, metrics: Metrics, until: int | None) -> int:
-        """The signal that ended it, or 0."""
+        """Step by step; the signal that ended it, or 0."""
         train, state = self.config.train, self.state
         started = time.monotonic() - state.seconds
         lost = SkippedLog(self.output, state.step, self.rank)
-        window = torch.zeros(5, device=self.device, dtype=torch.float64)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
         if share >= 1 or (until is not None and state.step >= until):
@@ -160,27 +149,25 @@ class Trainer:
         if self.rank == 0:
             save(self.config, self.output / CONFIG)
         self._describe(complete=False)
-        rows, due = iter(self.rows), False
-        since, since_step = time.monotonic(), state.step
+        rows, window, due = iter(self.rows), Window(self.device), False
         while True:
             batches, whole = self._meet(rows, time.monotonic() - started)
             if batches is None:
                 self._save(metrics, stopping=True)
                 return self.stop.agreed()
-            set_lr(self.engine, learning_rate(train, state.step, share))
-            window[:4] += self._step(batches, whole)
-            window[4] += lost.write(state.step + 1, self.rows.lost())
+            lr = learning_rate(train, state.step, share)
+            sums = self._step(batches, whole, lr)
             state.step, state.seconds = state.step + 1, float(whole[2])
             state.slots = self.rows.state()  # before more is read than was trained on
+            window.add(sums, lost.write(state.step, self.rows.lost()))
             share = progress(train, state.step, state.seconds)
             metrics.advance(share)
             last = share >= 1 or state.step == until
             if state.step % train.log_every == 0 or last:
-                distributed.all_reduce(window)
-                seconds = time.monotonic() - since
-                metrics.log(state.step, self._figures(window, state.step - since_step, seconds))
-                window.zero_()
-                since, since_step = time.monotonic(), state.step
+                norm = self.engine.get_global_grad_norm()
+                figures = window.figures(train.text_weight, lr, state.seconds, norm)
+                metrics.log(state.step, figures)
+                window = Window(self.device)
             if due or state.step % train.save_every == 0 or last:
                 due = not self._save(metrics, complete=share >= 1, last=last)
             if last:
@@ -237,18 +224,20 @@ class Trainer:
             return f"the next start begins anew, since {self.output} has no checkpoint yet"
         return f"the next start goes on from {saved[-1]}"
 
-    def _step(self, batches: list[Batch], whole: Tensor) -> Tensor:
-        """One optimizer step over the micro-batches; the sums of its losses and counts.
+    def _step(self, batches: list[Batch], whole: Tensor, lr: float) -> Tensor:
+        """One optimizer step over the micro-batches; the sums of its losses and counts, (4,).
 
         Counts are taken over all ranks and micro-batches before the first backward, and
         DeepSpeed's averaging is undone, so that world size and packing do not change the loss.
         """
+        set_lr(self.engine, lr)
         noisy, targets = whole[0].float(), whole[1].float()
         undo = self.world * len(batches)
+        make_mask = block_mask if self.flex else dense_mask
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
         for batch in batches:
             batch = batch.to(self.device)
-            latents, logits = self.engine(batch, self._mask(batch))
+            latents, logits = self.engine(batch, make_mask(batch.doc, batch.order, batch.stream))
             part = losses.sums(latents, logits, batch)
             loss = losses.total(part, noisy, targets, self.config.train.text_weight)
             self.engine.backward(loss * undo)
@@ -257,27 +246,6 @@ class Trainer:
         self.ema.update(self.state.step + 1)
         self.health.note(self.state.step + 1, sums)
         return sums
-
-    def _mask(self, batch: Batch) -> Mask:
-        make = block_mask if self.flex else dense_mask
-        return make(batch.doc, batch.order, batch.stream)
-
-    def _figures(self, window: Tensor, steps: int, seconds: float) -> dict[str, float]:
-        image, text, noisy, targets, lost = window.tolist()
-        image, text = image / max(noisy, 1), text / max(targets, 1)
-        norm = self.engine.get_global_grad_norm()
-        figures = {
-            "loss": image + self.config.train.text_weight * text,
-            "image_loss": image,
-            "text_loss": text,
-            "lr": self.engine.basic_optimizer.param_groups[0]["lr"],
-            "seconds": self.state.seconds,
-            "seconds_per_step": seconds / steps,
-            "noisy_tokens_per_second": noisy / seconds,
-            "samples_lost": lost,
-        }
-        # DeepSpeed does not tell the norm at stage 0.
-        return figures if norm is None else {**figures, "grad_norm": float(norm)}
 
     def _save(
         self, metrics: Metrics, complete: bool = False, last: bool = False, stopping: bool = False

@@ -2,9 +2,12 @@
 
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 from mmfusion import files, jsonl
@@ -58,8 +61,43 @@ class Metrics:
                 self._board.close()
 
 
+class Window:
+    """The steps since the last line of figures, on this rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(5, device=device, dtype=torch.float64)
+        self._steps, self._since = 0, time.monotonic()
+
+    def add(self, sums: Tensor, lost: int) -> None:
+        """A step: sums of losses and counts, (4,), and how many samples were lost in it."""
+        self._sums[:4] += sums
+        self._sums[4] += lost
+        self._steps += 1
+
+    def figures(
+        self, text_weight: float, lr: float, run_seconds: float, norm: Tensor | float | None
+    ) -> dict[str, float]:
+        """Means and sums over all ranks, which all ask for them."""
+        distributed.all_reduce(self._sums)
+        image, text, noisy, targets, lost = self._sums.tolist()
+        image, text = image / max(noisy, 1), text / max(targets, 1)
+        seconds = time.monotonic() - self._since
+        figures = {
+            "loss": image + text_weight * text,
+            "image_loss": image,
+            "text_loss": text,
+            "lr": lr,
+            "seconds": run_seconds,
+            "seconds_per_step": seconds / self._steps,
+            "noisy_tokens_per_second": noisy / seconds,
+            "samples_lost": lost,
+        }
+        # DeepSpeed does not tell the norm at stage 0.
+        return figures if norm is None else {**figures, "grad_norm": float(norm)}
+
+
 class SkippedLog:
-    """What a rank's data could not be used: `lost/rank-00000.jsonl`, one line a sample."""
+    """Samples that this rank skipped, one JSON line each: `lost/rank-00000.jsonl`."""
 
     def __init__(self, folder: Path, first_step: int, rank: int) -> None:
         self._path = folder / "lost" / f"rank-{rank:05d}.jsonl"

@@ -12,9 +12,9 @@ All else is refused. Of the data the loader says whether they are the same, sinc
 checkpoint's cursors mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from reprlib import Repr
-from typing import Any, Protocol
+from typing import Any
 
 from mmfusion.config import Config
 from mmfusion.config.section import Key, Section, dotted
@@ -31,14 +31,12 @@ _short = Repr()
 _short.maxlist, _short.maxstring, _short.maxother = 3, 60, 60
 
 
-class Rows(Protocol):
-    """Data that can go on from a state."""
-
-    def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None: ...
-
-
-def go_on(saved: Checkpoint, config: Config, rows: Rows) -> None:
-    """Let the rows go on from a checkpoint; called before anything is loaded or written.
+def go_on(
+    saved: Checkpoint,
+    config: Config,
+    resume: Callable[[dict[str, Any], dict[int, list[int]]], None],
+) -> None:
+    """Let the data go on from a checkpoint; called before anything is loaded or written.
 
     Raises:
         UserError: the checkpoint is of another model, loss or data: every difference, by its key.
@@ -47,7 +45,7 @@ def go_on(saved: Checkpoint, config: Config, rows: Rows) -> None:
     before = _filled(Config, read_yaml(path.read_text(encoding="utf-8"), str(path)))
     found = list(_differences(before, config.model_dump()))
     try:
-        rows.resume(saved.state.layout or {}, saved.state.slots or {})
+        resume(saved.state.layout or {}, saved.state.slots or {})
     except UserError as error:
         found.append(str(error))
     if found:

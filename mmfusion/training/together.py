@@ -35,10 +35,6 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    if not distributed.is_initialized():  # nobody to agree with
-        if failure:
-            raise failure
-        return
     everyone: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(everyone, failure and first_line(failure))
     first = next((rank for rank, said in enumerate(everyone) if said is not None), None)

@@ -1,17 +1,48 @@
-"""`mmfusion eval --model M --config E.yaml`: a model's whole evaluation."""
+"""`mmfusion eval --model M --config E.yaml`: a model's whole evaluation; and each metric."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from mmfusion.cli.metrics import captions, clip, fid, frontier, selftest
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
     from mmfusion.config import EvaluationConfig, ModelConfig
 
 
+class _Evaluation(TyperGroup):
+    """`mmfusion eval MODEL` is short for `mmfusion eval --model MODEL`.
+
+    A model takes no further words, so what stands before one is a metric, written wrongly.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            if not all(word.startswith("-") for word in args[1:2]) and not _is_model(args[0]):
+                raise UserError(
+                    f"eval {args[0]}: no such metric; choose {', '.join(self.commands)}, or give "
+                    "a model"
+                )
+            args = ["--model", *args]
+        return super().parse_args(ctx, args)
+
+
+def _is_model(name: str) -> bool:
+    from mmfusion.export import SHIPPED
+
+    return Path(name).exists() or (SHIPPED / name).is_dir()
+
+
+app = typer.Typer(cls=_Evaluation, invoke_without_command=True, no_args_is_help=True)
+for _metric in (fid, clip, captions, frontier, selftest):
+    app.command()(_metric)
+
+
+@app.callback()
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="a run's folder, or any model")] = "digits",
