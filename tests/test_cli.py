@@ -726,7 +726,7 @@ def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
     (tmp_path / "album/0000.png").write_text("mine")
     for number in (1, 2):
         assert (
-            command(
+            ran(
                 "generate",
                 "--label",
                 "3",
@@ -749,7 +749,7 @@ def test_a_picture_without_room_leaves_the_old_one(
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         assert (
-            command(
+            ran(
                 "generate",
                 "--label",
                 "3",
@@ -770,12 +770,9 @@ def test_home_in_paths_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert (
-        command("generate", "--label", "3", "--set", "num_inference_steps=2", "--output=~/a.png")
-        == 0
+        ran("generate", "--label", "3", "--set", "num_inference_steps=2", "--output=~/a.png") == 0
     )
-    assert (
-        command("generate", "--label", "3", "--set", "num_inference_steps=2", "-o", "~/b.png") == 0
-    )
+    assert ran("generate", "--label", "3", "--set", "num_inference_steps=2", "-o", "~/b.png") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 

@@ -71,8 +71,8 @@ class Trainer:
         precision(config)
         self.flex = flex(config)
         if launcher.place().rank == 0:  # before ranks meet: two runs may have chosen one port
-            locks.keep(self.output, "trains")
             _check_output(self.output)
+            locks.keep(self.output, "trains")
         self.rank, self.world = start_distributed()
         self.rows = make_rows(config, self.rank, self.world)
         self._same_data()
