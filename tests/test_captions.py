@@ -196,7 +196,7 @@ UTF16 = '{"image": "a.jpg", "caption": "ä"}\n'.encode("utf-16")
         ("a.xlsx", b"", r"a\.xlsx: .*\.jsonl"),
         ("a.csv", UTF16, r"a\.csv: is UTF-16"),
         ("a.jsonl", UTF16, r"a\.jsonl: is UTF-16"),
-        ("a.jsonl.gz", gzip.compress(UTF16), r"a\.jsonl\.gz: is UTF-16"),
+        ("a.jsonl.gz", gzip.compress(UTF16, mtime=0), r"a\.jsonl\.gz: is UTF-16"),
         ("b.csv", b"", r"a\.\*: no such file"),
         ("a.d/b", b"", r"a\.\*: is a folder"),
     ],

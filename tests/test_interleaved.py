@@ -359,7 +359,7 @@ def test_a_gzip_is_read_like_what_is_in_it(
     lines.insert(4, "")
     lines.insert(6, "{broken")
     plain = jsonl(tmp_path / "a.jsonl", *lines)
-    packed = save(tmp_path / "a.jsonl.gz", gzip.compress(plain.read_bytes()))
+    packed = save(tmp_path / "a.jsonl.gz", gzip.compress(plain.read_bytes(), mtime=0))
     options: Any = {"images": pictures, "seed": None, "per_shard": 4}
     one = write_interleaved(plain, tmp_path / "one", **options)
     two = write_interleaved(packed, tmp_path / "two", **options)
@@ -374,7 +374,7 @@ def test_a_gzip_is_read_like_what_is_in_it(
 
 def test_one_gzip_is_open_at_a_time(tmp_path: Path):
     """A corpus has more files than a process may open."""
-    line = gzip.compress(b'{"content": []}\n')
+    line = gzip.compress(b'{"content": []}\n', mtime=0)
     for number in range(8):
         save(tmp_path / f"{number}.jsonl.gz", line)
     found = open_all(f"{tmp_path}/*.gz", ())
@@ -409,8 +409,12 @@ def test_records_are_shuffled_as_far_as_they_are_near(
     ("name", "data", "message"),
     [
         ("a.jsonl", b"\n", "holds no lines"),
-        ("a.jsonl.gz", gzip.compress(b"\n"), "holds no lines"),
-        ("a.jsonl.gz", gzip.compress(b'{"content": []}\n' * 99)[:-9], "cannot be read as gzip"),
+        ("a.jsonl.gz", gzip.compress(b"\n", mtime=0), "holds no lines"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"content": []}\n' * 99, mtime=0)[:-9],
+            "cannot be read as gzip",
+        ),
         ("a.jsonl.gz", b'{"content": []}', "cannot be read as gzip .*; copy it anew"),
         ("a.parquet", b'{"content": []}', "cannot be read as parquet .*; copy it anew"),
         ("a.parquet", pa.table({"text": ["a"]}), "has none of the columns content, text_list"),
@@ -561,7 +565,7 @@ def test_the_command_takes_globs_and_limits(
 ):
     for n in range(3):
         line = json.dumps(mmc4(4)) + "\n"
-        save(tmp_path / f"docs_{n}.jsonl.gz", gzip.compress(line.encode()))
+        save(tmp_path / f"docs_{n}.jsonl.gz", gzip.compress(line.encode(), mtime=0))
     command = ["data", "interleaved", f"{tmp_path}/docs_*.jsonl.gz", "-o", tmp_path / "out",
                "--images", pictures, "--learn", "text", "--min-similarity", 0.15, "--per-shard", 2,
                "--max-pictures", 1, "--max-tokens", 32, "--tokenizer", tokenizer.path]  # fmt: skip
