@@ -96,10 +96,7 @@ class Shards:
         self.paths: list[str] = []
         self.header: dict[str, Any] = {}
         """Of the shards, where they have one; that of the first."""
-        found = storage.expand(pattern) if isinstance(pattern, str) else pattern
-        if not found:
-            message = [self.pattern, remedy, storage.beside(self.pattern)]
-            raise UserError(f"no shards match {'; '.join(filter(None, message))}")
+        found = storage.shard_paths(pattern, remedy) if isinstance(pattern, str) else pattern
         indexes: dict[str, Index] = {}
         for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:

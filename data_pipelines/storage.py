@@ -84,6 +84,21 @@ def expand(pattern: str) -> list[str]:
     return sorted(found, key=_natural)
 
 
+def shard_paths(pattern: str, remedy: str = "") -> list[str]:
+    """The shards that a pattern names; `remedy` is told where there are none.
+
+    Raises:
+        UserError: it names none, or a folder.
+    """
+    found = expand(pattern)
+    if not found:
+        message = [pattern, remedy, beside(pattern)]
+        raise UserError(f"no shards match {'; '.join(filter(None, message))}")
+    if folder := next((path for path in found if os.path.isdir(path)), None):
+        raise UserError(f"{folder}: is a folder; give its shards, {folder.rstrip('/')}/*.tar")
+    return found
+
+
 def _there(pattern: str) -> tuple[str, str]:
     """A pattern as the longest beginning that is there, up to a slash or as a whole, and the rest.
 

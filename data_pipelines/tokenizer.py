@@ -64,6 +64,11 @@ def train_tokenizer(lines: Iterable[str], path: Path, vocabulary: int) -> Path:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            raise UserError(
+                f"tokenizer {path}: a vocabulary of {vocabulary} pieces is too small for this; "
+                f"give {least[1]} or more"
+            ) from None
         raise UserError(f"tokenizer {path}: cannot be trained ({error})") from None
     write(path, model.getvalue())
     return path

@@ -407,3 +407,8 @@ def test_lines_of_a_text_end_at_newlines_alone(tmp_path: Path):
     assert "3 lines of its 3" in said[0]
     with pytest.raises(UserError, match=r"w\.txt: is UTF-16"):
         corpus([], [save(tmp_path / "w.txt", "eins\n".encode("utf-16-le"))])
+
+
+def test_a_vocabulary_that_is_too_small_is_told_the_least(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"of 5 pieces is too small.*give \d+ or more"):
+        train_tokenizer(["a dog and a cat"], tmp_path / "t.model", 5)

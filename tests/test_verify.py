@@ -357,3 +357,9 @@ def test_pictures_that_serve_no_task_are_found(tmp_path: Path) -> None:
     assert verify([str(path)]).damaged
     alone = write_shard(tmp_path / "b.tar", [("s", {"png": encoded(0)})])
     assert not verify([str(alone)]).damaged  # pictures by themselves, as evaluations take them
+
+
+def test_a_folder_is_told_how_its_shards_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, "a", GOOD)
+    with pytest.raises(UserError, match=r"is a folder.*\*\.tar"):
+        verify([str(tmp_path)])

@@ -16,7 +16,7 @@ from threading import Event
 from tqdm import tqdm
 
 from mmfusion import launcher
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import CorruptSample
 
 from .. import storage
 from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
@@ -44,10 +44,7 @@ def verify(
         listing: JSON file for all that is found.
     """
     rank, world, *_ = launcher.place()
-    groups = [storage.expand(pattern) for pattern in patterns]
-    for pattern, found in zip(patterns, groups, strict=True):
-        if not found:
-            raise UserError(f"no shards match {pattern}")
+    groups = [storage.shard_paths(pattern) for pattern in patterns]
     if listing and world > 1:
         listing = listing.with_suffix(f".{rank}{listing.suffix}")
     report = Report()

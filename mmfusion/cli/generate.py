@@ -171,6 +171,8 @@ def chat(
                 prompt = []
             elif command == "/help":
                 typer.echo(HELP)
+            elif command == "/image" and not rest:
+                typer.echo("/image FILE: name a picture")
             elif command == "/image":
                 prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
