@@ -721,22 +721,15 @@ def test_a_dry_run_needs_no_data(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
+def draw(*more: object) -> int:
+    return ran("generate", "--label", "3", "--set", "num_inference_steps=2", *more)
+
+
 def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
     (tmp_path / "album").mkdir()
     (tmp_path / "album/0000.png").write_text("mine")
     for number in (1, 2):
-        assert (
-            ran(
-                "generate",
-                "--label",
-                "3",
-                "--set",
-                "num_inference_steps=2",
-                "-o",
-                tmp_path / "album",
-            )
-            == 0
-        )
+        assert draw("-o", tmp_path / "album") == 0
         assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
     assert (tmp_path / "album/0000.png").read_text() == "mine"
 
@@ -748,18 +741,7 @@ def test_a_picture_without_room_leaves_the_old_one(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        assert (
-            ran(
-                "generate",
-                "--label",
-                "3",
-                "--set",
-                "num_inference_steps=2",
-                "-o",
-                tmp_path / "old.bmp",
-            )
-            == 2
-        )
+        assert draw("-o", tmp_path / "old.bmp") == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "old.bmp" in capsys.readouterr().err
@@ -769,10 +751,7 @@ def test_a_picture_without_room_leaves_the_old_one(
 def test_home_in_paths_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert (
-        ran("generate", "--label", "3", "--set", "num_inference_steps=2", "--output=~/a.png") == 0
-    )
-    assert ran("generate", "--label", "3", "--set", "num_inference_steps=2", "-o", "~/b.png") == 0
+    assert draw("--output=~/a.png") == draw("-o", "~/b.png") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
