@@ -88,14 +88,14 @@ def shard_paths(pattern: str, remedy: str = "") -> list[str]:
     """The shards that a pattern names; `remedy` is told where there are none.
 
     Raises:
-        UserError: it names none, or a folder.
+        UserError: it names none, or is a folder.
     """
     found = expand(pattern)
     if not found:
         message = [pattern, remedy, beside(pattern)]
         raise UserError(f"no shards match {'; '.join(filter(None, message))}")
-    if folder := next((path for path in found if os.path.isdir(path)), None):
-        raise UserError(f"{folder}: is a folder; give its shards, {folder.rstrip('/')}/*.tar")
+    if os.path.isdir(pattern):
+        raise UserError(f"{pattern}: is a folder; give its shards, {pattern.rstrip('/')}/*.tar")
     return found
 
 

@@ -172,7 +172,7 @@ def chat(
             elif command == "/help":
                 typer.echo(HELP)
             elif command == "/image" and not rest:
-                typer.echo("/image FILE: name a picture")
+                raise UserError("/image: name the file of a picture")
             elif command == "/image":
                 prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
