@@ -104,15 +104,6 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         raise UserError(f"model {name}: no such folder, and the hub gave: {message}") from None
 
 
-def weights_digest(folder: Path) -> str:
-    """The SHA-256 of an exported model's weights, as its manifest has it.
-
-    Raises:
-        UserError: it has no manifest.
-    """
-    return digests(folder, "model").get(WEIGHTS) or sha256(folder / WEIGHTS)
-
-
 def model_digest(folder: Path) -> str:
     """The SHA-256 of all that an exported model's answers depend on.
 
