@@ -1,5 +1,6 @@
 """The DeepSpeed engine, made from the config alone, under a launcher or plain `python train.py`."""
 
+import atexit
 import math
 import os
 from functools import partial
@@ -72,7 +73,14 @@ def start_distributed() -> tuple[int, int]:
             f"at {where} ({first_line(error)}); another run may have the port: choose a free one "
             "(deepspeed --master_port, torchrun --master-port)"
         ) from None
+    atexit.register(_leave_group)
     return place.rank, place.world
+
+
+def _leave_group() -> None:
+    """Join gloo's threads while they can still end: one left to the exit may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
