@@ -194,7 +194,7 @@ def test_the_page_shows_figures_and_answers(alone: tuple[Path, str]) -> None:
     report = report_of(alone[0])
     for direction in ("Class → image", "Text → image", "Image → text"):
         assert f"{direction}: figures and answers" in page
-    assert all(name in page for name in ("cycle: ", "BLEU-4", "perplexity", "Left out: sFID"))
+    assert all(name in page for name in ("cycle: ", "BLEU-4", "perplexity", "left out: sFID"))
     for name in ("reference", "source"):  # a hash stands once, at the end
         digest = report["figures"]["text_to_image"]["fd_pixels"][f"{name}_sha256"]
         assert page.count(digest[:12]) == 1
