@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline, jsonl
-from mmfusion.config import ModelConfig
 from mmfusion.data_pipelines.shards import Shards, write_shard
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError
 from mmfusion.files import append, write
 from mmfusion.generation.likelihood import Likelihood
 
@@ -57,17 +56,10 @@ class StoredSamples(Sequence[Any]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         sample = self._shards[int(number)]
-        try:
-            made = {ext: _read(ext, sample[ext]) for ext in sorted(sample) if ext != "json"}
-        except (OSError, UnicodeDecodeError) as error:
-            told = f"{sample.where}: {first_line(error)}; delete {self.folder} and start again"
-            raise UserError(told) from None
+        made = [_read(ext, sample[ext]) for ext in sorted(sample) if ext != "json"]
         if not made:
             return sample.json()
-        return made.get("png", made.get("txt", list(made.values())))
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return made[0] if len(made) == 1 else made
 
 
 class SampleStore:
@@ -83,24 +75,13 @@ class SampleStore:
             seed: answer i uses seed + i.
             batch: answers made side by side and kept as one file.
         """
-        self.pipeline, self.folder = pipeline, folder
+        self.pipeline, self.folder, self.config = pipeline, folder, pipeline.config
         self.model, self.seed, self.batch = model, seed, batch
-        weight = pipeline.decoder.latent_in.weight
-        self.kind = [weight.device.type, str(weight.dtype)]
         self.seconds: dict[str, float] = {}
         """Spent on the answers of each task, over all processes and runs."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model's."""
-        return self.pipeline.config
-
     def check(self, task: str, options: dict[str, Any]) -> None:
-        """Refuse options that the model cannot answer with, before anything is asked.
-
-        Raises:
-            UserError: naming the option.
-        """
+        """Refuse options that the model cannot answer with, before anything is asked."""
         read = self.pipeline.read
         slot = read.text_slot if task == "image_to_text" else read.image_slot
         parts = [slot(task, options)]
@@ -119,8 +100,8 @@ class SampleStore:
                 return False
         return True
 
-    def class_to_image(self, labels: Sequence[int | str], **options: Any) -> StoredSamples:
-        facts = [{"label": label} if isinstance(label, int) else {} for label in labels]
+    def class_to_image(self, labels: Sequence[int], **options: Any) -> StoredSamples:
+        facts = [{"label": label} for label in labels]
         return self._ask("class_to_image", [list(labels)], options, facts)
 
     def text_to_image(self, prompts: Sequence[str], **options: Any) -> StoredSamples:
@@ -176,12 +157,12 @@ class SampleStore:
             asked: what the pipeline's method takes, by place: items, and what belongs to each.
             facts: what stands beside each answer.
         """
-        count = len(asked[0])
+        count, weight = len(asked[0]), self.pipeline.decoder.latent_in.weight
         question = {
             "version": VERSION,
             "task": task,
             "model_sha256": self.model,
-            "kind": self.kind,
+            "kind": [weight.device.type, str(weight.dtype)],
             "count": count,
             "seed": self.seed,
             "batch": self.batch,

@@ -166,8 +166,10 @@ class Budget:
         self.digest, self.machine, self.milliseconds = digest, machine, milliseconds
         self.path = Path(path) if path is not None else None
         self._read: dict[str, Frontier] = {}
+        if milliseconds is None:
+            return
         mistakes = []
-        for task in TASKS if milliseconds is not None else ():
+        for task in TASKS:
             try:
                 self._frontier(task, milliseconds).within(milliseconds)
             except UserError as error:
