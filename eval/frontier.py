@@ -66,11 +66,7 @@ class Grid(NamedTuple):
 
 
 def combinations(config: ModelConfig, task: str, grid: Grid) -> tuple[list[Sampling], list[str]]:
-    """The grid's settings that this model can draw with, and why the others are left out.
-
-    Raises:
-        UserError: a value that no model knows, or nothing is left.
-    """
+    """The grid's settings that this model can draw with, and why the others are left out."""
     base: Sampling = getattr(config.generation, task)
     tokens, default = config.image.tokens, config.diffusion.schedulers[0]
     schedulers = grid.schedulers or (default, "dpmsolver++")
@@ -176,13 +172,7 @@ class Measurement:
 def frechet_to(
     reference: str, size: int, spec: str, device: str | None
 ) -> tuple[Quality, dict[str, Any]]:
-    """What measures pictures against a reference's, and what its distances depend on.
-
-    Args:
-        reference: a folder of pictures, shards, or an npz of the ADM suite.
-        size: side in pixels that the reference's pictures are brought to.
-        spec: of the extractor, such as "pixels" or "inception".
-    """
+    """What measures pictures of a size against a reference's, and what its distances depend on."""
     extractor, real = make_extractor(spec, device), open_images(reference, size)
     facts = {
         "extractor": extractor.name,
@@ -207,10 +197,7 @@ def items_of(config: ModelConfig, task: str, count: int, reference: str) -> list
     """What `count` pictures show: the classes in turn, or the reference's captions in turn."""
     if task == "class_to_image":
         return [number % len(config.classes) for number in range(count)]
-    need = "text_to_image takes its prompts from shards with captions"
-    if reference.endswith(".npz"):
-        raise UserError(f"{reference}: {need}")
-    shards = Shards(reference, need)
+    shards = Shards(reference, "text_to_image takes its prompts from shards with captions")
     prompts = []
     for number in range(count):
         turn, place = divmod(number, len(shards))
@@ -282,12 +269,7 @@ def measure_frontier(
 
 
 def page(frontier: Frontier, sheets: list[bytes]) -> bytes:
-    """The page: the curves, the frontier's points with pictures, all points.
-
-    Args:
-        frontier: what was measured.
-        sheets: a PNG of each point's first pictures.
-    """
+    """The page: curves, the frontier's points with their PNGs of first pictures, all points."""
     points, best = frontier.points, pareto(frontier.points)
 
     def places(some: list[Point]) -> list[tuple[float, float]]:

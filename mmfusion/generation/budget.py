@@ -29,12 +29,9 @@ TASKS = ("class_to_image", "text_to_image")
 class Machine(Section):
     """What times depend on besides model and options; times of another machine say nothing here."""
 
-    device: str
-    """Name of the GPU, or of the CPU."""
-    threads: int | None
-    """Of torch on a CPU; None on a GPU."""
-    dtype: str
-    """Of the weights."""
+    device: str  # name of the GPU, or of the CPU
+    threads: int | None  # of torch on a CPU; None on a GPU
+    dtype: str  # of the weights
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Machine":
@@ -65,48 +62,36 @@ class Dials(Section):
     scheduler: str
     num_inference_steps: int = Field(gt=0)
     guidance: float = Field(ge=0)
+    # Only where the model's own default has sizes, which `ar_steps` could not change.
     ar_sizes: list[int] | None = None
-    """Only where the model's own default has sizes, which `ar_steps` could not change."""
 
 
 class Point(Section):
     """What one setting of the dials gives."""
 
     options: Dials
-    distance: float = Field(ge=0)
-    """Fréchet distance from the reference."""
-    milliseconds: float = Field(gt=0)
-    """Of one picture alone, the median of several."""
-    pictures_per_second: float = Field(gt=0)
-    """Side by side in batches."""
-    on_frontier: bool = False
-    """No other point is both as fast and as near."""
+    distance: float = Field(ge=0)  # Fréchet's, from the reference
+    milliseconds: float = Field(gt=0)  # of one picture alone, the median of several
+    pictures_per_second: float = Field(gt=0)  # side by side in batches
+    on_frontier: bool = False  # no other point is both as fast and as near
 
 
 class Frontier(Section):
     """All points of a run of `mmfusion eval frontier`."""
 
     model: str
-    model_sha256: str
-    """Of config, weights, tokenizer and autoencoder: `export.model_digest`."""
+    model_sha256: str  # `export.model_digest`
     task: str
-    """One of `TASKS`."""
     machine: Machine
     versions: dict[str, str]
     seed: int
     batch_size: int
-    quality: dict[str, Any]
-    """What the distances depend on: n, extractor, reference and its digest."""
+    quality: dict[str, Any]  # what the distances depend on: n, extractor, reference
     points: list[Point] = Field(min_length=1)
-    left_out: list[str] = Field([])
-    """Why points that were asked for were not measured."""
+    left_out: list[str] = Field([])  # why points that were asked for were not measured
 
     def within(self, milliseconds: float, best_of: int = 1) -> Point:
-        """The nearest point that draws `best_of` pictures in so many milliseconds.
-
-        Raises:
-            UserError: even the fastest point takes longer.
-        """
+        """The nearest point that draws `best_of` pictures in so many milliseconds."""
         best = pareto(self.points)
         fitting = [p for p in best if p.milliseconds * best_of <= milliseconds]
         if not fitting:
@@ -180,10 +165,7 @@ class Budget:
     def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.
 
-        An option `budget_ms` among them stands for this call only.
-
-        Raises:
-            UserError: no point is within the budget, or the call names both it and a dial.
+        An option `budget_ms` among them stands for this call only, and instead of any dial.
         """
         own = {name: value for name, value in options.items() if name != "budget_ms"}
         milliseconds = options.get("budget_ms", self.milliseconds)
