@@ -40,7 +40,6 @@ from .metrics import frechet_distance
 from .pages import render, scatter
 
 Quality = Callable[[list[PILImage.Image]], float]
-"""Pictures to their Fréchet distance from a reference."""
 PAGE = "frontier.html"
 REPEATS = 7
 """Pictures drawn one by one for a point's time, after one that warms up; their median counts."""
@@ -52,6 +51,8 @@ DIALS = {
     "ar_steps": "S = {}", "scheduler": "{}", "num_inference_steps": "{} steps",
     "guidance": "guidance {:g}",
 }  # fmt: skip
+IDLE = {"model", "reference", "quality", "name", "n", "warning"}
+"""Facts that a point's file is not named by: paths, of which the contents are, and words."""
 
 
 class Grid(NamedTuple):
@@ -96,22 +97,13 @@ def name_of(options: Sampling | Dials) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How points are measured, and all that they have in common.
-
-    Attributes:
-        items: the class or prompt of each picture.
-        facts: what every point depends on besides its sampling.
-        folder: for the points' files.
-    """
+    """How points are measured; `about` are the frontier's fields but its points."""
 
     pipeline: Pipeline
-    task: str
-    items: list[Any]
+    items: list[Any]  # the class or prompt of each picture
     quality: Quality
-    facts: dict[str, Any]
+    about: dict[str, Any]
     folder: Path
-    seed: int
-    batch_size: int
 
     def points(self, samplings: list[Sampling]) -> list[Point]:
         """All points, measured where they are not there yet; those of the frontier are marked."""
@@ -128,8 +120,9 @@ class Measurement:
 
     def path(self, sampling: Sampling) -> Path:
         """A point's file, named by all that it depends on; its first pictures are a PNG beside."""
-        own = {"task": self.task, "sampling": sampling.model_dump(), "pictures": len(self.items)}
-        depends = self.facts | own | {"seed": self.seed, "batch_size": self.batch_size}
+        facts = {**self.about, **self.about["quality"]}
+        depends = {name: fact for name, fact in facts.items() if name not in IDLE}
+        depends |= {"sampling": sampling.model_dump(), "pictures": len(self.items)}
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{key[:16]}.json"
 
@@ -138,10 +131,11 @@ class Measurement:
         alone = statistics.median(self._draw(sampling, 0, 1)[1] for _ in range(REPEATS))
         pictures: list[PILImage.Image] = []
         rates: list[float] = []
-        for first in range(0, len(self.items), self.batch_size):
-            made, seconds = self._draw(sampling, first, self.batch_size)
+        batch = self.about["batch_size"]
+        for first in range(0, len(self.items), batch):
+            made, seconds = self._draw(sampling, first, batch)
             pictures += made
-            if len(made) == self.batch_size or not rates:
+            if len(made) == batch or not rates:
                 rates.append(len(made) / seconds)
         point = Point(
             options=Dials(**sampling.model_dump(include=set(Dials.model_fields))),
@@ -160,10 +154,10 @@ class Measurement:
     ) -> tuple[list[PILImage.Image], float]:
         """Pictures, and the seconds from prompt to pixels; they lie on the CPU when it ends."""
         start = time.perf_counter()
-        made = getattr(self.pipeline, self.task)(
+        made = getattr(self.pipeline, self.about["task"])(
             self.items[first : first + count],
-            seed=self.seed + first,
-            batch_size=self.batch_size,
+            seed=self.about["seed"] + first,
+            batch_size=self.about["batch_size"],
             **sampling.model_dump(exclude_none=True),
         )
         return made, time.perf_counter() - start
@@ -243,28 +237,31 @@ def measure_frontier(
     task = _task(config, task)
     samplings, left_out = combinations(config, task, grid)
     spec = extractor or default_features(config.image.size)
-    quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
-    figure: dict[str, Any] = {"name": "Fréchet distance", "n": count, **facts}
+    quality, figure = frechet_to(reference, config.image.size, spec, str(weight.device))
+    figure = {"name": "Fréchet distance", "n": count, **figure}
     if count < FEW:
         figure["warning"] = (
             f"{count} pictures: the distance itself is too high; only compare points of this file"
         )
     digest, machine = model_digest(folder), Machine.of(weight)
-    versions = {"torch": torch.__version__, "mmfusion": __version__}
-    facts |= {"model_sha256": digest, "machine": machine.model_dump(), "versions": versions}
-    facts.pop("reference")  # another way to write the same path
+    about: dict[str, Any] = {
+        "model": model,
+        "model_sha256": digest,
+        "task": task,
+        "machine": machine.model_dump(),
+        "versions": {"torch": torch.__version__, "mmfusion": __version__},
+        "seed": seed,
+        "batch_size": min(batch_size, count),
+        "quality": figure,
+    }
     items = items_of(config, task, count, reference)
-    batch_size = min(batch_size, count)
-    run = Measurement(pipeline, task, items, quality, facts, output / "points", seed, batch_size)
-    frontier = Frontier(
-        model=model, model_sha256=digest, task=task, machine=machine, versions=versions, seed=seed,
-        batch_size=batch_size, quality=figure, points=run.points(samplings), left_out=left_out,
-    )  # fmt: skip
+    run = Measurement(pipeline, items, quality, about, output / "points")
+    frontier = Frontier(**about, points=run.points(samplings), left_out=left_out)
     data = frontier.model_dump_json(indent=1).encode()
     sheets = [run.path(sampling).with_suffix(".png").read_bytes() for sampling in samplings]
     write(output / PAGE, page(frontier, sheets))
-    write(output / FILE, data)
-    write(kept_at(digest, machine, task), data)
+    for path in (output / FILE, kept_at(digest, machine, task)):
+        write(path, data)
     return frontier
 
 

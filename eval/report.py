@@ -24,17 +24,11 @@ DIRECTIONS = {
 def write_report(
     folder: Path, report: dict[str, Any], sheets: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Write report.json and report.html; each appears under its name only when it is complete.
+    """Write report.json and report.html; returns the report as written.
 
-    Args:
-        folder: where to write, made if missing. Training's facts (training.json) and curves
-            (metrics.jsonl) are taken from it where they are there, and its config (config.yaml;
-            else the page shows the model's).
-        report: what `run.evaluate` measured.
-        sheets: cells by name; a sheet that is missing or empty is left out of the page.
-
-    Returns:
-        The report as written: with `training`, its facts, and `seconds.train`.
+    The facts of a training run (training.json), its curves (metrics.jsonl) and its config
+    (config.yaml) are taken from the folder where they are there. A sheet that is missing or empty
+    is left out of the page.
     """
     report = {**report, **_training(folder / "training.json", report)}
     run, figures = folder / "config.yaml", report["figures"]

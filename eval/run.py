@@ -39,10 +39,8 @@ class Evaluation:
         """Open data, references and networks.
 
         Args:
-            output: folder of what is kept: `answers/` and `features/`. What is there is not made
-                again.
-            digest: SHA-256 of the model.
-            model: where it came from, for the report.
+            output: folder of what is kept and not made again: `answers/` and `features/`.
+            digest: SHA-256 of the model; `model` is where it came from.
             work: where references' features are kept (default: the user's cache).
         """
         self.settings = settings

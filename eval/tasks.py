@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Figures = dict[str, Any]
 
-ITSELF = {"judge": "the model itself"}
 FEW = 1000
 """Samples below which a mean says little."""
 SAMPLES = "samples.npz"
@@ -177,24 +176,23 @@ class Drawings(_Drawing):
         prompts = self.corpus.prompts(self.count, self.answers.seed)
         made = self.answers.text_to_image(prompts, **self.options)
         figures, left_out = self._compare(made)
-        lines: list[list[str]] = [[] for _ in prompts]
+        found: Figures = {}
+        notes: list[list[str]] = []
         if self.clip:
             from .alignment import clip_score, embed_pairs, retrieval
 
             pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
-            found = {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
-            figures |= self._described(found, made)
-            for line, cosine in zip(lines, pairs.cosines, strict=True):
-                line.append(f"CLIP cosine {cosine:.3f}")
+            found |= {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
+            notes.append([f"CLIP cosine {cosine:.3f}" for cosine in pairs.cosines])
         if self.cycle:
-            found, own = cycle(self.answers, made, prompts)
-            figures |= self._described(found, made)
-            for line, likelihood in zip(lines, own, strict=True):
-                line.append(f"log p(text | picture) {likelihood.log_probability:.1f}")
+            told, own = cycle(self.answers, made, prompts)
+            found |= told
+            notes.append([f"log p(text | picture) {each.log_probability:.1f}" for each in own])
         self._save(made)
-        figures |= self._left_out(left_out)
+        figures |= {**self._described(found, made), **self._left_out(left_out)}
         about = [
-            (f"drawn for: {p}", f"“{p}”", line) for p, line in zip(prompts, lines, strict=True)
+            (f"drawn for: {prompt}", f"“{prompt}”", [note[i] for note in notes])
+            for i, prompt in enumerate(prompts)
         ]
         return figures, self._sheet(made, about)
 
@@ -272,13 +270,18 @@ def cycle(
     crossed = answers.log_likelihood(made, [prompts[j] for j in away])
     pairs = [(own[j], c) for i, (j, c) in enumerate(zip(away, crossed, strict=True))
              if prompts[i] != prompts[j]]  # fmt: skip
-    figures = {"cycle_log_likelihood": {"value": _a_token(own), "n": n, **ITSELF}}
+    figures = {"cycle_log_likelihood": figure(_a_token(own), n)}
     if pairs:
         gain = _a_token([o for o, _ in pairs]) - _a_token([c for _, c in pairs])
         better = [(o.log_probability > c.log_probability) + (o == c) / 2 for o, c in pairs]
-        figures["cycle_gain"] = {"value": gain, "n": len(pairs), **ITSELF}
-        figures["cycle_accuracy"] = {"value": float(np.mean(better)), "n": len(pairs), **ITSELF}
+        figures["cycle_gain"] = figure(gain, len(pairs))
+        figures["cycle_accuracy"] = figure(float(np.mean(better)), len(pairs))
     return figures, own
+
+
+def figure(value: float, n: int, **about: int) -> Figures:
+    """A figure of which the model itself is the judge."""
+    return {"value": value, "n": n, **about, "judge": "the model itself"}
 
 
 def _a_token(found: list[Likelihood]) -> float:
@@ -292,5 +295,4 @@ def perplexity(answers: SampleStore, pictures: Any, references: list[list[str]])
     texts = [text for _, text in pairs]
     found = answers.log_likelihood(pictures.chosen([i for i, _ in pairs]), texts)
     tokens = sum(each.tokens for each in found)
-    about = {"n": len(pictures), "texts": len(texts), "tokens": tokens}
-    return {"value": math.exp(-_a_token(found)), **about, **ITSELF}
+    return figure(math.exp(-_a_token(found)), len(pictures), texts=len(texts), tokens=tokens)

@@ -321,7 +321,8 @@ def stubbed(folder: Path, stub: Stub, **facts: Any) -> Measurement:
         assert len(pictures) == 5
         return float(np.mean([np.asarray(p).mean() for p in pictures]))
 
-    return Measurement(stub, TASK, list(range(5)), shade, facts, folder, 0, batch_size=2)  # type: ignore[arg-type]
+    about = frontier([point(1, 1)]).model_dump() | {"batch_size": 2, **facts}
+    return Measurement(stub, list(range(5)), shade, about, folder)  # type: ignore[arg-type]
 
 
 SAMPLINGS = [Sampling(num_inference_steps=n, scheduler="ddim") for n in (2, 3, 4)]
@@ -348,11 +349,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_points_are_known_by_what_they_depend_on(tmp_path: Path) -> None:
-    measurement, sampling = stubbed(tmp_path, Stub(), weights="a"), SAMPLINGS[0]
+    measurement, sampling = stubbed(tmp_path, Stub(), model_sha256="a"), SAMPLINGS[0]
     measurement.points([sampling])
     path = measurement.path(sampling)
     assert path.is_file()
-    assert not stubbed(tmp_path, Stub(), weights="b").path(sampling).exists()
+    assert not stubbed(tmp_path, Stub(), model_sha256="b").path(sampling).exists()
     assert not measurement.path(sampling.model_copy(update={"order": "raster"})).exists()
     for damaged in ("{", "{}", '{"distance": "near"}'):
         path.write_text(damaged)

@@ -129,7 +129,7 @@ def test_cycle_compares_a_prompt_with_itself_under_another_picture() -> None:
     })  # fmt: skip
     figures, own = tasks.cycle(told, told.pictures, ["a", "b", "c", "b"])  # type: ignore[arg-type]
     assert [each.log_probability for each in own] == [-1, -4, -6, -3]
-    assert figures["cycle_log_likelihood"] == {"value": -14 / 13, "n": 4, **tasks.ITSELF}
+    assert figures["cycle_log_likelihood"] == tasks.figure(-14 / 13, 4)
     assert figures["cycle_gain"]["value"] == pytest.approx((-1 - 6) / 7 - (-9 - 2) / 7)
     assert figures["cycle_gain"]["n"] == figures["cycle_accuracy"]["n"] == 2
     assert figures["cycle_accuracy"]["value"] == 1
