@@ -174,11 +174,6 @@ def test_memorised_counts_copies_and_not_real_unseen_digits(
     np.testing.assert_allclose(distance, 0, atol=1e-6)
 
 
-def test_judge_refuses_pictures_of_another_size(judge: Judge) -> None:
-    with pytest.raises(UserError, match="64 pixels"):
-        judge([PILImage.new("L", (16, 16))])
-
-
 def test_first_held_out_pictures_are_balanced(held_out: Digits) -> None:
     for count, least, most in ((10, 1, 1), (100, 10, 10), (25, 2, 3)):
         each = np.bincount(held_out.first(count).labels, minlength=10)
