@@ -81,14 +81,6 @@ class Direction:
         """Figures with the corpus and the answers that they depend on."""
         return described(figures, {**self.corpus.about, "source_sha256": made.digest})
 
-    def _left_out(self, lacking: dict[str, str]) -> Figures:
-        """Why figures are missing, and how many captions no row of the model holds."""
-        found, corpus = dict(lacking), self.corpus
-        if corpus.too_long:
-            total = sum(map(len, corpus.captions))
-            found["captions"] = f"{corpus.too_long:,} of {total:,} are longer than the model's rows"
-        return {"left_out": found} if found else {}
-
     def _sheet(
         self, pictures: Sequence[PILImage.Image], about: list[tuple[str, str, list[str]]]
     ) -> dict[str, Cells]:
@@ -107,11 +99,8 @@ class _Drawing(Direction):
         self, answers: SampleStore, asked: Drawn, reference: str | None, places: Places
     ) -> None:
         super().__init__(answers, asked, places)
-        self.count, self.metrics, self.size = (
-            asked.pictures,
-            asked.metrics,
-            answers.config.image.size,
-        )
+        self.count, self.metrics = asked.pictures, asked.metrics
+        self.size = answers.config.image.size
         self.reference = open_images(reference, self.size) if reference else None
         self.extractors = [make_extractor(spec) for spec in asked.features]
         self.inputs["extractors"] = [list(extractor.identity) for extractor in self.extractors]
@@ -189,7 +178,7 @@ class Drawings(_Drawing):
             found |= told
             notes.append([f"log p(text | picture) {each.log_probability:.1f}" for each in own])
         self._save(made)
-        figures |= {**self._described(found, made), **self._left_out(left_out)}
+        figures |= {**self._described(found, made), **missing(left_out, self.corpus)}
         about = [
             (f"drawn for: {prompt}", f"“{prompt}”", [note[i] for note in notes])
             for i, prompt in enumerate(prompts)
@@ -235,12 +224,21 @@ class Captions(Direction):
                 figures |= score(references, written, metrics, self.asked.tokenizer).figures
             if self.clip and pairs:
                 figures |= ref_clip_score(self.clip, pairs, references)
-        figures = {**self._described(figures, kept), **self._left_out(self.lacking)}
+        figures = {**self._described(figures, kept), **missing(self.lacking, self.corpus)}
         about = [
             (f"a picture to be described: {texts[0]}", f"“{answer}”", [f"reference: {texts[0]}"])
             for answer, texts in zip(written, references, strict=True)
         ]
         return figures, self._sheet(pictures, about)
+
+
+def missing(lacking: dict[str, str], corpus: CaptionedDataset) -> Figures:
+    """Why figures are missing, and how many captions no row of the model holds."""
+    found = dict(lacking)
+    if corpus.too_long:
+        total = sum(map(len, corpus.captions))
+        found["captions"] = f"{corpus.too_long:,} of {total:,} are longer than the model's rows"
+    return {"left_out": found} if found else {}
 
 
 def described(figures: Figures, about: Figures) -> Figures:

@@ -75,9 +75,7 @@ def test_captions_that_no_row_holds_are_left_out_and_counted(shards: Path) -> No
     assert len(corpus.captions[2]) == 3  # references of scores stay whole
     assert {prompt[0] for prompt in corpus.prompts(20, 0)} == set("0134")
     assert "4.0" not in corpus.prompts(40, 0)
-    direction = tasks.Direction.__new__(tasks.Direction)
-    direction.corpus = corpus
-    assert direction._left_out({"spice": "needs Java"})["left_out"] == {
+    assert tasks.missing({"spice": "needs Java"}, corpus)["left_out"] == {
         "spice": "needs Java", "captions": "4 of 15 are longer than the model's rows"
     }  # fmt: skip
     with pytest.raises(UserError, match="no caption is short enough"):
