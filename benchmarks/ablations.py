@@ -112,19 +112,15 @@ def main(arguments: list[str] | None = None) -> None:
     runs = list(product(given.arms, range(given.seeds)))
     settings = [config(given.output, arm, seed, given.overrides) for arm, seed in runs]
     found: dict[str, list[Figures]] = {arm: [] for arm in given.arms}
-    with ProcessPoolExecutor(
-        given.workers,
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(max(1, (os.cpu_count() or 1) // given.workers),),
-        max_tasks_per_child=1,
-    ) as pool:
+    threads = max(1, (os.cpu_count() or 1) // given.workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, context, torch.set_num_threads, (threads,)) as pool:
         done = pool.map(partial(figures_of, given.pictures), settings)
         for (arm, _), figures in zip(runs, tqdm(done, "runs", len(runs)), strict=True):
             found[arm].append(figures)
     first = settings[0]
     about = (
-        f"{first.train.steps} steps of {first.data.rows} rows, {given.seeds} seeds, "
+        f"{first.train.steps} steps of {first.data.rows} rows, seeds: {given.seeds}, "
         f"{first.diffusion.prediction}; {given.pictures} pictures a figure, "
         f"{SAMPLING['num_inference_steps']} denoising steps, no guidance. Mean ± standard "
         "deviation over seeds."

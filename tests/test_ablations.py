@@ -29,12 +29,13 @@ def test_an_arm_differs_from_the_recipe_in_what_it_names(arm: str, tmp_path: Pat
 
 
 def test_runs_become_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--output", str(tmp_path), "--pictures", "10", "--seeds", "1", *SMALL, "--arms"]
+    asked = ["--output", str(tmp_path), "--pictures", "10", "--seeds", "1", *SMALL,
+             "--workers", "1", "--arms"]  # fmt: skip
     main([*asked, "raster", "steps-2"])
     text = (tmp_path / "tables.md").read_text("utf-8")
     assert capsys.readouterr().out.strip() == text.strip()
     lines = text.splitlines()
-    assert lines[0].startswith("2 steps of 2 rows, 1 seeds")
+    assert lines[0].startswith("2 steps of 2 rows, seeds: 1")
     heads = " | ".join(f"S = {steps}" for steps in STEPS)
     assert f"| Fréchet distance | {heads} |" in lines
     assert f"| accuracy | {heads} |" in lines
