@@ -2,17 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmfusion.files import write
 
-DIRECTIONS = {
-    "class_to_image": "Class → image",
-    "text_to_image": "Text → image",
-    "image_to_text": "Image → text",
-}
 TITLES = {
     "fid": "FID",
     "sfid": "sFID",
@@ -29,10 +23,7 @@ TITLES = {
     "recall_at_5": "right text among the first 5",
     "mean_rank": "mean rank of the right text",
     "median_rank": "median rank of the right text",
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr-D",
     "meteor": "METEOR",
@@ -44,7 +35,16 @@ TITLES = {
 }
 NAMED = {"value", "n", "warning", "source"}
 """Not among what a figure depends on: shown elsewhere, the answers' folder with its hash."""
-DIGITS_OF_HASH = 12
+
+
+class Row(NamedTuple):
+    """A figure as it is shown; `depends` is what only this one of its table depends on."""
+
+    title: str
+    shown: str
+    n: int
+    depends: str
+    warning: str = ""
 
 
 def figures(entries: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -72,17 +72,8 @@ def title(key: str) -> str:
 def number(value: Any) -> str:
     """Four significant digits, and no fewer than the whole ones."""
     if not isinstance(value, float):
-        return str(value)
+        return "yes" if value is True else str(value)
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def facts(figure: dict[str, Any]) -> dict[str, str]:
-    """What a figure depends on, for people; without hashes, see `hashes`."""
-    return {
-        key.replace("_", " "): "yes" if value is True else number(value)
-        for key, value in figure.items()
-        if not (key in NAMED or value in (None, "", False) or key.endswith("sha256"))
-    }
 
 
 def hashes(entries: dict[str, Any]) -> dict[str, str]:
@@ -96,83 +87,52 @@ def hashes(entries: dict[str, Any]) -> dict[str, str]:
     return {", ".join(names): digest for digest, names in found.items()}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A figure as it is shown; `depends` is what only this one of its table depends on."""
-
-    title: str
-    shown: str
-    n: int
-    depends: str
-    warning: str
-
-
-def rows(entries: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
-    """The figures among the entries, and what all of them depend on."""
+def tabulated(entries: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """The figures among the entries, and lines about all: what they depend on, what is left out."""
     held = dict(figures(entries))
-    told = {key: facts(figure) for key, figure in held.items()}
-    first = next(iter(told.values()), {})
-    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in told.values())}
-    found = []
-    for key, figure in held.items():
-        own = ", ".join(f"{k} {v}" for k, v in told[key].items() if k not in common)
+    depends = [
+        {
+            name.replace("_", " "): number(value)
+            for name, value in figure.items()
+            if not (name in NAMED or value in (None, "", False) or name.endswith("sha256"))
+        }
+        for figure in held.values()
+    ]
+    first = depends[0] if depends else {}
+    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in depends)}
+    rows = []
+    for (key, figure), facts in zip(held.items(), depends, strict=True):
+        own = ", ".join(f"{k} {v}" for k, v in facts.items() if k not in common)
         value, warning = number(figure["value"]), figure.get("warning", "")
-        found.append(Row(title(key), value, figure["n"], own, warning))
-    return found, common
-
-
-def directions(
-    report: dict[str, Any], sheets: dict[str, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """What the page shows of each direction: figures, and cells {picture, alt, text, lines}."""
-    found = []
-    for key, name in DIRECTIONS.items():
-        entries = report.get("figures", {}).get(key, {})
-        figures, common = rows(entries)
-        cells = sheets.get(f"{key}_answers", [])
-        if figures or cells:
-            found.append(
-                {
-                    "title": f"{name}: figures and answers",
-                    "figures": figures,
-                    "common": common,
-                    "left_out": {title(k): why for k, why in entries.get("left_out", {}).items()},
-                    "cells": cells,
-                    "wide": key != "class_to_image",
-                }
-            )
-    return found
+        rows.append(Row(title(key), value, figure["n"], own, warning))
+    about = [f"{name}: {value}" for name, value in common.items()]
+    about += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
+    return rows, about
 
 
 def table(entries: dict[str, Any]) -> str:
     """Figures as lines of a terminal."""
-    lines = columns(*rows(entries))
-    lines += [f"SHA-256 {d[:DIGITS_OF_HASH]}: {name}" for name, d in hashes(entries).items()]
-    lines += [f"left out: {title(k)}: {why}" for k, why in entries.get("left_out", {}).items()]
-    return "\n".join(lines)
+    rows, about = tabulated(entries)
+    digests = [f"SHA-256 {digest[:12]}: {name}" for name, digest in hashes(entries).items()]
+    return "\n".join([*columns(rows), *about, *digests])
 
 
-def columns(found: list[Row], common: dict[str, str] | None = None) -> list[str]:
-    """Rows as lines of a terminal; what all of them depend on is said once, below."""
-    cells = [(row.title, row.shown, f"n = {row.n:,}", row.depends) for row in found]
+def columns(rows: list[Row]) -> list[str]:
+    """Rows as lines of a terminal, and below them the warnings, each once."""
+    cells = [(row.title, row.shown, f"n = {row.n:,}", row.depends) for row in rows]
     widths = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
     lines = [
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {n:<{widths[2]}}  {own}".rstrip()
         for name, value, n, own in cells
     ]
-    lines += [f"{name}: {value}" for name, value in (common or {}).items()]
     warnings: dict[str, list[str]] = {}
-    for row in found:
+    for row in rows:
         if row.warning:
             warnings.setdefault(row.warning, []).append(row.title)
     return lines + [f"warning: {', '.join(names)}: {text}" for text, names in warnings.items()]
 
 
 def save(path: Path, entries: dict[str, Any]) -> None:
-    """Write figures as JSON; the file appears when it is complete.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write figures as JSON; the file appears when it is complete."""
     text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write(path, text.encode("utf-8", "replace"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,20 +28,18 @@ from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 from mmfusion.export import locate, model_digest
 from mmfusion.files import write
-from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto
+from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto, read
 from mmfusion.pipeline import Pipeline
 from mmfusion.split import even_sizes
 from mmfusion.training.image_grid import grid as image_grid
 
-from . import charts
 from .extractors import default_features, make_extractor
 from .features import extract
 from .image_sets import open_images
 from .metrics import frechet_distance
-from .pages import render
+from .pages import render, scatter
 
 Quality = Callable[[list[PILImage.Image]], float]
-"""Pictures to their Fréchet distance from a reference."""
 PAGE = "frontier.html"
 REPEATS = 7
 """Pictures drawn one by one for a point's time, after one that warms up; their median counts."""
@@ -53,50 +51,43 @@ DIALS = {
     "ar_steps": "S = {}", "scheduler": "{}", "num_inference_steps": "{} steps",
     "guidance": "guidance {:g}",
 }  # fmt: skip
+IDLE = {"model", "reference", "quality", "name", "n", "warning"}
+"""Facts that a point's file is not named by: paths, of which the contents are, and words."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Values of each dial; all their combinations are measured. None: the model's own."""
+class Grid(NamedTuple):
+    """Values of each dial; all their combinations are measured."""
 
     ar_steps: Sequence[int] = (1, 2, 4)
     schedulers: Sequence[str] = ()
     """None: the model's default one and dpmsolver++."""
     steps: Sequence[int] = (5, 10, 20)
     guidance: Sequence[float] = ()
+    """None: the model's own."""
 
 
 def combinations(config: ModelConfig, task: str, grid: Grid) -> tuple[list[Sampling], list[str]]:
-    """The grid's settings that this model can draw with, and why the others are left out.
-
-    Raises:
-        UserError: a value that no model knows, or nothing is left.
-    """
+    """The grid's settings that this model can draw with, and why the others are left out."""
     base: Sampling = getattr(config.generation, task)
-    tokens, fitting = config.image.tokens, config.diffusion.schedulers
-    schedulers = grid.schedulers or dict.fromkeys((fitting[0], "dpmsolver++"))
+    tokens, default = config.image.tokens, config.diffusion.schedulers[0]
+    schedulers = grid.schedulers or (default, "dpmsolver++")
+    dials = (grid.ar_steps, schedulers, grid.steps, grid.guidance or (base.guidance,))
     made: list[Sampling] = []
     left_out: dict[str, None] = {}  # in order, each reason once
-    dials = (grid.ar_steps, schedulers, grid.steps, grid.guidance or [base.guidance])
-    for values in product(*(dict.fromkeys(d) for d in dials)):
+    for values in product(*(dict.fromkeys(dial) for dial in dials)):
         changed = dict(zip(DIALS, values, strict=True))
         sampling = build(Sampling, base.model_dump() | changed, f"options of {task}")
-        if why := config.refusal(sampling):
+        why = config.refusal(sampling)
+        if sampling.ar_steps > tokens and not why:
+            why = f"ar_steps {sampling.ar_steps}: an image has {tokens} tokens"
+        if why:
             left_out[why] = None
-        elif sampling.ar_steps > tokens:
-            left_out[f"ar_steps {sampling.ar_steps}: an image has {tokens} tokens"] = None
         else:
             sizes = even_sizes(tokens, sampling.ar_steps) if base.ar_sizes else None
             made.append(sampling.model_copy(update={"ar_sizes": sizes}))
     if not made:
         raise UserError("eval frontier: no point is left to measure\n  " + "\n  ".join(left_out))
     return made, list(left_out)
-
-
-def passes(sampling: Sampling) -> int:
-    """Passes of the decoder for a picture, twins counted: what a point costs, roughly."""
-    guided = 1 + (sampling.guidance != 1)
-    return sampling.ar_steps * (sampling.num_inference_steps + 1) * guided
 
 
 def name_of(options: Sampling | Dials) -> str:
@@ -106,58 +97,45 @@ def name_of(options: Sampling | Dials) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How points are measured, and all that they have in common."""
+    """How points are measured; `about` are the frontier's fields but its points."""
 
     pipeline: Pipeline
-    task: str
-    items: list[Any]
-    """The class or prompt of each picture."""
+    items: list[Any]  # the class or prompt of each picture
     quality: Quality
-    facts: dict[str, Any]
-    """What every point depends on besides its sampling."""
+    about: dict[str, Any]
     folder: Path
-    """For the points' files."""
-    seed: int = 0
-    batch_size: int = 64
 
     def points(self, samplings: list[Sampling]) -> list[Point]:
         """All points, measured where they are not there yet; those of the frontier are marked."""
-        found = [self.found(sampling) for sampling in samplings]
-        total = sum(passes(s) for s, point in zip(samplings, found, strict=True) if not point)
         points = []
-        with tqdm(total=total, unit="pass", delay=2) as bar:
-            for sampling, known in zip(samplings, found, strict=True):
-                bar.set_description(name_of(sampling))
-                points.append(known or self._measure(sampling))
-                bar.update(0 if known else passes(sampling))
+        bar = tqdm(samplings, unit="point", delay=2)
+        for sampling in bar:
+            bar.set_description(name_of(sampling))
+            path = self.path(sampling)
+            if not (path.is_file() and path.with_suffix(".png").is_file()):
+                self._measure(sampling, path)
+            points.append(read(Point, path))
         best = pareto(points)
         return [p.model_copy(update={"on_frontier": p in best}) for p in points]
 
-    def found(self, sampling: Sampling) -> Point | None:
-        """A point that was measured before; a damaged file is a UserError."""
-        path = self._path(sampling)
-        if not (path.is_file() and self.sheet(sampling).is_file()):
-            return None
-        name = f"{path}: not a measured point; delete it, and it is measured anew"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} ({error})") from None
-        return build(Point, raw, name)
+    def path(self, sampling: Sampling) -> Path:
+        """A point's file, named by all that it depends on; its first pictures are a PNG beside."""
+        facts = {**self.about, **self.about["quality"]}
+        depends = {name: fact for name, fact in facts.items() if name not in IDLE}
+        depends |= {"sampling": sampling.model_dump(), "pictures": len(self.items)}
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{key[:16]}.json"
 
-    def sheet(self, sampling: Sampling) -> Path:
-        """A PNG of a measured point's first pictures."""
-        return self._path(sampling).with_suffix(".png")
-
-    def _measure(self, sampling: Sampling) -> Point:
+    def _measure(self, sampling: Sampling, path: Path) -> None:
         self._draw(sampling, 0, 1)
         alone = statistics.median(self._draw(sampling, 0, 1)[1] for _ in range(REPEATS))
         pictures: list[PILImage.Image] = []
         rates: list[float] = []
-        for first in range(0, len(self.items), self.batch_size):
-            made, seconds = self._draw(sampling, first, self.batch_size)
+        batch = self.about["batch_size"]
+        for first in range(0, len(self.items), batch):
+            made, seconds = self._draw(sampling, first, batch)
             pictures += made
-            if len(made) == self.batch_size or not rates:
+            if len(made) == batch or not rates:
                 rates.append(len(made) / seconds)
         point = Point(
             options=Dials(**sampling.model_dump(include=set(Dials.model_fields))),
@@ -168,41 +146,27 @@ class Measurement:
         side, file = min(LARGEST, pictures[0].width), io.BytesIO()
         small = [p if p.width <= side else p.resize((side, side)) for p in pictures[:SHOWN]]
         image_grid(small, columns=SHOWN, side=SMALLEST).save(file, "png")
-        write(self.sheet(sampling), file.getvalue())
-        write(self._path(sampling), point.model_dump_json(indent=1).encode())
-        return point
+        write(path.with_suffix(".png"), file.getvalue())
+        write(path, point.model_dump_json(indent=1).encode())
 
     def _draw(
         self, sampling: Sampling, first: int, count: int
     ) -> tuple[list[PILImage.Image], float]:
         """Pictures, and the seconds from prompt to pixels; they lie on the CPU when it ends."""
         start = time.perf_counter()
-        made = getattr(self.pipeline, self.task)(
+        made = getattr(self.pipeline, self.about["task"])(
             self.items[first : first + count],
-            seed=self.seed + first,
-            batch_size=self.batch_size,
+            seed=self.about["seed"] + first,
+            batch_size=self.about["batch_size"],
             **sampling.model_dump(exclude_none=True),
         )
         return made, time.perf_counter() - start
-
-    def _path(self, sampling: Sampling) -> Path:
-        """A point's file: named by all that it depends on."""
-        own = {"task": self.task, "sampling": sampling.model_dump(), "pictures": len(self.items)}
-        depends = self.facts | own | {"seed": self.seed, "batch_size": self.batch_size}
-        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{key[:16]}.json"
 
 
 def frechet_to(
     reference: str, size: int, spec: str, device: str | None
 ) -> tuple[Quality, dict[str, Any]]:
-    """What measures pictures against a reference's, and what its distances depend on.
-
-    Args:
-        reference: a folder of pictures, shards, or an npz of the ADM suite.
-        size: side in pixels that the reference's pictures are brought to.
-        spec: of the extractor, such as "pixels" or "inception".
-    """
+    """What measures pictures of a size against a reference's, and what its distances depend on."""
     extractor, real = make_extractor(spec, device), open_images(reference, size)
     facts = {
         "extractor": extractor.name,
@@ -218,33 +182,20 @@ def frechet_to(
         pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
         parts = [pixels[i : i + extractor.batch] for i in range(0, len(pixels), extractor.batch)]
         made = np.concatenate([extractor(part)["features"] for part in parts]).astype(np.float64)
-        if moments and len(moments[0]) != made.shape[1]:
-            raise UserError(
-                f"{reference}: its moments have {len(moments[0])} dimensions, the features "
-                f"{made.shape[1]}; they are of another network"
-            )
         return frechet_distance(made, target)
 
     return quality, facts
 
 
 def items_of(config: ModelConfig, task: str, count: int, reference: str) -> list[Any]:
-    """What `count` pictures show: the classes in turn, or the reference's captions in turn.
-
-    Raises:
-        UserError: the reference is no shards, or a sample has no caption.
-    """
+    """What `count` pictures show: the classes in turn, or the reference's captions in turn."""
     if task == "class_to_image":
         return [number % len(config.classes) for number in range(count)]
-    need = "text_to_image takes its prompts from shards with captions"
-    if reference.endswith(".npz"):
-        raise UserError(f"{reference}: {need}")
-    shards = Shards(reference, need)
+    shards = Shards(reference, "text_to_image takes its prompts from shards with captions")
     prompts = []
     for number in range(count):
         turn, place = divmod(number, len(shards))
-        sample = shards.sample(place, FACTS)
-        captions = sample.captions()
+        captions = shards.sample(place, FACTS).captions()
         prompts.append(captions[(turn + place) % len(captions)])
     return prompts
 
@@ -273,17 +224,7 @@ def measure_frontier(
     """Measure a model's points, going on with those that lie in `output`, and keep them.
 
     Page and points are written to `output`, the points also to where `Pipeline(budget_ms=...)`
-    finds them.
-
-    Args:
-        model: as `Pipeline.from_pretrained` takes it.
-        task: default: classes where the model has them.
-        reference: a folder of pictures, shards or an npz; shards with captions for text_to_image.
-        extractor: default: that of `default_features`.
-        device: default: the GPU where there is one.
-
-    Raises:
-        UserError: a launcher's rank, a model, reference or grid that cannot be measured.
+    finds them. The arguments are those of `mmfusion eval frontier`.
     """
     if launcher.place().world > 1:
         raise UserError(
@@ -296,55 +237,62 @@ def measure_frontier(
     task = _task(config, task)
     samplings, left_out = combinations(config, task, grid)
     spec = extractor or default_features(config.image.size)
-    quality, facts = frechet_to(reference, config.image.size, spec, str(weight.device))
-    digest, machine = model_digest(folder), Machine.of(weight)
-    versions = {"torch": torch.__version__, "mmfusion": __version__}
-    figure: dict[str, Any] = {"name": "Fréchet distance", "n": count, **facts}
+    quality, figure = frechet_to(reference, config.image.size, spec, str(weight.device))
+    figure = {"name": "Fréchet distance", "n": count, **figure}
     if count < FEW:
         figure["warning"] = (
             f"{count} pictures: the distance itself is too high; only compare points of this file"
         )
-    facts |= {"model_sha256": digest, "machine": machine.model_dump(), "versions": versions}
-    facts.pop("reference")  # another way to write the same path
+    digest, machine = model_digest(folder), Machine.of(weight)
+    about: dict[str, Any] = {
+        "model": model,
+        "model_sha256": digest,
+        "task": task,
+        "machine": machine.model_dump(),
+        "versions": {"torch": torch.__version__, "mmfusion": __version__},
+        "seed": seed,
+        "batch_size": min(batch_size, count),
+        "quality": figure,
+    }
     items = items_of(config, task, count, reference)
-    batch_size = min(batch_size, count)
-    run = Measurement(pipeline, task, items, quality, facts, output / "points", seed, batch_size)
-    frontier = Frontier(
-        model=model, model_sha256=digest, task=task, machine=machine, versions=versions, seed=seed,
-        batch_size=batch_size, quality=figure, points=run.points(samplings), left_out=left_out,
-    )  # fmt: skip
+    run = Measurement(pipeline, items, quality, about, output / "points")
+    frontier = Frontier(**about, points=run.points(samplings), left_out=left_out)
     data = frontier.model_dump_json(indent=1).encode()
-    write(output / PAGE, page(frontier, [run.sheet(s).read_bytes() for s in samplings]))
-    write(output / FILE, data)
-    write(kept_at(digest, machine, task), data)
+    sheets = [run.path(sampling).with_suffix(".png").read_bytes() for sampling in samplings]
+    write(output / PAGE, page(frontier, sheets))
+    for path in (output / FILE, kept_at(digest, machine, task)):
+        write(path, data)
     return frontier
 
 
 def page(frontier: Frontier, sheets: list[bytes]) -> bytes:
-    """The page: the curves, the frontier's points with pictures, all points.
-
-    Args:
-        frontier: what was measured.
-        sheets: a PNG of each point's first pictures.
-    """
+    """The page: curves, the frontier's points with their PNGs of first pictures, all points."""
     points, best = frontier.points, pareto(frontier.points)
-    labels = "milliseconds for one picture", "Fréchet distance"
 
-    def places(some: Sequence[Point]) -> list[tuple[float, float]]:
+    def places(some: list[Point]) -> list[tuple[float, float]]:
         return [(point.milliseconds, point.distance) for point in some]
 
-    drawn = []
+    def chart(groups: dict[str, list[Point]]) -> bytes:
+        lines = {name: places(some) for name, some in groups.items()}
+        return scatter(lines, places(best), "milliseconds for one picture", "Fréchet distance")
+
+    charts = []
     for dial, shown in DIALS.items():
         groups: dict[Any, list[Point]] = {}
         for point in points:
             groups.setdefault(getattr(point.options, dial), []).append(point)
         if len(groups) > 1:
-            lines = {shown.format(v): places(pareto(groups[v])) for v in sorted(groups)}
-            drawn.append(charts.scatter(lines, places(best), *labels))
+            charts.append(chart({shown.format(v): pareto(groups[v]) for v in sorted(groups)}))
     return render(
         "frontier.html.j2",
         f=frontier,
         rows=[(point, sheets[points.index(point)]) for point in best],
-        whole=charts.scatter({"": places(points)}, places(best), *labels, width=8),
-        charts=drawn,
+        whole=chart({"": points}),
+        charts=charts,
+        about={
+            **frontier.quality,
+            **frontier.machine.model_dump(),
+            **frontier.model_dump(include={"batch_size", "seed", "model_sha256"}),
+            **frontier.versions,
+        },
     )

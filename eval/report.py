@@ -10,58 +10,52 @@ from mmfusion.data_pipelines.converters.digits import NAMES
 from mmfusion.errors import UserError
 from mmfusion.files import write
 
-from . import charts, formatting
-from .digits.summary import summary
-from .pages import render
+from . import formatting
+from .digits.suite import summary
+from .pages import losses, render
+
+DIRECTIONS = {
+    "class_to_image": "Class → image",
+    "text_to_image": "Text → image",
+    "image_to_text": "Image → text",
+}
 
 
 def write_report(
-    folder: Path, report: dict[str, Any], pictures: dict[str, list[dict[str, Any]]]
+    folder: Path, report: dict[str, Any], sheets: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Write report.json and report.html; each appears under its name only when it is complete.
+    """Write report.json and report.html; returns the report as written.
 
-    Args:
-        folder: where to write, made if missing. Training's facts (training.json) and curves
-            (metrics.jsonl) are taken from it where they are there, and its config (config.yaml;
-            else the page shows the model's).
-        report: what `run.evaluate` measured.
-        pictures: its sheets; one that is missing or empty is left out of the page.
-
-    Returns:
-        The report as written: with `training`, its facts, and `seconds.train`.
-
-    Raises:
-        UserError: training.json is damaged.
+    The facts of a training run (training.json), its curves (metrics.jsonl) and its config
+    (config.yaml) are taken from the folder where they are there. A sheet that is missing or empty
+    is left out of the page.
     """
     report = {**report, **_training(folder / "training.json", report)}
-    metrics, run = folder / "metrics.jsonl", folder / "config.yaml"
+    run, figures = folder / "config.yaml", report["figures"]
     page = render(
         "report.html.j2",
         report=report,
-        pictures=pictures,
-        charts=charts.losses(metrics) if metrics.is_file() else {},
+        pictures=sheets,
+        charts=losses(folder / "metrics.jsonl"),
         names=NAMES,
         scores=summary(report) if "judge" in report else [],
-        directions=formatting.directions(report, pictures),
+        directions=[
+            (key, name, *formatting.tabulated(figures[key]), sheets.get(f"{key}_answers", []))
+            for key, name in DIRECTIONS.items()
+            if key in figures
+        ],
         config=run.read_text("utf-8", "replace")
         if run.is_file()
         else yaml.safe_dump(report["config"], sort_keys=False, default_flow_style=None),
-        hashes=_hashes(report),
+        hashes={
+            "model": report["model_sha256"],
+            **{f"digits, {part}": d for part, d in report["inputs"].get("digits", {}).items()},
+            **formatting.hashes(figures),
+        },
     )
-    numbers = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    write(folder / "report.json", f"{numbers}\n".encode("utf-8", "replace"))
+    formatting.save(folder / "report.json", report)
     write(folder / "report.html", page)
     return report
-
-
-def _hashes(report: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of all that the figures depend on, by name."""
-    digits = report["inputs"].get("digits", {})
-    return {
-        "model": report["model_sha256"],
-        **{f"digits, {part}": digest for part, digest in digits.items()},
-        **formatting.hashes(report["figures"]),
-    }
 
 
 def _training(path: Path, report: dict[str, Any]) -> dict[str, Any]:

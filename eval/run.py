@@ -10,21 +10,14 @@ from mmfusion.config import EvaluationConfig
 from mmfusion.generation.budget import Machine
 
 from . import formatting, tasks
-from .digits.suite import Suite
+from .digits.suite import Cells, Suite
 from .sample_store import SampleStore
 
 PACKAGES = (
     "mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap", "torch-fidelity",
     "open-clip-torch", "transformers",
 )  # fmt: skip
-
-
-DIRECTIONS = {
-    "class_to_image": tasks.Classes,
-    "text_to_image": tasks.Drawings,
-    "image_to_text": tasks.Captions,
-}
-Sheets = dict[str, list[dict[str, Any]]]
+DIRECTIONS = (tasks.Classes, tasks.Drawings, tasks.Captions)
 
 
 class Evaluation:
@@ -46,14 +39,9 @@ class Evaluation:
         """Open data, references and networks.
 
         Args:
-            output: folder of what is kept: `answers/` and `features/`. What is there is not made
-                again.
-            digest: SHA-256 of the model.
-            model: where it came from, for the report.
+            output: folder of what is kept and not made again: `answers/` and `features/`.
+            digest: SHA-256 of the model; `model` is where it came from.
             work: where references' features are kept (default: the user's cache).
-
-        Raises:
-            UserError: data that is missing or damaged, or a model that cannot do what is asked.
         """
         self.settings = settings
         self.answers = SampleStore(
@@ -62,9 +50,9 @@ class Evaluation:
         places = tasks.Places(output / "features", work)
         self.suite = Suite(self.answers, settings.digits) if settings.digits else None
         self.directions: dict[str, tasks.Direction] = {
-            name: kind(self.answers, asked, places)
-            for name, kind in DIRECTIONS.items()
-            if (asked := getattr(settings, name))
+            kind.task: kind(self.answers, asked, places)
+            for kind in DIRECTIONS
+            if (asked := getattr(settings, kind.task))
         }
         inputs = {name: each.inputs for name, each in self.directions.items()}
         if self.suite:
@@ -85,14 +73,13 @@ class Evaluation:
             "config": pipeline.config.model_dump(mode="json", exclude={"generation"}),
         }
 
-    def run(self) -> tuple[dict[str, Any], Sheets]:
-        """Measure. Every process of a launcher calls this; the first one gets all figures.
+    def run(self) -> tuple[dict[str, Any], dict[str, Cells]]:
+        """Measure: the report (plain data), and the sheets' cells by name.
 
-        Returns:
-            The report (plain data), and the sheets' cells by name.
+        Every process of a launcher calls this; the first one gets all figures.
         """
         report: dict[str, Any] = {**self.facts, **self._about, "figures": {}}
-        sheets: Sheets = {}
+        sheets: dict[str, Cells] = {}
         if self.suite:
             numbers, sheets = self.suite.measure()
             report |= numbers

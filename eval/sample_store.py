@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline, jsonl
-from mmfusion.config import ModelConfig
 from mmfusion.data_pipelines.shards import Shards, write_shard
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError
 from mmfusion.files import append, write
 from mmfusion.generation.likelihood import Likelihood
 
@@ -31,8 +30,6 @@ from . import work
 VERSION = 1
 """Of what is in the files."""
 SECONDS = "seconds.jsonl"
-
-Answer = list[str | PILImage.Image | dict[str, Any]]
 
 
 class StoredSamples(Sequence[Any]):
@@ -57,17 +54,10 @@ class StoredSamples(Sequence[Any]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         sample = self._shards[int(number)]
-        try:
-            made = {ext: _read(ext, sample[ext]) for ext in sorted(sample) if ext != "json"}
-        except (OSError, UnicodeDecodeError) as error:
-            told = f"{sample.where}: {first_line(error)}; delete {self.folder} and start again"
-            raise UserError(told) from None
+        made = [_read(ext, sample[ext]) for ext in sorted(sample) if ext != "json"]
         if not made:
             return sample.json()
-        return made.get("png", made.get("txt", list(made.values())))
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return made[0] if len(made) == 1 else made
 
 
 class SampleStore:
@@ -76,31 +66,17 @@ class SampleStore:
     def __init__(
         self, pipeline: Pipeline, folder: Path, model: str, seed: int = 0, batch: int = 100
     ) -> None:
-        """Keep answers under `folder`.
+        """Keep answers of the model with the SHA-256 `model` under `folder`; i has seed + i.
 
-        Args:
-            model: SHA-256 of all that the model is: weights, config, tokenizer, autoencoder.
-            seed: answer i uses seed + i.
-            batch: answers made side by side and kept as one file.
+        `batch` of them are made side by side, and kept as one file.
         """
-        self.pipeline, self.folder = pipeline, folder
+        self.pipeline, self.folder, self.config = pipeline, folder, pipeline.config
         self.model, self.seed, self.batch = model, seed, batch
-        weight = pipeline.decoder.latent_in.weight
-        self.kind = [weight.device.type, str(weight.dtype)]
         self.seconds: dict[str, float] = {}
         """Spent on the answers of each task, over all processes and runs."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model's."""
-        return self.pipeline.config
-
     def check(self, task: str, options: dict[str, Any]) -> None:
-        """Refuse options that the model cannot answer with, before anything is asked.
-
-        Raises:
-            UserError: naming the option.
-        """
+        """Refuse options that the model cannot answer with, before anything is asked."""
         read = self.pipeline.read
         slot = read.text_slot if task == "image_to_text" else read.image_slot
         parts = [slot(task, options)]
@@ -119,13 +95,11 @@ class SampleStore:
                 return False
         return True
 
-    def class_to_image(self, labels: Sequence[int | str], **options: Any) -> StoredSamples:
-        facts = [{"label": label} if isinstance(label, int) else {} for label in labels]
-        return self._ask("class_to_image", [list(labels)], options, facts)
+    def class_to_image(self, labels: Sequence[int], **options: Any) -> StoredSamples:
+        return self._ask("class_to_image", [list(labels)], options)
 
     def text_to_image(self, prompts: Sequence[str], **options: Any) -> StoredSamples:
-        facts = [{"captions": [prompt]} for prompt in prompts]
-        return self._ask("text_to_image", [list(prompts)], options, facts)
+        return self._ask("text_to_image", [list(prompts)], options)
 
     def image_to_text(self, images: Sequence[PILImage.Image], **options: Any) -> StoredSamples:
         return self._ask("image_to_text", [images], options)
@@ -148,40 +122,31 @@ class SampleStore:
         kept = self._ask("log_likelihood", [prompts, list(answers)], {})
         return [Likelihood(**each) for each in kept]
 
-    def _answers(self, task: str, asked: list[Any], at: slice, options: Any) -> list[Answer]:
-        """The pipeline's own answers to one file's part of what is asked."""
-        mine = [value[at] if number == 0 or isinstance(value, list) else value
-                for number, value in enumerate(asked)]  # fmt: skip
+    def _answers(self, task: str, asked: list[Any], first: int, options: Any) -> list[list[Any]]:
+        """The pipeline's own answers to one file's part of what is asked, each as its parts."""
         if task == "log_likelihood":
-            prompts, answers = mine
-            found = self.pipeline.log_likelihood(prompts, answers, batch_size=self.batch)
+            prompts, texts = asked
+            found = self.pipeline.log_likelihood(prompts, texts, batch_size=self.batch)
             return [[asdict(each)] for each in found]
-        options = {"seed": self.seed + at.start, "batch_size": self.batch, **options}
+        options = {"seed": self.seed + first, "batch_size": self.batch, **options}
         if task == "interleaved":
-            filled = self.pipeline.generate(list(mine[0]), **options)
-            return [[item for item, place in zip(answer, given, strict=True) if _is_slot(place)]
-                    for answer, given in zip(filled, mine[0], strict=True)]  # fmt: skip
-        return [[made] for made in getattr(self.pipeline, task)(*mine, **options)]
+            given = list(asked[0])
+            filled = self.pipeline.generate(given, **options)
+            return [[item for item, place in zip(*pair, strict=True) if _is_slot(place)]
+                    for pair in zip(filled, given, strict=True)]  # fmt: skip
+        return [[made] for made in getattr(self.pipeline, task)(*asked, **options)]
 
-    def _ask(
-        self,
-        task: str,
-        asked: list[Any],
-        options: dict[str, Any],
-        facts: Sequence[dict[str, Any]] | None = None,
-    ) -> StoredSamples:
+    def _ask(self, task: str, asked: list[Any], options: dict[str, Any]) -> StoredSamples:
         """The answers to what is asked, made where they are not there.
 
-        Args:
-            asked: what the pipeline's method takes, by place: items, and what belongs to each.
-            facts: what stands beside each answer.
+        `asked` is what the pipeline's method takes, by place: items, and what belongs to each.
         """
-        count = len(asked[0])
+        count, weight = len(asked[0]), self.pipeline.decoder.latent_in.weight
         question = {
             "version": VERSION,
             "task": task,
             "model_sha256": self.model,
-            "kind": self.kind,
+            "kind": [weight.device.type, str(weight.dtype)],
             "count": count,
             "seed": self.seed,
             "batch": self.batch,
@@ -195,16 +160,17 @@ class SampleStore:
             text = json.dumps(question, indent=1, default=repr)
             write(described, text.encode("utf-8", "replace"))
 
-        def make(start: int, path: Path) -> None:
+        def make(first: int, path: Path) -> None:
             begun = time.perf_counter()
-            at = slice(start, min(start + self.batch, count))
-            made = self._answers(task, asked, at, options)
+            part = slice(first, first + self.batch)
+            mine = [value[part] if number == 0 or isinstance(value, list) else value
+                    for number, value in enumerate(asked)]  # fmt: skip
+            made = self._answers(task, mine, first, options)
             # Before the file is there: others go on as soon as it is.
             entry = {"file": path.name, "seconds": time.perf_counter() - begun}
             append(folder / SECONDS, json.dumps(entry) + "\n")
-            beside = facts[at] if facts else [{}] * len(made)
-            members = map(_members, made, beside)
-            write_shard(path, ((f"{start + i:08d}", each) for i, each in enumerate(members)))
+            pairs = enumerate(zip(mine[0], made, strict=True), first)
+            write_shard(path, ((f"{n:08d}", _members(task, *pair)) for n, pair in pairs))
 
         starts = range(0, count, self.batch)
         parts = {folder / f"{n:08d}.tar": partial(make, start) for n, start in enumerate(starts)}
@@ -225,8 +191,13 @@ def _seconds(log: Path) -> float:
     return sum(latest.values())
 
 
-def _members(answer: Answer, facts: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"json": facts} if facts else {}
+def _members(task: str, asked: Any, answer: list[Any]) -> dict[str, Any]:
+    """What is kept of an answer: its parts, and the label or caption that was asked for."""
+    found: dict[str, Any] = {}
+    if task == "class_to_image":
+        found["json"] = {"label": asked}
+    elif task == "text_to_image":
+        found["json"] = {"captions": [asked]}
     for place, item in enumerate(answer):
         head = f"{place}." if len(answer) > 1 else ""
         if isinstance(item, dict):
@@ -251,25 +222,26 @@ def _read(ext: str, data: bytes) -> str | PILImage.Image:
 def _digest(value: Any) -> str:
     """SHA-256 of plain data, arrays and pictures, and of what has a digest of its own."""
     digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, PILImage.Image):
-            digest.update(f"picture {value.mode} {value.size} ".encode())
-            digest.update(value.tobytes())
-        elif isinstance(value, np.ndarray):
-            digest.update(f"array {value.dtype} {value.shape} ".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
-        elif isinstance(own := getattr(value, "digest", None), str):
-            digest.update(f"digest {own} ".encode())
-        elif isinstance(value, dict):
-            add([[key, value[key]] for key in sorted(value)])
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            digest.update(f"list {len(value)} ".encode())
-            for item in value:
-                add(item)
-        else:
-            text = repr(value).encode("utf-8", "backslashreplace")
-            digest.update(f"item {len(text)} ".encode() + text)
-
-    add(value)
+    for piece in _pieces(value):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    if isinstance(value, PILImage.Image):
+        yield f"picture {value.mode} {value.size} ".encode()
+        yield value.tobytes()
+    elif isinstance(value, np.ndarray):
+        yield f"array {value.dtype} {value.shape} ".encode()
+        yield value.tobytes()
+    elif isinstance(own := getattr(value, "digest", None), str):
+        yield f"digest {own} ".encode()
+    elif isinstance(value, dict):
+        yield from _pieces([[key, value[key]] for key in sorted(value)])
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield f"list {len(value)} ".encode()
+        for item in value:
+            yield from _pieces(item)
+    else:
+        text = repr(value).encode("utf-8", "backslashreplace")
+        yield f"item {len(text)} ".encode() + text

@@ -75,9 +75,7 @@ def test_captions_that_no_row_holds_are_left_out_and_counted(shards: Path) -> No
     assert len(corpus.captions[2]) == 3  # references of scores stay whole
     assert {prompt[0] for prompt in corpus.prompts(20, 0)} == set("0134")
     assert "4.0" not in corpus.prompts(40, 0)
-    figures: dict[str, Any] = {"left_out": {"spice": "needs Java"}}
-    tasks._too_long(figures, corpus)
-    assert figures["left_out"] == {
+    assert tasks.missing({"spice": "needs Java"}, corpus)["left_out"] == {
         "spice": "needs Java", "captions": "4 of 15 are longer than the model's rows"
     }  # fmt: skip
     with pytest.raises(UserError, match="no caption is short enough"):
@@ -86,7 +84,7 @@ def test_captions_that_no_row_holds_are_left_out_and_counted(shards: Path) -> No
 
 def test_figures_say_their_data_and_when_they_are_few() -> None:
     about = {"data": "x", "data_sha256": "ab"}
-    found = tasks._described(
+    found = tasks.described(
         {"bleu_1": {"value": 1.0, "n": 999}, "cider": {"value": 1.0, "n": 5, "warning": "few"},
          "retrieval": {"mean_rank": {"value": 2.0, "n": 1000}}}, about
     )  # fmt: skip
@@ -127,9 +125,9 @@ def test_cycle_compares_a_prompt_with_itself_under_another_picture() -> None:
         (0, "c"): (-9, 5), (2, "a"): (-2, 2),
         (1, "b2"): (0, 1), (3, "b2"): (0, 1),
     })  # fmt: skip
-    figures, own = tasks._cycle(told, told.pictures, ["a", "b", "c", "b"])  # type: ignore[arg-type]
+    figures, own = tasks.cycle(told, told.pictures, ["a", "b", "c", "b"])  # type: ignore[arg-type]
     assert [each.log_probability for each in own] == [-1, -4, -6, -3]
-    assert figures["cycle_log_likelihood"] == {"value": -14 / 13, "n": 4, **tasks.ITSELF}
+    assert figures["cycle_log_likelihood"] == tasks.figure(-14 / 13, 4)
     assert figures["cycle_gain"]["value"] == pytest.approx((-1 - 6) / 7 - (-9 - 2) / 7)
     assert figures["cycle_gain"]["n"] == figures["cycle_accuracy"]["n"] == 2
     assert figures["cycle_accuracy"]["value"] == 1
@@ -137,9 +135,9 @@ def test_cycle_compares_a_prompt_with_itself_under_another_picture() -> None:
 
 def test_cycle_counts_ties_half_and_needs_different_prompts() -> None:
     told = Told({(0, "a"): (-1, 1), (1, "b"): (-2, 1), (0, "b"): (-2, 1), (1, "a"): (-0.5, 1)})
-    figures, _ = tasks._cycle(told, told.pictures[:2], ["a", "b"])  # type: ignore[arg-type]
+    figures, _ = tasks.cycle(told, told.pictures[:2], ["a", "b"])  # type: ignore[arg-type]
     assert figures["cycle_accuracy"]["value"] == 0.25  # a is likelier elsewhere, b alike
-    same, _ = tasks._cycle(told, told.pictures[:1] * 2, ["a", "a"])  # type: ignore[arg-type]
+    same, _ = tasks.cycle(told, told.pictures[:1] * 2, ["a", "a"])  # type: ignore[arg-type]
     assert list(same) == ["cycle_log_likelihood"]
 
 
@@ -150,7 +148,7 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
         def chosen(self, numbers: list[int]) -> list:
             return [self[i] for i in numbers]
 
-    figure = tasks._perplexity(told, Shown(told.pictures[:2]), [["a", "b"], ["c"]])  # type: ignore[arg-type]
+    figure = tasks.perplexity(told, Shown(told.pictures[:2]), [["a", "b"], ["c"]])  # type: ignore[arg-type]
     assert figure["value"] == pytest.approx(math.e)
     assert (figure["n"], figure["texts"], figure["tokens"]) == (2, 3, 9)
 
@@ -237,9 +235,8 @@ def test_a_table_says_common_facts_once_and_hides_nothing() -> None:
     lines = formatting.table(entries).splitlines()
     assert [line.split("  ")[0].strip() for line in lines] == [
         "FID", "KID", "retrieval: mean rank of the right text", "Fréchet distance (dinov2)",
-        "extractor: inception", "warning: FID, KID: few",
+        "warning: FID, KID: few", "extractor: inception", "left out: SPICE: needs Java",
         "SHA-256 aaaaaaaaaaaa: extractor inception",
-        "left out: SPICE: needs Java",
     ]  # fmt: skip
     assert "12.35" in lines[0]
     assert "n = 1,000" in lines[0]

@@ -1,8 +1,8 @@
 """The digits suite: all five tasks of a model, measured through its public pipeline.
 
-What a picture shows is said by a judge that knows only real digits (`judge.py`), what a caption
-says by the one digit that it names (`captions.py`). No picture is picked: the sheets show the first
-ones, and of the nearest neighbours those that look most like a copy.
+What a picture shows is said by a judge that knows only real digits, what a caption says by the one
+digit that it names (`judge.py`). No picture is picked: the sheets show the first ones, and of the
+nearest neighbours those that look most like a copy.
 """
 
 from collections.abc import Iterable
@@ -20,15 +20,16 @@ from mmfusion.errors import UserError
 from mmfusion.generation.edit_masks import region
 
 from ..captions.scores import score
+from ..formatting import Row
 from ..metrics import frechet_distance
 from ..sample_store import SampleStore
 from .edits import edit_sheet, kept_identical
-from .judge import Judge, features
-from .naming import named_digit
+from .judge import Judge, features, named_digit
 from .real import SIDE, read_digits
 
 SHOWN = 20
 """Pictures on a sheet; the sheet of classes has ten a class."""
+TASKS = "class_to_image", "text_to_image", "image_to_text", "interleaved", "edit"
 
 Cells = list[dict[str, Any]]
 """What one sheet of the page shows: pictures, what was wanted and what was found."""
@@ -37,63 +38,46 @@ Findings = tuple[dict[str, Any], dict[str, Cells]]
 
 
 class Suite:
-    """The measurements of one model; each returns its findings."""
+    """The measurements of one model; each returns its findings.
+
+    Attributes:
+        inputs: digests of the real digits.
+    """
 
     def __init__(self, answers: SampleStore, settings: Digits) -> None:
-        """Read the real digits.
-
-        Args:
-            answers: the model's, or anything with the methods of `Pipeline` that answers.
-            settings: the real digits, and how many answers.
-
-        Raises:
-            UserError: data that is missing or damaged, or a model of something else than digits.
-        """
+        """Read the real digits; `answers` may be anything with the methods of `Pipeline`."""
         if why := unfit(answers.config):
             raise UserError(why)
         self.answers, self.settings = answers, settings
         data = Path(settings.data)
         self.train, self.unseen = read_digits(data, "train"), read_digits(data, "held_out")
+        self.inputs = {"train": self.train.digest, "held_out": self.unseen.digest}
         self.judge = Judge(self.train, self.unseen)
         self.held_out = self.unseen.first(settings.held_out)
 
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """Digests of the real digits."""
-        return {"train": self.train.digest, "held_out": self.unseen.digest}
-
     def measure(self) -> Findings:
         """All five tasks: entries of the report (plain data), and the sheets' cells."""
-        report: dict[str, Any] = {
-            "judge": {
-                "k": self.judge.k,
-                "accuracy_on_held_out": self.judge.accuracy,
-                "n": self.judge.n_held_out,
-            },
-        }
+        judge = self.judge
+        about = {"k": judge.k, "accuracy_on_held_out": judge.accuracy, "n": judge.n_held_out}
+        report: dict[str, Any] = {"judge": about}
         sheets: dict[str, Cells] = {}
-        for task in ("class_to_image", "text_to_image", "image_to_text", "interleaved", "edit"):
+        for task in TASKS:
             numbers, cells = getattr(self, task)()
             report |= numbers
             sheets |= cells
         return report, sheets
 
-    def class_to_image(self) -> Findings:
+    def class_to_image(self, **options: Any) -> Findings:
         """Pictures of each class: right digit, Fréchet distance, and how many are copies."""
         labels = np.arange(self.settings.pictures) % 10
-        made = self.answers.class_to_image(labels.tolist())
+        made = self.answers.class_to_image(labels.tolist(), **options)
         judged = self.judge(made)
         right = judged == labels
         nearest, distance = self.judge.nearest(made)
         real, unseen = features(self.train.pictures), features(self.unseen.pictures)
+        per_class = {str(digit): _share(right[digit::10]) for digit in range(min(10, len(made)))}
         report = {
-            "class_to_image": {
-                "accuracy": _share(right),
-                "n": len(made),
-                "per_class": {
-                    str(digit): _share(right[digit::10]) for digit in range(min(10, len(made)))
-                },
-            },
+            "class_to_image": {"accuracy": _share(right), "n": len(made), "per_class": per_class},
             "frechet_pixel": {
                 "value": frechet_distance(features(made), real),
                 "n": len(made),
@@ -102,7 +86,7 @@ class Suite:
                 "held_out_value": frechet_distance(unseen, real),
                 "n_held_out": len(unseen),
             },
-            "memorised": self.judge.memorised(made),
+            "memorised": _share(distance < self.judge.threshold),
             "memorised_threshold": self.judge.threshold,
         }
         real_ones = [PILImage.fromarray(self.train.pictures[i]) for i in nearest]
@@ -111,12 +95,12 @@ class Suite:
         cells = _cells(range(100), label=labels, picture=made, judged=judged)
         return report, {"class_to_image": cells, "nearest": copies}
 
-    def text_to_image(self) -> Findings:
+    def text_to_image(self, **options: Any) -> Findings:
         """Pictures of captions, all classes and wordings in turn: the judge sees the digit."""
         number = np.arange(self.settings.pictures)
         labels, wordings = number % 10, number // 10 % 10
         prompts = [captions(d)[w] for d, w in zip(labels.tolist(), wordings.tolist(), strict=True)]
-        made = self.answers.text_to_image(prompts)
+        made = self.answers.text_to_image(prompts, **options)
         judged = self.judge(made)
         some = number[::11][:SHOWN]  # the wordings take turns, too
         cells = _cells(some, prompt=prompts, picture=made, label=labels, judged=judged)
@@ -131,7 +115,7 @@ class Suite:
         allowed = [captions(int(label)) for label in labels]
         cider = score(allowed, written, ["cider"], "plain").figures["cider"]  # same everywhere
         report = {
-            "accuracy": _share([a == b for a, b in zip(named, labels, strict=True)]),
+            "accuracy": _share(np.array(named, object) == labels),
             "cider": cider["value"],
             "cider_tokenizer": cider["tokenizer"],
             "n": cider["n"],
@@ -147,8 +131,7 @@ class Suite:
         answers = self.answers.generate(prompts)
         written, made = [a[2] for a in answers], [a[3] for a in answers]
         named, judged = [named_digit(text) for text in written], self.judge(made)
-        name_right = np.array([a == b for a, b in zip(named, following, strict=True)])
-        picture_right = judged == following
+        name_right, picture_right = np.array(named, object) == following, judged == following
         report = {
             "accuracy": _share(name_right & picture_right),
             "name_accuracy": _share(name_right),
@@ -165,10 +148,8 @@ class Suite:
         chosen = self.held_out.first(self.settings.edits)
         labels, pictures = chosen.labels, chosen.drawn()
         others = (labels + 5) % 10
-        same, other = (
-            self.answers.edit(pictures, "bottom", label=wanted.tolist())
-            for wanted in (labels, others)
-        )
+        same = self.answers.edit(pictures, "bottom", label=labels.tolist())
+        other = self.answers.edit(pictures, "bottom", label=others.tolist())
         bottom = region("bottom", SIDE, SIDE)
         mask = PILImage.fromarray(bottom.astype(np.uint8) * 255)
         rows, kept = edit_sheet(self.answers, chosen)
@@ -210,3 +191,40 @@ def _cells(numbers: Iterable[int], **columns: Any) -> Cells:
 
 def _share(right: Any) -> float:
     return float(np.mean(right))
+
+
+def summary(report: dict[str, Any]) -> list[Row]:
+    """The scores for people, with what real digits reach where that can be said."""
+    told, edit, distance = (report[name] for name in ("image_to_text", "edit", "frechet_pixel"))
+    held_out = report["judge"]["accuracy_on_held_out"]
+
+    def right(title: str, task: str, note: str, part: str = "") -> Row:
+        of = report[task]
+        shown = f"{100 * of[f'{part}accuracy']:.1f}%"
+        return Row(title, shown, of.get(f"{part}n", of["n"]), note)
+
+    return [
+        right("Class → image", "class_to_image",
+              f"the judge sees the class; of real ones the judge sees {100 * held_out:.1f}%"),
+        right("Text → image", "text_to_image", "the judge sees the caption's digit"),
+        right("Image → text", "image_to_text",
+              "the caption names a held-out picture's digit, and no other"),
+        Row("CIDEr", f"{told['cider']:.2f}", told["n"],
+            f"against ten wordings; tokenizer: {told['cider_tokenizer']}",
+            told.get("cider_warning", "")),
+        right("Interleaved", "interleaved",
+              "after a picture and “then comes”: next name and picture"),
+        right("… its name", "interleaved", "the text names the next digit, and no other", "name_"),
+        right("… its picture", "interleaved", "the judge sees the next digit", "picture_"),
+        right("Editing", "edit", "bottom half drawn anew under the own label: the judge sees it"),
+        right("… another label", "edit", "bottom half drawn anew under another label",
+              "other_label_"),
+        Row("… top half kept", "yes" if edit["kept_identical"] else "NO",
+            edit["n"] + edit["other_label_n"], "bit for bit, in all edits"),
+        Row("Fréchet distance", f"{distance['value']:.2f}", distance["n"],
+            f"{distance['features']}, against {distance['reference']}; lower is better. "
+            f"{distance['n_held_out']} real held-out pictures: {distance['held_out_value']:.2f}"),
+        Row("Memorised", f"{100 * report['memorised']:.1f}%", report["class_to_image"]["n"],
+            f"nearer than {report['memorised_threshold']:.2f} to a training picture, as 5% of real "
+            "held-out pictures are"),
+    ]  # fmt: skip

@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _tell(report: dict[str, Any], last: str) -> None:
-    from mmfusion.eval.digits.summary import summary
+    from mmfusion.eval.digits.suite import summary
     from mmfusion.eval.formatting import columns, table
 
     if "judge" in report:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from mmfusion.config import build
-from mmfusion.config.section import Section
+from mmfusion.config.section import S, Section
 from mmfusion.errors import UserError
 from mmfusion.home import cache_folder
 
@@ -29,25 +29,30 @@ TASKS = ("class_to_image", "text_to_image")
 class Machine(Section):
     """What times depend on besides model and options; times of another machine say nothing here."""
 
-    device: str
-    """Name of the GPU, or of the CPU."""
-    threads: int | None
-    """Of torch on a CPU; None on a GPU."""
-    dtype: str
-    """Of the weights."""
+    device: str  # name of the GPU, or of the CPU
+    threads: int | None  # of torch on a CPU; None on a GPU
+    dtype: str  # of the weights
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Machine":
         """The machine on which a model with this parameter runs."""
-        dtype = str(weight.dtype).removeprefix("torch.")
-        if weight.device.type == "cuda":
-            name = torch.cuda.get_device_name(weight.device)
-            return cls(device=name, threads=None, dtype=dtype)
-        return cls(device=_processor(), threads=torch.get_num_threads(), dtype=dtype)
+        cuda, dtype = weight.device.type == "cuda", str(weight.dtype).removeprefix("torch.")
+        name = torch.cuda.get_device_name(weight.device) if cuda else _processor()
+        return cls(device=name, threads=None if cuda else torch.get_num_threads(), dtype=dtype)
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return f"{self.device}{threads}, {self.dtype}"
+
+
+def _processor() -> str:
+    """The CPU's name, as Linux tells it where it does."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        told = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", told, re.M)
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 class Dials(Section):
@@ -57,41 +62,47 @@ class Dials(Section):
     scheduler: str
     num_inference_steps: int = Field(gt=0)
     guidance: float = Field(ge=0)
+    # Only where the model's own default has sizes, which `ar_steps` could not change.
     ar_sizes: list[int] | None = None
-    """Only where the model's own default has sizes, which `ar_steps` could not change."""
 
 
 class Point(Section):
     """What one setting of the dials gives."""
 
     options: Dials
-    distance: float = Field(ge=0)
-    """Fréchet distance from the reference."""
-    milliseconds: float = Field(gt=0)
-    """Of one picture alone, the median of several."""
-    pictures_per_second: float = Field(gt=0)
-    """Side by side in batches."""
-    on_frontier: bool = False
-    """No other point is both as fast and as near."""
+    distance: float = Field(ge=0)  # Fréchet's, from the reference
+    milliseconds: float = Field(gt=0)  # of one picture alone, the median of several
+    pictures_per_second: float = Field(gt=0)  # side by side in batches
+    on_frontier: bool = False  # no other point is both as fast and as near
 
 
 class Frontier(Section):
     """All points of a run of `mmfusion eval frontier`."""
 
     model: str
-    model_sha256: str
-    """Of config, weights, tokenizer and autoencoder: `export.model_digest`."""
+    model_sha256: str  # `export.model_digest`
     task: str
-    """One of `TASKS`."""
     machine: Machine
     versions: dict[str, str]
     seed: int
     batch_size: int
-    quality: dict[str, Any]
-    """What the distances depend on: n, extractor, reference and its digest."""
+    quality: dict[str, Any]  # what the distances depend on: n, extractor, reference
     points: list[Point] = Field(min_length=1)
-    left_out: list[str] = Field([])
-    """Why points that were asked for were not measured."""
+    left_out: list[str] = Field([])  # why points that were asked for were not measured
+
+    def within(self, milliseconds: float, best_of: int = 1) -> Point:
+        """The nearest point that draws `best_of` pictures in so many milliseconds."""
+        best = pareto(self.points)
+        fitting = [p for p in best if p.milliseconds * best_of <= milliseconds]
+        if not fitting:
+            fastest = best_of * best[0].milliseconds
+            of = f" with best_of {best_of}" if best_of > 1 else ""
+            raise UserError(
+                f"budget_ms {milliseconds:g}: the fastest measured {self.task}{of} takes "
+                f"{fastest:.1f} ms on {self.machine}; give at least {int(fastest) + 1}, or measure "
+                "fewer steps with `mmfusion eval frontier --steps`"
+            )
+        return fitting[-1]
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
@@ -103,44 +114,14 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def choose(frontier: Frontier, milliseconds: float, best_of: int = 1) -> Point:
-    """The point of the lowest distance whose time is within the budget, the faster of equals.
-
-    Args:
-        frontier: what was measured.
-        milliseconds: of all pictures.
-        best_of: how many pictures have to be drawn one by one within it.
-
-    Raises:
-        UserError: even the fastest point takes longer.
-    """
-    within = [p for p in pareto(frontier.points) if p.milliseconds * best_of <= milliseconds]
-    if not within:
-        fastest = best_of * min(point.milliseconds for point in frontier.points)
-        of = f" with best_of {best_of}" if best_of > 1 else ""
-        raise UserError(
-            f"budget_ms {milliseconds:g}: the fastest measured {frontier.task}{of} takes "
-            f"{fastest:.1f} ms on {frontier.machine}; give at least {int(fastest) + 1}, or measure "
-            "fewer steps with `mmfusion eval frontier --steps`"
-        )
-    return within[-1]
-
-
-def read(path: Path) -> Frontier:
-    """Read a frontier file, or the one in a folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = path / FILE if path.is_dir() else path
-    bad = f"{path}: not a frontier; delete it and measure anew with `mmfusion eval frontier`"
+def read(kind: type[S], path: Path) -> S:
+    """A measured frontier or point; a UserError where its file is missing or damaged."""
+    bad = f"{path}: not a measured {kind.__name__.lower()}; delete it and measure anew"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `mmfusion eval frontier` writes one") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{bad} ({error})") from None
-    return build(Frontier, raw, bad)
+    return build(kind, raw, bad)
 
 
 def kept_at(digest: str, machine: Machine, task: str) -> Path:
@@ -155,11 +136,9 @@ class Budget:
     Args:
         digest: of the whole model (`export.model_digest`); None for one from no exported folder.
         machine: where it runs.
-        milliseconds: for every call that does not say otherwise; None is no budget.
-        path: a frontier file to go by; default: the one that was measured on this machine.
-
-    Raises:
-        UserError: the budget cannot be kept for any task.
+        milliseconds: for every call that does not say otherwise; None is no budget. It is refused
+            if it cannot be kept for any task.
+        path: a frontier file, or its folder; default: the one measured on this machine.
     """
 
     def __init__(
@@ -177,20 +156,16 @@ class Budget:
         mistakes = []
         for task in TASKS:
             try:
-                self.point(task, milliseconds)
+                self._frontier(task, milliseconds).within(milliseconds)
             except UserError as error:
                 mistakes.append(str(error))
-            else:
-                return
-        raise UserError("\n".join(mistakes))
+        if len(mistakes) == len(TASKS):
+            raise UserError("\n".join(mistakes))
 
     def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.
 
-        An option `budget_ms` among them stands for this call only.
-
-        Raises:
-            UserError: no point is within the budget, or the call names both it and a dial.
+        An option `budget_ms` among them stands for this call only, and instead of any dial.
         """
         own = {name: value for name, value in options.items() if name != "budget_ms"}
         milliseconds = options.get("budget_ms", self.milliseconds)
@@ -201,7 +176,8 @@ class Budget:
         if milliseconds is None:
             return own
         given = {name: value for name, value in own.items() if value is not None}
-        chosen = self.point(task, milliseconds, best_of).options.model_dump(exclude_none=True)
+        point = self._frontier(task, milliseconds).within(milliseconds, best_of)
+        chosen = point.options.model_dump(exclude_none=True)
         if named := ", ".join(name for name in Dials.model_fields if name in given):
             if "budget_ms" in options:
                 raise UserError(f"budget_ms: it is kept by choosing {named}; leave one of them out")
@@ -210,34 +186,30 @@ class Budget:
             chosen.pop("ar_sizes", None)  # of the point's steps, not of these
         return chosen | given
 
-    def point(self, task: str, milliseconds: float, best_of: int = 1) -> Point:
-        """The best measured point of a task that draws `best_of` pictures in so many milliseconds.
-
-        Raises:
-            UserError: nothing was measured, the file is damaged, or the budget is too small.
-        """
-        if isinstance(milliseconds, bool) or not isinstance(milliseconds, (int, float)):
-            raise UserError(f"budget_ms {milliseconds!r}: give milliseconds for a picture")
-        if not milliseconds > 0:
-            raise UserError(f"budget_ms {milliseconds}: give more than 0 milliseconds")
+    def _frontier(self, task: str, milliseconds: Any) -> Frontier:
+        """What was measured of a task, read once."""
+        number = isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool)
+        if not number or not milliseconds > 0:
+            raise UserError(f"budget_ms {milliseconds!r}: give more than 0 milliseconds")
         if task not in self._read:
-            self._read[task] = self._frontier(task)
-        return choose(self._read[task], milliseconds, best_of)
+            self._read[task] = self._open(task)
+        return self._read[task]
 
-    def _frontier(self, task: str) -> Frontier:
+    def _open(self, task: str) -> Frontier:
         if self.path is None and self.digest is None:
             raise UserError(
                 "budget_ms: this model came from no exported folder, so that its measurements "
                 "cannot be found; give frontier=PATH, a file of `mmfusion eval frontier`"
             )
         path = self.path or kept_at(str(self.digest), self.machine, task)
+        path = path / FILE if path.is_dir() else path
         if self.path is None and not path.is_file():
             raise UserError(
                 f"budget_ms: {task} of this model was not measured on {self.machine}; run\n"
                 f"  mmfusion eval frontier --model MODEL --task {task} --reference DATA -o FOLDER\n"
                 "with this model once, or give frontier=PATH"
             )
-        found = read(path)
+        found = read(Frontier, path)
         if found.task != task or self.digest not in (None, found.model_sha256):
             raise UserError(
                 f"{path}: measured for {found.task} with {found.model} (SHA-256 "
@@ -251,13 +223,3 @@ class Budget:
                 path, *then, self.machine, torch.__version__,
             )  # fmt: skip
         return found
-
-
-def _processor() -> str:
-    """The CPU's name, as Linux tells it where it does."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        told = ""
-    named = re.search(r"^model name\s*:\s*(.+)$", told, re.M)
-    return named[1].strip() if named else platform.processor() or platform.machine()
