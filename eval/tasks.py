@@ -19,7 +19,7 @@ from mmfusion.errors import UserError
 from mmfusion.generation.likelihood import Likelihood
 
 from .captioned_dataset import CaptionedDataset
-from .captions.scores import LACKING, score
+from .captions.scores import lacking, score
 from .distribution import impossible, key_of, measure
 from .extractors import make_extractor
 from .image_sets import open_images
@@ -149,11 +149,10 @@ class Drawings(_Drawing):
         figures = self.compare(made)
         lines: list[list[str]] = [[] for _ in prompts]
         if self.clip:
-            from .alignment import clip_score, embed_pairs, retrieval
+            from .alignment import clip_score, embed_pairs
 
-            pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
-            found = {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
-            figures |= _described(found, about)
+            pairs = embed_pairs(self.clip, made, prompts, work=self.places.own)
+            figures |= _described(clip_score(pairs), about)
             for line, cosine in zip(lines, pairs.cosines, strict=True):
                 line.append(f"CLIP cosine {cosine:.3f}")
         if self.asked.cycle:
@@ -181,8 +180,7 @@ class Captions:
         self.answers, self.asked, self.places = answers, asked, places
         self.corpus = CaptionedDataset(asked.data, answers.fits)
         self.clip = _load_clip(asked.clip)
-        lacking = {metric: LACKING[metric]() for metric in asked.metrics if metric in LACKING}
-        self.left_out = {metric: f"needs {what}" for metric, what in lacking.items() if what}
+        self.left_out = lacking(asked.metrics)
         self.inputs: dict[str, Any] = {"data": self.corpus.shards.digest, "lacks": self.left_out}
         if self.clip:
             self.inputs["clip"] = list(self.clip.identity)
@@ -200,9 +198,7 @@ class Captions:
             from .alignment import PREFIX, embed_pairs, ref_clip_score
 
             texts = [text or "." for text in written]  # nothing said matches as nothing does
-            pairs = embed_pairs(
-                self.clip, pictures, texts, PREFIX, self.places.own, pictures.digest
-            )
+            pairs = embed_pairs(self.clip, pictures, texts, PREFIX, self.places.own)
         if rank() == 0:
             metrics = [metric for metric in self.asked.metrics if metric not in self.left_out]
             if metrics:

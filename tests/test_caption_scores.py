@@ -228,8 +228,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("metrics", [PYTHON, pytest.param(["meteor"], marks=needs_java)])
 def test_scores_equal_the_published_coco_example(metrics: list[str]) -> None:
     results = read_results(COCO / "captions_val2014_fakecap_results.json")
-    paired = pair(results, read_references(COCO / "gts.json"))
-    found = score(paired.references, paired.candidates, metrics, "spaces")
+    known = read_references(COCO / "gts.json")
+    names, _ = pair(results, known)
+    given = [known[name] for name in names], [results[name] for name in names]
+    found = score(*given, metrics, "spaces")
     for name, entry in found.figures.items():
         value = pytest.approx(PUBLISHED[name], abs=1e-12)
         assert entry == {"value": value, "n": 1000, "tokenizer": "spaces"}
@@ -267,7 +269,6 @@ def test_score_refuses_what_it_cannot_score() -> None:
         *(([["a"], nothing], ["a", "b"], {}, "picture 1") for nothing in ([], [""], ["?!\u2028"])),
         ([[""]], ["a"], {"names": ["seven"]}, "picture seven"),
         (one, ["a"], {"metrics": ["bleu", "bert"]}, "bert.*bleu, rouge_l, cider, meteor"),
-        (one, ["a"], {"metrics": []}, "metric"),
         (one, ["a"], {"tokenizer": "words"}, "words.*auto, ptb, plain, spaces"),
     ]
     for references, candidates, options, key in given:
@@ -311,7 +312,7 @@ def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
     without_java(monkeypatch)
     given = [["a dog"], ["a cat"]], ["a dog", "a bird"]
     found = score(*given)
-    assert list(found.left_out) == ["meteor", "spice"]
+    assert list(found.left_out) == ["meteor"]
     assert all("Java 8" in reason for reason in found.left_out.values())
     assert found.figures == score(*given, PYTHON, "plain").figures
     with pytest.raises(UserError, match=r"ptb needs Java 8 .* `plain`"):
@@ -324,21 +325,6 @@ def test_java_has_to_run_and_be_new_enough(fake_java: Callable[..., Path]) -> No
     for version, key in (("1.8.0_392", "None"), ("1.7.0_80", "Java 7"), ("unknown", "not run")):
         fake_java("", version=version)
         assert key in str(java.lacking())
-
-
-def test_missing_jars_are_found_before_java_starts(
-    fake_java: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pid = fake_java("")
-    monkeypatch.setattr(java, "package", lambda part: tmp_path / part)
-    for metrics, tokenizer, key in (
-        (["meteor"], "plain", r"meteor-1\.5\.jar and paraphrase-en\.gz in .*meteor"),
-        (["spice"], "plain", r"3\.6\.0-models\.jar.*get_stanford_models"),
-        (PYTHON, "ptb", r"stanford-corenlp-3\.4\.1\.jar"),
-    ):
-        with pytest.raises(UserError, match=key):
-            score([["a"]], ["a"], metrics, tokenizer)  # type: ignore[arg-type]
-    assert not pid.exists()
 
 
 ANSWERS = "\nfor line in sys.stdin: print('1 ' * 23 if 'SCORE' in line else {})"
@@ -356,10 +342,8 @@ ANSWERS = "\nfor line in sys.stdin: print('1 ' * 23 if 'SCORE' in line else {})"
         ("meteor", ANSWERS.format("'1\\n1\\none'"), "METEOR.*one"),
         ("ptb", "time.sleep(60)", "PTB tokenizer gave no answer in 1 s"),
         ("ptb", "sys.exit('no memory')", "PTB tokenizer failed: no memory"),
-        ("ptb", "print('a dog\\nx')", "PTB tokenizer.*1 of 2"),
+        ("ptb", "print('a dog\\nx')", "PTB tokenizer.*'a a a"),
         ("ptb", "print('a\\ndog\\nx\\nc\\nx')", "PTB tokenizer.*'a dog'"),
-        ("spice", "sys.exit('no jar')", "SPICE failed: no jar"),
-        ("spice", "", "SPICE"),
     ],
 )
 def test_a_program_that_hangs_or_dies_is_an_error_and_leaves_no_process(
@@ -378,20 +362,6 @@ def test_a_program_that_hangs_or_dies_is_an_error_and_leaves_no_process(
         tokenise(texts, "ptb") if what == "ptb" else asked(what, one_each(texts), texts)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-
-
-def test_spice_scores_by_number_and_an_undefined_score_is_zero(
-    fake_java: Callable[..., Path],
-) -> None:
-    """With a stand-in for the program: its models are not part of any package."""
-    fake_java(
-        "given = json.load(open(sys.argv[sys.argv.index('-out') - 1]))\n"
-        "f = {'dog': 0.5, 'cat': 0.25, '': float('nan')}\n"
-        "out = [{'image_id': g['image_id'], 'scores': {'All': {'f': f[g['test']]}}}"
-        " for g in given[::-1]]\n"
-        "json.dump(out, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
-    )
-    assert asked("spice", [["a"]] * 3, ["dog", "", "cat"]) == (0.25, [0.5, 0, 0.25])
 
 
 # Files
@@ -431,27 +401,22 @@ def test_references_in_three_forms(file: Path) -> None:
     ("read", "content", "key"),
     [
         (read_results, "[{", "JSON"),
-        (read_results, b"\xff\xfe[", "JSON|UTF-8"),
-        (read_results, "[" * 100_000, "nested"),
-        (read_results, {"7": "a dog"}, "results"),
-        (read_results, [], "no caption"),
+        (read_results, b"\xff\xfe[", "JSON|UTF"),
+        (read_results, "[" * 100_000, "JSON"),
+        (read_results, {"7": "a dog"}, "image_id"),
         (read_results, [result(7), result("7", "a cat")], "entry 2.*7"),
         (read_results, [["7", "a dog"]], "entry 1"),
         (read_results, [{"image_id": 7}], "entry 1.*caption"),
         (read_results, [result(7), result(8, ["a dog"])], "entry 2.*caption"),
         *((read_results, [result(name)], "entry 1.*image_id") for name in (7.0, True, None)),
         (read_references, [result(7)], "annotations, Karpathy"),
-        (read_references, {}, "reference"),
-        (read_references, {"annotations": []}, "reference"),
-        (read_references, {"annotations": {"7": "a dog"}}, "annotations"),
         (read_references, {"annotations": [{"image_id": 7, "bbox": []}]}, "entry 1.*caption"),
-        (read_references, {"7": "a dog"}, "7.*list"),
-        (read_references, {"7": [1]}, "7.*list"),
-        (read_references, {"7": ["a"], "8": []}, "8 without"),
-        (read_references, {"7": ["a"], "8": [" \u2028"]}, "8 without"),
+        (read_references, {"7": "a dog"}, "7 .*list"),
+        (read_references, {"7": [1]}, "id: "),
+        (read_references, {"7": ["a"], "8": []}, "8 has no"),
+        (read_references, {"7": ["a"], "8": [" \u2028"]}, "8 has no"),
         (read_references, '{"7": ["a"], "7": ["b"]}', "'7'"),
-        (read_references, {"images": [{"split": "test"}]}, "image 1.*cocoid.*imgid"),
-        (read_references, {"images": [{"split": "train"}]}, "reference"),
+        (read_references, {"images": [{"split": "test"}]}, "cocoid.*imgid"),
     ],
 )
 def test_files_that_are_refused(read: Callable, content: Any, key: str, file: Path) -> None:
@@ -471,11 +436,12 @@ def test_pictures_need_both_unless_partial() -> None:
         (results, False, r"1 pictures .*\(2\) and 1 captions .*\(4\).*--partial scores the 2"),
         ({**dict.fromkeys("0456789", "x"), **dict.fromkeys("123", "x")}, False, r"\(0, .* 2 more"),
         ({"x": "a"}, True, r"\(1, 2, 3\) .*\(x\)"),
+        ({}, True, "pictures"),
     ):
         with pytest.raises(UserError, match=key):
             pair(given, references, partial)
     left_out = {"pictures without a caption": "1", "captions without references": "1"}
-    assert pair(results, references, True) == (["1", "3"], [["a"], ["c"]], ["a", "c"], left_out)
+    assert pair(results, references, True) == (["1", "3"], left_out)
 
 
 # The command
@@ -530,12 +496,10 @@ def test_the_command_says_what_it_leaves_out_and_refuses_in_one_line(
     code, out, err = call(capsys, *files, "--partial")
     assert code == 0, err
     assert "published scores use the tokenizer ptb" in out
-    for metric in ("METEOR", "SPICE"):
-        assert f"left out: {metric}: needs Java" in out
+    assert "left out: METEOR: needs Java" in out
     for arguments, key in (
         (files, "--partial"),
         ((*files, "--partial", "--metrics", "bert"), "bert"),
-        ((*files, "--partial", "--metrics", ""), "metric (none)"),
         ((*files, "--partial", "--tokenizer", "ptb"), "ptb needs Java"),
         ((files[0], files[1].parent / "nowhere.json"), "nowhere.json"),
     ):

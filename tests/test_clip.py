@@ -32,17 +32,9 @@ from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import alignment
-from mmfusion.eval.alignment import (
-    PREFIX,
-    Pairs,
-    clip_score,
-    embed_pairs,
-    ranks,
-    ref_clip_score,
-    retrieval,
-)
+from mmfusion.eval.alignment import PREFIX, clip_score, embed_pairs, ref_clip_score
+from mmfusion.eval.captioned_dataset import open_captioned
 from mmfusion.eval.clip import weights
-from mmfusion.eval.clip.captioned import open_captioned
 from mmfusion.eval.clip.model import Clip, load_clip
 from mmfusion.eval.formatting import table
 
@@ -99,9 +91,20 @@ def saved(files: Path, tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def noise(count: int, seed: int = 0, side: int = SIDE) -> list[PILImage.Image]:
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
-    return [PILImage.fromarray(p) for p in pixels]
+class Noise(list[PILImage.Image]):
+    """Pictures with a digest of their contents."""
+
+    def __init__(self, count: int, seed: int = 0, side: int = SIDE) -> None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+        super().__init__(PILImage.fromarray(p) for p in pixels)
+        self.digest = f"{count} {seed} {side}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test leaves anything in the user's cache."""
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 # The forward pass a second time
@@ -174,8 +177,8 @@ def test_embeddings_and_scores_are_those_computed_by_hand(
     files: Path, tensors: dict[str, torch.Tensor], spec: str, file: str
 ) -> None:
     clip, quick = load_clip(spec.format(files), "cpu"), "quick" in spec
-    assert (clip.quick_gelu, clip.known, str(files) in clip.name) == (quick, False, False)
-    pictures, texts = noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
+    assert str(files) not in clip.name
+    pictures, texts = Noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
     shown, told = by_hand(tensors, quick, pictures, texts)
     np.testing.assert_allclose(clip.embed_images(pictures, False), shown, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(clip.embed_texts(texts, False), told, rtol=1e-3, atol=1e-4)
@@ -206,26 +209,24 @@ def test_embeddings_and_scores_are_those_computed_by_hand(
 
 
 def test_pictures_of_every_kind_are_read_alike(clip: Clip) -> None:
-    picture = noise(1, side=40)[0]
+    picture = Noise(1, side=40)[0]
     grey = picture.convert("L")
     clear = picture.convert("RGBA")
     clear.putalpha(0)
-    given = [picture, np.asarray(picture), grey, np.asarray(grey), np.asarray(grey)[..., None]]
+    given = [picture, np.asarray(picture), grey, grey.convert("RGB")]
     white = PILImage.new("RGB", (40, 40), "white")
-    a, b, c, d, e, f, g = clip.embed_images([*given, clear, white])
-    for one, other in ((a, b), (c, d), (c, e), (f, g)):
+    a, b, c, d, e, f = clip.embed_images([*given, clear, white])
+    for one, other in ((a, b), (c, d), (e, f)):
         np.testing.assert_array_equal(one, other)
     assert np.linalg.norm(a) == pytest.approx(1, abs=1e-6)
     assert np.abs(a - c).max() > 1e-3
-    with pytest.raises(UserError, match="float64"):
-        clip.embed_images([np.zeros((4, 4, 3))])
 
 
 def test_texts_that_are_cut_are_counted(clip: Clip) -> None:
     fits, longer = "red " * (CONTEXT - 2), "red " * (CONTEXT - 1)
     assert clip.cut([fits, longer, "red", longer + "red"]) == 2
     np.testing.assert_array_equal(clip.embed_texts([longer]), clip.embed_texts([longer + "red"]))
-    figure = clip_score(embed_pairs(clip, noise(2), [fits, longer]))["cosine"]
+    figure = clip_score(embed_pairs(clip, Noise(2), [fits, longer]))["cosine"]
     assert "1 texts are longer than the model's context" in figure["warning"]
     assert clip.cut([fits]) == 0
 
@@ -252,13 +253,12 @@ def test_tags_configs_and_folders_under_the_wrong_name_are_refused(
     in_registry(monkeypatch, quick, file=str(files / "bare.pt"))
     right, wrong = NAMES[quick], NAMES[not quick]
     clip = load_clip(f"{right}:mine")
-    assert (clip.quick_gelu, clip.known, clip.name) == (quick, True, f"{right}:mine")
-    assert not clip.unsure
+    assert (clip.unsure, clip.name) == ("", f"{right}:mine")
     for what in ("mine", files / right, files / right / SAVED):
         with pytest.raises(UserError, match=WRONG.format(right)):
             load_clip(f"{wrong}:{what}")
     monkeypatch.delitem(factory._MODEL_CONFIGS, right)
-    with pytest.raises(UserError, match=f"no model {right}"):
+    with pytest.raises(UserError, match=f"open_clip has no {right}"):
         load_clip(f"{wrong}:{files / right / SAVED}")
 
 
@@ -300,7 +300,7 @@ def test_a_bare_file_is_known_by_its_hash(
         url = f"https://example.org/v0.2/x-{digest[:8]}.pt"
     in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
     clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}")
-    assert clip.known
+    assert not clip.unsure
     assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
     with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*{WRONG.format(NAMES[quick])}"):
         load_clip(f"{NAMES[not quick]}:{files / 'bare.pt'}")
@@ -309,7 +309,7 @@ def test_a_bare_file_is_known_by_its_hash(
     with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*mend.*{wrong / weights.CONFIG}"):
         load_clip(str(wrong))
     monkeypatch.setattr(weights, "sha256", lambda path: "f" * 64)
-    assert not load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}").known
+    assert load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}").unsure
 
 
 def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
@@ -362,9 +362,8 @@ def test_pickles_and_programs_are_refused(tmp_path: Path, suffix: str) -> None:
         torchscript,
     ):
         save()
-        with pytest.raises(UserError, match=f"evil{suffix}") as refused:
+        with pytest.raises(UserError, match=f"evil{suffix}"):
             load_clip(f"tiny-clip:{file}")
-    assert suffix == ".safetensors" or "MODEL:openai" in str(refused.value)
     assert not marker.exists()
 
 
@@ -387,7 +386,7 @@ def test_open_clips_second_try_is_not_reached(
 UNREADABLE = [
     ("ViT-B-32", "MODEL:WEIGHTS"),
     (":openai", "MODEL:WEIGHTS"),
-    ("ViT-B32:openai", "ViT-B32 .*ViT-B-32"),
+    ("ViT-B32:openai", "ViT-B32:openai.*there is ViT-B-32"),
     ("ViT-B-32:laion2b_s34b", "laion2b_s34b .*laion2b_s34b_b79k"),
     ("ViT-L-14:laion2b_s34b_b79k", "laion2b_s32b_b82k"),
     ("tiny-clip:no/such.pt", "no/such.pt"),
@@ -401,7 +400,7 @@ UNREADABLE = [
     ("tiny-clip:{}/broken.safetensors", "broken.safetensors"),
     ("tiny-clip:{}/broken.pt", "broken.pt"),
     ("tiny-clip:{}/list.pt", "list.pt: holds a list"),
-    ("tiny-clip:{}/weights.npz", "weights.npz: NumPy"),
+    ("tiny-clip:{}/weights.npz", "weights.npz"),
     ("tiny-clip:{}/nan.pt", "nan.pt.*not finite"),
 ]
 
@@ -423,7 +422,7 @@ def test_what_cannot_be_loaded_is_one_line(
     shutil.copy(files / "bare.safetensors", tmp_path / "odd" / SAVED)
     for spec, key in UNREADABLE:
         with pytest.raises(UserError, match=key) as caught:
-            load_clip(spec.format(tmp_path)).embed_images(noise(1))
+            load_clip(spec.format(tmp_path)).embed_images(Noise(1))
         assert "\n" not in str(caught.value)
 
 
@@ -440,7 +439,7 @@ def test_the_hub_is_asked_for_config_and_weights(
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
     monkeypatch.setattr(factory, "download_pretrained_from_hf", download)
     clip = load_clip("hf-hub:me/tiny")
-    assert (clip.name, clip.quick_gelu) == ("hf-hub:me/tiny", True)
+    assert clip.name == "hf-hub:me/tiny"
     with pytest.raises(UserError, match=r"hf-hub:me/none.*no me/none"):
         load_clip("hf-hub:me/none")
 
@@ -448,60 +447,8 @@ def test_the_hub_is_asked_for_config_and_weights(
 # Scores by hand
 
 
-def made_pairs(pictures: np.ndarray, texts: np.ndarray, words: list[str]) -> Pairs:
-    return Pairs(
-        pictures.astype(np.float32), texts.astype(np.float32), words, {"model": "m", "prefix": ""}
-    )
-
-
-def one_hot(count: int) -> tuple[np.ndarray, list[str]]:
-    return np.eye(count), [f"text {i}" for i in range(count)]
-
-
-def test_retrieval_of_perfect_reversed_and_constant_embeddings() -> None:
-    rows, words = one_hot(150)
-    figures = retrieval(made_pairs(rows, rows, words))
-    assert [f["value"] for f in figures.values()] == [1, 1, 1, 1]
-    assert figures["recall_at_1"]["among"] == 100
-    figures = retrieval(made_pairs(-rows, rows, words))
-    assert [f["value"] for f in figures.values()] == [0, 0, 100, 100]
-    figures = retrieval(made_pairs(np.ones_like(rows), np.ones_like(rows), words))
-    assert [f["value"] for f in figures.values()] == [0, 0, 50.5, 50.5]  # ties are no hits
-
-
-def test_ranks_are_those_counted_by_hand() -> None:
-    pictures, texts = np.random.default_rng(0).normal(size=(2, 30, 8))
-    found, among = ranks(made_pairs(pictures, texts, one_hot(30)[1]))
-    assert among == 30  # all others, however they are drawn
-    cosines = pictures.astype(np.float32).astype(float) @ texts.astype(np.float32).T
-    expected = [1 + (row > row[i]).sum() for i, row in enumerate(cosines)]
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_the_others_depend_on_seed_and_number_alone_and_are_never_equal() -> None:
-    pictures, texts = np.random.default_rng(1).normal(size=(2, 300, 8))
-    words = [f"text {i}" for i in range(300)]
-    whole, _ = ranks(made_pairs(pictures, texts, words))
-    again, _ = ranks(made_pairs(pictures, texts, words))
-    np.testing.assert_array_equal(whole, again)
-    changed = pictures.copy()
-    changed[1:] = 0
-    np.testing.assert_array_equal(ranks(made_pairs(changed, texts, words))[0][0], whole[0])
-    assert (ranks(made_pairs(pictures, texts, words), seed=1)[0] != whole).any()
-    # Each text thrice, in other letters: were one drawn as a distractor, it would tie.
-    rows, words = one_hot(20)
-    three = [*words, *(w.upper() for w in words), *(w.replace(" ", "  ") for w in words)]
-    found, among = ranks(made_pairs(np.tile(rows, (3, 1)), np.tile(rows, (3, 1)), three))
-    assert among == 20
-    assert (found == 1).all()
-    figure = retrieval(made_pairs(rows, rows, words))["recall_at_1"]
-    assert "only 20 different texts" in figure["warning"]
-    with pytest.raises(UserError, match="all texts are equal"):
-        ranks(made_pairs(rows, rows, ["same"] * 20))
-
-
 def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
-    captions, pictures = TEXTS[:6], noise(6)
+    captions, pictures = TEXTS[:6], Noise(6)
     references = [[TEXTS[6 + i], TEXTS[12 + i]][: 1 + i % 2] for i in range(6)]
     pairs = embed_pairs(clip, pictures, captions, prefix=PREFIX)
     figures = ref_clip_score(clip, pairs, references)
@@ -514,16 +461,13 @@ def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
         refs.append(2 / (1 / score + 1 / nearest) if score and nearest else 0)
     expected = pytest.approx([np.mean(scores), np.mean(refs)], abs=1e-5)
     assert [figures[name]["value"] for name in ("clip_s", "ref_clip_s")] == expected
-    for wrong in ([["a"]] * 5, [["a"]] * 5 + [[]], [["a"]] * 5 + [[" "]]):
-        with pytest.raises(UserError, match="references"):
-            ref_clip_score(clip, pairs, wrong)
 
 
 def test_pairs_are_checked(clip: Clip) -> None:
     for pictures, texts, message in (
-        (noise(2), ["a"], "2 pictures and 1 texts"),
-        ([], [], "no pictures"),
-        (noise(3), ["a", " ", "\n"], r"text 1 is empty \(2 of 3 are\)"),
+        (Noise(2), ["a"], "2 pictures and 1 texts"),
+        (Noise(0), [], "0 pictures"),
+        (Noise(3), ["a", " ", "\n"], r"text 1 is empty \(2 of 3 are\)"),
     ):
         with pytest.raises(UserError, match=message):
             embed_pairs(clip, pictures, texts)
@@ -533,40 +477,32 @@ def test_pairs_are_checked(clip: Clip) -> None:
 
 
 def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pictures, texts = Noise(30), [TEXTS[i % 20] for i in range(30)]
+    alone, work = embed_pairs(clip, pictures, texts), tmp_path / "work"
+    np.testing.assert_array_equal(alone.pictures, clip.embed_images(pictures))
     monkeypatch.setattr(alignment, "PART", 8)
-    clip = load_clip(f"tiny-clip-quickgelu:{files / 'bare.pt'}")
-    pictures, texts = noise(30), [TEXTS[i % 20] for i in range(30)]
-    alone = embed_pairs(clip, pictures, texts)
-
-    def shared() -> Pairs:
-        return embed_pairs(clip, pictures, texts, work=tmp_path, digest="d")
-
-    first = shared()
-    made = sorted(tmp_path.rglob("*.npz"))
+    first = embed_pairs(clip, pictures, texts, work=work)
+    made = sorted(work.rglob("*.npz"))
     parts = [f"pictures-{a:08d}.npz" for a in (0, 8, 16, 24)]
     assert [path.name for path in made if "pictures" in path.name] == parts
     kept = {path: path.read_bytes() for path in made}
     made[1].unlink()
+    made[0].write_bytes(kept[made[0]][:-9])  # both are made again
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    second = shared()
-    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.npz"))} == kept
+    second = embed_pairs(clip, pictures, texts, work=work)
+    assert {path: path.read_bytes() for path in sorted(work.rglob("*.npz"))} == kept
     for pairs in (first, second):
-        np.testing.assert_array_equal(pairs.pictures, alone.pictures)
-        np.testing.assert_array_equal(pairs.texts, alone.texts)
-    with monkeypatch.context() as patch:
-        patch.setattr(Clip, "embed_images", None)  # all is there
-        shared()
-    made[0].write_bytes(kept[made[0]][:-9])  # and it is made again
-    np.testing.assert_array_equal(shared().pictures, alone.pictures)
-    assert made[0].read_bytes() == kept[made[0]]
-    with pytest.raises(ValueError, match="digest"):
-        embed_pairs(clip, pictures, texts, work=tmp_path)
+        np.testing.assert_allclose(pairs.pictures, alone.pictures, atol=1e-6)
+        np.testing.assert_allclose(pairs.texts, alone.texts, atol=1e-6)
+    monkeypatch.setattr(Clip, "embed_images", None)  # all is there
+    again = embed_pairs(clip, pictures, texts, work=work)
+    np.testing.assert_array_equal(again.pictures, first.pictures)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--work"):
-        embed_pairs(clip, pictures, texts, work=tmp_path / "file", digest="d")
+        embed_pairs(clip, pictures, texts, work=tmp_path / "file")
 
 
 def test_kept_embeddings_are_not_taken_for_those_of_another_config(
@@ -583,11 +519,11 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
     for change in changes:
         folder = str(saved(**change))
         clip = load_clip(folder, "cpu")
-        pairs = embed_pairs(clip, noise(3), TEXTS[:3], work=tmp_path / "work", digest="d")
-        np.testing.assert_array_equal(pairs.pictures, clip.embed_images(noise(3)))
+        pairs = embed_pairs(clip, Noise(3), TEXTS[:3], work=tmp_path / "work")
+        np.testing.assert_array_equal(pairs.pictures, clip.embed_images(Noise(3)))
         found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
         if "model_cfg" not in change:  # the config beside a file counts, too
-            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_images(noise(3))
+            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_images(Noise(3))
             np.testing.assert_array_equal(beside, pairs.pictures)
     digests, identities, embedded = zip(*found, strict=True)
     assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]
@@ -601,7 +537,7 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
-    for number, picture in enumerate(noise(4)):
+    for number, picture in enumerate(Noise(4)):
         picture.save(folder / ("sub" if number > 2 else ".") / f"{number}.png")
     return folder
 
@@ -627,29 +563,25 @@ COCO = {
 )
 def test_texts_of_a_folder(folder: Path, tmp_path: Path, name: str, data: str) -> None:
     (tmp_path / name).write_text(data)
-    given = open_captioned(str(folder), tmp_path / name)
-    assert given.texts == ["zero", "one", "two", "three"]
-    assert len(given.pictures) == 4
-    for i, picture in enumerate(noise(4)):
-        shown = np.asarray(picture.convert("RGB"))
-        np.testing.assert_array_equal(np.asarray(given.pictures[i]), shown)
-    before = given.digest
-    noise(1, seed=9)[0].save(folder / "1.png")
-    assert open_captioned(str(folder), tmp_path / name).digest != before
+    shown, texts, _ = open_captioned(str(folder), tmp_path / name)
+    assert texts == ["zero", "one", "two", "three"]
+    assert len(shown) == 4
+    for i, picture in enumerate(Noise(4)):
+        np.testing.assert_array_equal(shown[i], np.asarray(picture))
 
 
 def test_captions_of_shards_are_their_first(tmp_path: Path) -> None:
-    pictures = noise(3)
+    pictures = Noise(3)
     samples = (
         (f"{i}", {"json": {"captions": [f"first {i}", "second"]}, "png": png(np.asarray(p))})
         for i, p in enumerate(pictures)
     )
     write_shards(tmp_path / "shards", "x", samples, per_shard=2)
     for pattern in (tmp_path / "shards", tmp_path / "shards" / "x-*.tar"):
-        given = open_captioned(str(pattern), None)
-        assert given.texts == ["first 0", "first 1", "first 2"]
+        shown, texts, _ = open_captioned(str(pattern), None)
+        assert texts == ["first 0", "first 1", "first 2"]
         for i, picture in enumerate(pictures):
-            np.testing.assert_array_equal(np.asarray(given.pictures[i]), np.asarray(picture))
+            np.testing.assert_array_equal(np.asarray(shown[i]), np.asarray(picture))
     with pytest.raises(UserError, match="--texts"):
         open_captioned(str(tmp_path / "shards"), tmp_path / "x.json")
     write_shards(tmp_path / "bare", "x", [("0", {"png": png(np.asarray(pictures[0]))})])
@@ -663,10 +595,10 @@ def test_texts_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         (None, ""),
         ("[", "JSONDecodeError"),
         ("3", ""),
-        ('{"0.png": 3}', "0.png"),
+        ('{"0.png": 3}', "3 is no string"),
         ('[{"image_id": 1, "caption": "a"}]', "file_name"),
         ('{"annotations": [{"image_id": 1, "caption": "a"}]}', "images"),
-        ('{"0.png": "a"}', r"1.png \(3 of 4"),
+        ('{"0.png": "a"}', "1.png"),
     ):
         if data is not None:
             file.write_text(data)
@@ -691,34 +623,26 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
-def test_the_command_prints_figures_and_processes_share_their_work_unasked(
-    run: Callable, files: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_figures(
+    run: Callable, files: Path, folder: Path, tmp_path: Path, cache: Path
 ) -> None:
-    texts, written, cache = tmp_path / "texts.json", tmp_path / "out" / "a.json", tmp_path / "cache"
+    texts, written = tmp_path / "texts.json", tmp_path / "out" / "a.json"
     texts.write_text(json.dumps({**TOLD, "none.png": "no picture"}))
-    monkeypatch.setenv("MMFUSION_CACHE", str(cache))
     spec = f"tiny-clip:{files / 'bare.pt'}"
     code, out, err = run(folder, "--texts", texts, "--model", spec, "-o", written)
     assert code == 0, err
     figures = json.loads(written.read_text())
-    pairs = embed_pairs(load_clip(spec), noise(4), list(TOLD.values()))
     about = {
         "source": str(folder),
-        "source_sha256": open_captioned(str(folder), texts).digest,
+        "source_sha256": open_captioned(str(folder), texts)[0].digest,
         "texts": str(texts),
         "texts_sha256": hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest(),
     }
-    expected = {**clip_score(pairs), **retrieval(pairs)}
+    expected = clip_score(embed_pairs(load_clip(spec), Noise(4), list(TOLD.values())))
     assert figures == {name: {**figure, **about} for name, figure in expected.items()}
     for told in (table(figures), "n = 4", "warning: 1 texts have no picture"):
         assert told in out
-    assert not cache.exists()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert run(folder, "--texts", texts, "--model", spec, "-o", tmp_path / "b.json")[0] == 0
-    kept = sorted(path.name for path in cache.glob("embeddings/*/*.npz"))
-    assert kept == ["pictures-00000000.npz", "texts-00000000.npz"]
-    assert (tmp_path / "b.json").read_text() == written.read_text()
+    assert len(list(cache.glob("embeddings/*/pictures-00000000.npz"))) == 2
 
 
 def test_the_commands_mistakes_are_one_line(
@@ -764,8 +688,8 @@ def test_texts_hold_any_character_and_names_are_spelled_in_any_way(
     for picture in "ab":
         save_file(tmp_path / f"p [1]/{picture}.png", encoded(0))
     texts = save_file(tmp_path / name, ODD[name].encode())
-    found = open_captioned(str(tmp_path / "p [1]"), texts)
-    assert (found.texts, found.unused) == (["x\u2028y", "z\x85"], 0)
+    _, found, unused = open_captioned(str(tmp_path / "p [1]"), texts)
+    assert (found, unused) == (["x\u2028y", "z\x85"], 0)
     texts.write_bytes(ODD[name].encode("utf-16"))
     with pytest.raises(UserError, match="is UTF-16"):
         open_captioned(str(tmp_path / "p [1]"), texts)

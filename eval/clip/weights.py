@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,9 @@ ADDRESS = re.compile(r"/(?P<full>[0-9a-f]{64})/|-(?P<short>[0-9a-f]{8})\.pth?$")
 PREPROCESS = "mean", "std", "interpolation", "resize_mode"
 EXAMPLE = "for example ViT-L-14-quickgelu:openai, ViT-B-32:FILE or a folder that open_clip saved"
 
+Said = dict[str, dict[str, Any]]
+"""What is said of weights, in the words of open_clip's registry, by who says it."""
+
 
 class Source(NamedTuple):
     """Weights that were found, and what open_clip needs to load them.
@@ -35,8 +37,6 @@ class Source(NamedTuple):
     Attributes:
         name: for figures: the model and where its weights are from, without folders.
         model: open_clip's model name, or `local-dir:` or `hf-hub:` and where.
-        file: the weights.
-        sha256: of the file.
         quick_gelu: whether that model has QuickGELU.
         known: whether the activation was identified; else it is what the name or config says.
         preprocess: mean, std, interpolation and resize mode, where they are not the model's own.
@@ -54,42 +54,36 @@ class Source(NamedTuple):
 def find(spec: str) -> Source:
     """The weights that `MODEL:TAG`, `MODEL:FILE`, `MODEL:FOLDER`, a folder or a hub id names.
 
-    Raises:
-        UserError: there are none, they hold code, or they belong under another activation.
+    They are refused if there are none, they hold code, or belong under another activation.
     """
     if spec.startswith((HUB, FOLDER)) or os.path.isdir(spec):
         return _saved(spec)
     model, _, rest = spec.partition(":")
-    if not (model and rest):
-        raise UserError(f"CLIP model {spec}: expected MODEL:WEIGHTS or a folder, {EXAMPLE}")
-    model = model.replace("/", "-")
-    config = open_clip.get_model_config(model)
+    model, models = model.replace("/", "-"), open_clip.list_models()
+    config = open_clip.get_model_config(model) if model and rest else None
     if config is None:
-        near = _near(model, open_clip.list_models())
-        raise UserError(f"CLIP model {spec}: open_clip knows no model {model}{near}; {EXAMPLE}")
+        near = _near(model, models)
+        raise UserError(f"CLIP model {spec}: expected MODEL:WEIGHTS or a folder, {EXAMPLE}{near}")
     quick, right = bool(config.get("quick_gelu")), _counterpart(model)
-    there = right in open_clip.list_models()
-    remedy = f"the right model name is {right}" if there else f"open_clip has no model {right}"
+    remedy = f"{'the right model name is' if right in models else 'open_clip has no'} {right}"
     file, tag = Path(rest), rest.lower().replace("-", "_")
     tagged = {name: entry for name, known, entry in published() if known == tag}
-    tags = open_clip.list_pretrained_tags_by_model(model)
     if entry := tagged.get(model, tagged.get(right)):
-        _refuse(model, quick, {tag: entry}, remedy)
+        says = {tag: entry}
+        _refuse(model, quick, says, remedy)  # before a download
         try:
             file = Path(open_clip.download_pretrained(entry))
         except Exception as error:  # of networks and hubs
             message = first_line(error)
             raise UserError(f"CLIP model {model}:{tag}: cannot be downloaded ({message})") from None
-        source = _source(f"{model}:{tag}", model, file, quick, {tag: entry}, remedy)
-        return source._replace(known=True)
-    if tagged:
-        raise UserError(f"CLIP model {spec}: no such weights of this model{_near(tag, tags)}")
-    if file.is_dir():
+        return _source(f"{model}:{tag}", model, file, quick, says, remedy)._replace(known=True)
+    if file.is_dir() and not tagged:
         source = _saved(rest)
         _refuse(model, quick, {str(file / CONFIG): {"quick_gelu": source.quick_gelu}}, remedy)
         return source
-    if not file.is_file():
-        raise UserError(f"CLIP model {spec}: {rest} is no file and no tag{_near(rest, tags)}")
+    if not file.is_file() or tagged:
+        near = _near(rest, open_clip.list_pretrained_tags_by_model(model))
+        raise UserError(f"CLIP model {spec}: {rest} is no file and no tag of this model{near}")
     beside = file.parent / CONFIG
     says = {str(beside): _config(beside)} if beside.is_file() else {}
     return _source(f"{model}:{file.name}", model, file, quick, says, remedy)
@@ -98,16 +92,15 @@ def find(spec: str) -> Source:
 def _saved(spec: str) -> Source:
     """Weights with a config beside them: of a folder, or of a repository on the hub."""
     if spec.startswith(HUB):
-        fetch = open_clip.pretrained.download_pretrained_from_hf
+        fetch, name = open_clip.pretrained.download_pretrained_from_hf, spec
         repository = spec.removeprefix(HUB)
         try:
             file, config = Path(fetch(repository)), Path(fetch(repository, filename=CONFIG))
         except Exception as error:  # the hub's many errors all mean: could not be had
             raise UserError(f"CLIP model {spec}: the hub gave: {first_line(error)}") from None
-        name = model = spec
     else:
         folder = Path(spec.removeprefix(FOLDER))
-        name, model, config = folder.resolve().name, f"{FOLDER}{folder}", folder / CONFIG
+        name, spec, config = folder.resolve().name, f"{FOLDER}{folder}", folder / CONFIG
         if not config.is_file():
             raise UserError(
                 f"CLIP model {folder}: has no {CONFIG}; give MODEL:FILE for bare weights"
@@ -119,44 +112,33 @@ def _saved(spec: str) -> Source:
                 f"CLIP model {folder}: has no weights; put open_clip_model.safetensors there"
             )
         file = Path(found)
-    says = {str(config): _config(config)}
-    quick = says[str(config)]["quick_gelu"]
-    return _source(name, model, file, quick, says, f"mend `quick_gelu` in {config}")
+    entry = _config(config)
+    remedy = f"mend `quick_gelu` in {config}"
+    return _source(name, spec, file, entry["quick_gelu"], {str(config): entry}, remedy)
 
 
-def _source(
-    name: str, model: str, file: Path, quick: bool, says: dict[str, dict[str, Any]], remedy: str
-) -> Source:
+def _source(name: str, model: str, file: Path, quick: bool, says: Said, remedy: str) -> Source:
     """Weights that are there, held against what is known of them, and looked through.
 
     open_clip tries `torch.load` a second time, without `weights_only`, after a TypeError, which a
     pickle can bring about. What has been read here once gives none.
     """
-    if not file.is_file():
-        raise UserError(f"CLIP weights {file}: no such file")
     digest = sha256(file)
     found = identify(file, digest)
     _refuse(name, quick, {**found, **says}, remedy)
-    if file.suffix in (".npz", ".npy"):
-        raise UserError(f"{file}: NumPy weights are not read; save them as safetensors")
     if file.suffix != ".safetensors":  # which holds nothing but tensors
-        if _is_torchscript(file):
-            raise UserError(
-                f"{file}: TorchScript holds a program; name OpenAI's weights as MODEL:openai, or "
-                "save a state dict"
-            )
         checkpoint.read(file)
-    # A model whose published weights all take their pictures in one way takes its others so too.
-    ways = [_preprocess(entry) for other, _, entry in published() if other == model]
     preprocess: dict[str, Any] = {}
     for entry in {**found, **says}.values():
         preprocess |= _preprocess(entry)
+    # A model whose published weights all take their pictures in one way takes its others so too.
+    ways = [_preprocess(entry) for other, _, entry in published() if other == model]
     if not preprocess and ways and all(way == ways[0] for way in ways):
         preprocess = ways[0]
     return Source(name, model, file, digest, quick, bool(found), preprocess)
 
 
-def _refuse(name: str, quick: bool, says: dict[str, dict[str, Any]], remedy: str) -> None:
+def _refuse(name: str, quick: bool, says: Said, remedy: str) -> None:
     """Stop where any of what is said of the weights says that they have the other activation."""
     names = {True: "QuickGELU", False: "plain GELU"}
     for what, entry in says.items():
@@ -180,7 +162,7 @@ def published() -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield model, tag, {**entry, "quick_gelu": quick}
 
 
-def identify(file: Path, digest: str) -> dict[str, dict[str, Any]]:
+def identify(file: Path, digest: str) -> Said:
     """The published weights that a file is: `MODEL:TAG` -> what the registry says.
 
     By the SHA-256 in a download's address (OpenAI's have all of it, open_clip's own the first 8
@@ -209,13 +191,6 @@ def _preprocess(entry: dict[str, Any]) -> dict[str, Any]:
 def _near(word: str, words: list[str]) -> str:
     near = difflib.get_close_matches(word, words, 3, 0.4)
     return f" (there is {', '.join(near)})" if near else ""
-
-
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as held:
-        return any(name.endswith("/constants.pkl") for name in held.namelist())
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmfusion import launcher
 from mmfusion.errors import UserError
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="JSON file of the figures")]
@@ -26,9 +25,7 @@ def fid(
     ] = None,
     features: Annotated[
         str,
-        typer.Option(
-            help="inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], module:FILE or pixels"
-        ),
+        typer.Option(help="inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG] or pixels"),
     ] = "inception",
     metrics: Annotated[
         str | None,
@@ -74,42 +71,30 @@ def clip(
     texts: Annotated[
         Path | None, typer.Option(help="for a folder: JSON {name: text}, JSON lines, or COCO's")
     ] = None,
-    others: Annotated[int, typer.Option(min=1, help="texts that each is told from")] = 99,
-    seed: Annotated[int, typer.Option(min=0, help="of the choice of those texts")] = 0,
     work: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for embeddings that processes share and keep; default: "
-            "none, and with several processes the user's cache"
-        ),
+        Path | None, typer.Option(help="where embeddings are kept (default: the user's cache)")
     ] = None,
     output: Output = None,
 ) -> None:
-    """Measure how well pictures match their texts: CLIP score and retrieval."""
-    from mmfusion.eval.alignment import clip_score, embed_pairs, retrieval
-    from mmfusion.eval.clip.captioned import open_captioned
+    """Measure how well pictures match their texts: the CLIP score."""
+    from mmfusion.eval.alignment import clip_score, embed_pairs
+    from mmfusion.eval.captioned_dataset import open_captioned
     from mmfusion.eval.clip.model import load_clip
     from mmfusion.eval.work import rank
-    from mmfusion.home import cache_folder
 
     _check_output(output)
-    captioned = open_captioned(pictures, texts)
-    if work is None and launcher.place().world > 1:
-        work = cache_folder() / "embeddings"  # else each rank would embed everything
-    pairs = embed_pairs(
-        load_clip(model), captioned.pictures, captioned.texts, work=work, digest=captioned.digest
-    )
+    shown, given, unused = open_captioned(pictures, texts)
+    pairs = embed_pairs(load_clip(model), shown, given, work=work)
     about = {
         "source": pictures,
-        "source_sha256": captioned.digest,
+        "source_sha256": shown.digest,
         "texts": str(texts or pictures),
-        "texts_sha256": hashlib.sha256(json.dumps(captioned.texts).encode()).hexdigest(),
+        "texts_sha256": hashlib.sha256(json.dumps(given).encode()).hexdigest(),
     }
     if rank() == 0:
-        figures = {**clip_score(pairs), **retrieval(pairs, seed, others)}
-        _show({name: {**figure, **about} for name, figure in figures.items()}, output)
-        if captioned.unused:
-            typer.echo(f"warning: {captioned.unused} texts have no picture")
+        _show({name: {**figure, **about} for name, figure in clip_score(pairs).items()}, output)
+        if unused:
+            typer.echo(f"warning: {unused} texts have no picture")
 
 
 def captions(
@@ -119,7 +104,7 @@ def captions(
     ],
     metrics: Annotated[
         str | None,
-        typer.Option(help="bleu, rouge_l, cider, meteor, spice (default: what can be measured)"),
+        typer.Option(help="bleu, rouge_l, cider, meteor (default: what can be measured)"),
     ] = None,
     tokenizer: Annotated[
         Literal["auto", "ptb", "plain", "spaces"],
@@ -133,7 +118,7 @@ def captions(
     ] = None,
     output: Output = None,
 ) -> None:
-    """BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, as COCO's evaluation gives them."""
+    """BLEU, ROUGE-L, CIDEr-D and METEOR of captions, as COCO's evaluation gives them."""
     from mmfusion.eval.captions.coco import pair, read_references, read_results
     from mmfusion.eval.captions.scores import score
     from mmfusion.files import write
@@ -141,25 +126,29 @@ def captions(
 
     _check_output(output)
     _check_output(per_picture)
-    paired = pair(read_results(results), read_references(references), partial)
-    wanted = None if metrics is None else _names(metrics)
-    scores = score(paired.references, paired.candidates, wanted, tokenizer, paired.names)
+    made, known = read_results(results), read_references(references)
+    names, alone = pair(made, known, partial)
+    given = [known[name] for name in names], [made[name] for name in names]
+    scores = score(*given, _names(metrics) or None, tokenizer, names)
     if per_picture:
-        lines = ""
-        for number, name in enumerate(paired.names):
-            each = {key: values[number] for key, values in scores.per_picture.items()}
-            line = {"image_id": name, "caption": paired.candidates[number], **each}
-            lines += json.dumps(line) + "\n"
-        write(per_picture, lines.encode())
+        lines = [
+            {
+                "image_id": name,
+                "caption": made[name],
+                **{key: values[number] for key, values in scores.per_picture.items()},
+            }
+            for number, name in enumerate(names)
+        ]
+        write(per_picture, "".join(json.dumps(line) + "\n" for line in lines).encode())
     about = {
         "results": results.name,
         "results_sha256": sha256(results),
         "references": references.name,
         "references_sha256": sha256(references),
-        **{what.replace(" ", "_"): count for what, count in paired.left_out.items()},
+        **{what.replace(" ", "_"): count for what, count in alone.items()},
     }
     figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
-    _show({**figures, "left_out": {**scores.left_out, **paired.left_out}}, output)
+    _show({**figures, "left_out": {**scores.left_out, **alone}}, output)
 
 
 def frontier(
@@ -225,32 +214,31 @@ def selftest(
     output: Output = None,
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
-    from mmfusion.eval.selftest import checks, run
+    from mmfusion.eval.formatting import save
+    from mmfusion.eval.selftest import everything, run
 
     _check_output(output)
     done: list[dict] = []
-    for check in checks(coco, adm, inception, work, device):
-        if not done or done[-1]["source"] != check.source:
-            typer.echo(f"\n{check.source}" + (f": {check.needs}" if check.needs else ""))
-        done.append(run(check))
-        typer.echo(f"  {_line(done[-1])}")
+    for known in everything(coco, adm, inception, work, device):
+        typer.echo(f"\n{known.source}" + (f": {known.needs}" if known.needs else ""))
+        for check in run(known):
+            done.append(check)
+            word = "skipped" if known.needs else "passed" if check["passed"] else "FAILED"
+            found = check.get("found", "")
+            shown = check.get("error") or (f"{found:.6g}" if found != "" else "")
+            expected = f"{check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
+            typer.echo(f"  {word:<8} {check['name']:<10} {expected} {shown}".rstrip())
     count = {
         "passed": sum(check.get("passed") is True for check in done),
         "failed": sum(check.get("passed") is False for check in done),
         "skipped": sum("skipped" in check for check in done),
     }
     typer.echo("\n" + ", ".join(f"{number} {what}" for what, number in count.items()))
-    _save({**count, "checks": done}, output)
+    if output:
+        save(output, {**count, "checks": done})
+        typer.echo(f"wrote {output}")
     if count["failed"]:
         raise typer.Exit(1)
-
-
-def _line(check: dict) -> str:
-    known = f"{check['name']:<10} {check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
-    if "skipped" in check:
-        return f"skipped  {known}".rstrip()
-    found = check["error"] if check["found"] is None else f"{check['found']:.6g}"
-    return f"{'passed' if check['passed'] else 'FAILED'}   {known} {found}"
 
 
 def _check_output(output: Path | None) -> None:
@@ -263,15 +251,9 @@ def _check_output(output: Path | None) -> None:
 
 def _show(entries: dict[str, Any], output: Path | None) -> None:
     """Print a table of the figures among the entries, and write all of them."""
-    from mmfusion.eval.formatting import table
+    from mmfusion.eval.formatting import save, table
 
     typer.echo(table(entries))
-    _save(entries, output)
-
-
-def _save(entries: dict[str, Any], output: Path | None) -> None:
-    from mmfusion.eval.formatting import save
-
     if output:
         save(output, entries)
         typer.echo(f"wrote {output}")
