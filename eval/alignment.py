@@ -10,9 +10,8 @@ A cosine depends on the model as much as on the pictures: compare only figures o
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,20 +30,13 @@ PREFIX = "A photo depicts "
 """What the code of Hessel et al. puts before each caption and reference."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pictures and their texts, embedded: row i of each belongs together.
+class Pairs(NamedTuple):
+    """Pictures and their texts, embedded: row i of each belongs together."""
 
-    Attributes:
-        pictures, texts: (n, d) float32, of length 1.
-        about: what every figure depends on.
-        doubts: why to be careful with them.
-    """
-
-    pictures: np.ndarray
+    pictures: np.ndarray  # (n, d) float32, of length 1
     texts: np.ndarray
-    about: Figure
-    doubts: tuple[str, ...] = ()
+    about: Figure  # what every figure depends on
+    doubts: tuple[str, ...]  # why to be careful with them
 
     @property
     def cosines(self) -> np.ndarray:

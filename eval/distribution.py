@@ -115,18 +115,12 @@ def _kid(sets: Sets, metric: str) -> Found:
 
 
 class Metric(NamedTuple):
-    """How a metric is measured.
-
-    Attributes:
-        needs: which of an extractor's arrays it is of.
-        least: pictures that it needs.
-        sensible: pictures below which it carries the warning `few`.
-    """
+    """How a metric is measured."""
 
     measure: Callable[[Sets, str], Found]
-    needs: str
-    least: int
-    sensible: int
+    needs: str  # which of an extractor's arrays it is of
+    least: int  # pictures that it needs
+    sensible: int  # pictures below which it carries the warning `few`
     few: str
 
 

@@ -33,20 +33,15 @@ THREADS = min(8, os.cpu_count() or 1)  # reading and decoding run outside Python
 class ImageSet(Sequence[np.ndarray]):
     """Pictures by number, each uint8 (H, W, 3), upright, transparent ones laid on white.
 
-    Attributes:
-        name: where they are.
-        size: side in pixels that they are resized and cut to, as for training; None keeps theirs.
-        moments: of a reference file, of Inception's "features" and "spatial" ones.
-        side: height and width of the pictures beside the moments, of which these were made.
-        passed_over: how many files in a folder are no pictures that are read here.
+    With a `size` they are resized and cut to a square of that side, as for training.
     """
 
-    side: tuple[int, int] | None = None
-    passed_over = 0
+    side: tuple[int, int] | None = None  # height and width of those that the moments are of
+    passed_over = 0  # files in a folder that are no pictures
 
     def __init__(self, name: str, size: int | None) -> None:
         self.name, self.size = name, size
-        self.moments: dict[str, Moments] = {}
+        self.moments: dict[str, Moments] = {}  # of a reference file: "features" and "spatial"
 
     @abstractmethod
     def picture(self, number: int) -> PILImage.Image:
@@ -99,11 +94,7 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
 
 
 class FolderImages(ImageSet):
-    """Picture files, sorted by their path; hidden ones and others, which are counted, are not.
-
-    Attributes:
-        names: paths below the folder.
-    """
+    """Picture files, sorted by their path; hidden ones and others, which are counted, are not."""
 
     def __init__(self, name: str, size: int | None = None) -> None:
         super().__init__(name, size)

@@ -65,24 +65,20 @@ def run(known: Known) -> Iterator[dict[str, Any]]:
             yield {**facts, "found": None, "passed": False, "error": error}
 
 
-def everything(
-    coco: Path | None, adm: Path | None, inception: Path | None, work: Path, device: str | None
-) -> list[Known]:
+def everything(coco: Path | None, adm: Path | None, inception: Path | None) -> list[Known]:
     """All that is known.
 
     Args:
         coco: folder with gts.json and res.json, tokenised captions of the COCO example.
         adm: folder with ADM's reference and sample files of ImageNet 256.
         inception: file of the Inception weights that go with them.
-        work: folder for the features of ADM's 60,000 pictures.
-        device: where Inception runs (default: a GPU, or the CPU).
     """
     missing = java.lacking()
     no_java = f"needs {missing}" if missing else ""
     no_coco = "" if coco else "needs --coco DIR with gts.json and res.json"
     no_adm = f"needs --adm DIR with {REFERENCE} and {SAMPLES}, and --inception FILE"
     gts, res = _coco(coco) if coco else ([], [])
-    of_adm = _adm(adm, inception, work, device)
+    of_adm = _adm(adm, inception)
     return [
         Known("real 8x8 digits, 297 against 1,500; torch-fidelity too", {
             "fid": (0.46397, 1e-4), "kid": (-0.0032665, 1e-6),
@@ -151,9 +147,7 @@ def _coco(folder: Path) -> tuple[list[list[str]], list[str]]:
     return [given[name] for name in names], [made[name][0] for name in names]
 
 
-def _adm(
-    folder: Path | None, inception: Path | None, work: Path, device: str | None
-) -> Callable[[], dict[str, float]] | None:
+def _adm(folder: Path | None, inception: Path | None) -> Callable[[], dict[str, float]] | None:
     if not folder and not inception:
         return None
     if not folder or not inception:
@@ -168,8 +162,7 @@ def _adm(
         from .image_sets import open_images
 
         made, reference = (open_images(str(folder / name)) for name in (SAMPLES, REFERENCE))
-        extractor = make_extractor(f"inception:{inception}", device)
-        found = figures(made, reference, extractor, metrics=list(ADM), work=work)
+        found = figures(made, reference, make_extractor(f"inception:{inception}"), list(ADM))
         return {name: figure["value"] for name, figure in found.items()}
 
     return measure

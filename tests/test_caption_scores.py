@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import Command
 
-from mmfusion.cli import main
 from mmfusion.data_pipelines.converters.digits import captions
 from mmfusion.errors import UserError
 from mmfusion.eval.captions import java
@@ -22,7 +23,7 @@ from mmfusion.eval.captions.tokenizers import clean, tokenise
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 COCO, FLICKR = SHARED / "coco_caption_eval", SHARED / "flickr8k_1k"
 PYTHON = ["bleu", "rouge_l", "cider"]
-needs_java = pytest.mark.skipif(java.lacking() is not None, reason=f"needs {java.lacking()}")
+needs_java = pytest.mark.skipif(bool(java.lacking()), reason=f"needs {java.lacking()}")
 
 # Each is one caption of a model that has gone wrong.
 ADVERSARIAL = [
@@ -60,10 +61,8 @@ ORDINARY = [f"A {a} {b} No." for a in ("red", "blue", "small") for b in ("dog", 
 ]
 
 
-def figure(references: list[list[str]], candidates: list[str], **options: Any) -> dict[str, Any]:
-    return score(references, candidates, ["cider"], **{"tokenizer": "plain", **options}).figures[
-        "cider"
-    ]
+def figure(references: list[list[str]], candidates: list[str]) -> dict[str, Any]:
+    return score(references, candidates, ["cider"], "plain").figures["cider"]
 
 
 def one_each(texts: list[str]) -> list[list[str]]:
@@ -142,11 +141,8 @@ def test_cider_of_a_closed_form() -> None:
 def test_bleu_and_rouge_of_closed_forms() -> None:
     found = score([["a b c d e f g h"]], ["a b c d x f g h"], ["bleu", "rouge_l"], "spaces")
     value = {name: entry["value"] for name, entry in found.figures.items()}
-    precision = [7 / 8, 5 / 7, 3 / 6, 1 / 5]
-    product = 1.0
-    for k in range(4):
-        product *= precision[k]
-        assert value[f"bleu_{k + 1}"] == pytest.approx(product ** (1 / (k + 1)), rel=1e-6)
+    for k, product in enumerate(np.cumprod([7 / 8, 5 / 7, 3 / 6, 1 / 5]), 1):
+        assert value[f"bleu_{k}"] == pytest.approx(product ** (1 / k), rel=1e-6)
     assert value["rouge_l"] == pytest.approx(7 / 8)
     assert found.per_picture["rouge_l"] == [value["rouge_l"]]
     # Words that are missing cost BLEU exp(1 - 8/4), and recall: 4/8 with precision 1, beta 1.2.
@@ -164,11 +160,9 @@ def test_figures_say_what_they_depend_on() -> None:
     assert (few["n"], few["tokenizer"]) == (10, "plain")
     assert few["warning"].startswith("CIDEr of 10 pictures")
     assert "do not compare" in few["warning"]
-    pictures, texts = [["a b"], ["c d"]] * 500, ["a b", "c d"] * 500
-    found = score(pictures, texts, PYTHON, "spaces").figures
+    found = score([["a b"], ["c d"]] * 500, ["a b", "c d"] * 500, PYTHON, "spaces").figures
     assert list(found) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
     assert not any("warning" in entry for entry in found.values())
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def asked(metric: str, references: list[list[str]], candidates: list[str]) -> Any:
@@ -283,33 +277,27 @@ def test_score_refuses_what_it_cannot_score() -> None:
 def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Puts a program named java on the path, which runs these lines; it leaves its process id."""
 
-    def make(lines: str, version: str = "17.0.1") -> Path:
+    def make(lines: str) -> Path:
         (tmp_path / "bin").mkdir(exist_ok=True)
         program, pid = tmp_path / "bin/java", tmp_path / "pid"
         program.write_text(
             f"#!{sys.executable}\n"
             "import json, os, sys, time\n"
-            "if sys.argv[1:] == ['-version']:\n"
-            f"    sys.exit(print('openjdk version \"{version}\"', file=sys.stderr))\n"
             f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n{lines}\n"
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent))
-        java._version.cache_clear()
         return pid
 
-    yield make
-    java._version.cache_clear()
+    return make
 
 
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
-def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    without_java(monkeypatch)
+def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(no_java: None) -> None:
     given = [["a dog"], ["a cat"]], ["a dog", "a bird"]
     found = score(*given)
     assert list(found.left_out) == ["meteor"]
@@ -319,12 +307,6 @@ def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
         score(*given, PYTHON, "ptb")
     with pytest.raises(UserError, match="meteor needs Java"):
         score(*given, ["meteor"], "plain")
-
-
-def test_java_has_to_run_and_be_new_enough(fake_java: Callable[..., Path]) -> None:
-    for version, key in (("1.8.0_392", "None"), ("1.7.0_80", "Java 7"), ("unknown", "not run")):
-        fake_java("", version=version)
-        assert key in str(java.lacking())
 
 
 ANSWERS = "\nfor line in sys.stdin: print('1 ' * 23 if 'SCORE' in line else {})"
@@ -447,16 +429,6 @@ def test_pictures_need_both_unless_partial() -> None:
 # The command
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["eval", "captions", *map(str, arguments)])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     results = write(tmp_path / "results.json", [result(i, captions(i)[0]) for i in range(9)])
@@ -464,12 +436,12 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_command_prints_figures_and_writes_files(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path], tmp_path: Path, command: Command
 ) -> None:
     report, lines = tmp_path / "new" / "report.json", tmp_path / "new" / "each.jsonl"
     options = ["--metrics", "bleu,cider", "--tokenizer", "plain"]
-    code, out, err = call(
-        capsys, *files, *options, "--partial", "-o", report, "--per-picture", lines
+    code, out, err = command(
+        "eval", "captions", *files, *options, "--partial", "-o", report, "--per-picture", lines
     )
     assert code == 0, err
     assert out.splitlines()[0].split()[:5] == ["BLEU-1", "1", "n", "=", "9"]
@@ -488,12 +460,9 @@ def test_the_command_prints_figures_and_writes_files(
 
 
 def test_the_command_says_what_it_leaves_out_and_refuses_in_one_line(
-    files: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    files: tuple[Path, Path], no_java: None, command: Command
 ) -> None:
-    without_java(monkeypatch)
-    code, out, err = call(capsys, *files, "--partial")
+    code, out, err = command("eval", "captions", *files, "--partial")
     assert code == 0, err
     assert "published scores use the tokenizer ptb" in out
     assert "left out: METEOR: needs Java" in out
@@ -503,8 +472,6 @@ def test_the_command_says_what_it_leaves_out_and_refuses_in_one_line(
         ((*files, "--partial", "--tokenizer", "ptb"), "ptb needs Java"),
         ((files[0], files[1].parent / "nowhere.json"), "nowhere.json"),
     ):
-        code, _, err = call(capsys, *arguments)
-        assert code == 2
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
+        code, _, err = command("eval", "captions", *arguments)
+        assert (code, err[:7], err.count("\n")) == (2, "error: ", 1)
         assert key in err

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Command
 from PIL import Image as PILImage
 
-from mmfusion.cli import main
 from mmfusion.codecs.image import prepare
 from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
@@ -269,14 +266,14 @@ def test_pictures_of_two_sizes_are_no_npz(tmp_path: Path) -> None:
 class Counting(Extractor):
     """Mean colours; keeps count of what it was asked for."""
 
-    name, batch = "counting", 2
+    name, batch, factor = "counting", 2, 1.0
 
     def __init__(self, sha256: str = "0", version: str = "", device: str = "cpu") -> None:
         self.sha256, self.version, self.device, self.seen = sha256, version, device, 0
 
     def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         self.seen += len(pixels)
-        return {"features": pixels.mean((1, 2), dtype=np.float32)}
+        return {"features": pixels.mean((1, 2), dtype=np.float32) * self.factor}
 
 
 @pytest.fixture
@@ -328,6 +325,10 @@ def test_a_damaged_picture_stops_it_and_the_rest_is_kept(ten: ImageSet) -> None:
         extract(open_images(ten.name), extractor)
     assert extractor.seen == 8
     last.write_bytes(good)
+    extractor.factor = np.nan
+    with pytest.raises(UserError, match=r"features counting: .*not finite"):
+        extract(open_images(ten.name), extractor)
+    extractor.factor = 1.0
     assert len(extract(open_images(ten.name), extractor)["features"]) == 10
 
 
@@ -356,15 +357,6 @@ def test_pixels_of_two_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(UserError, match=r"pixels.* differ in size; .*--size"):
             extract(open_images(mixed.name), PixelExtractor())
     assert len(extract(open_images(mixed.name, 4), PixelExtractor())["features"]) == 4
-
-
-def test_features_that_are_not_finite_are_found(ten: ImageSet) -> None:
-    class Broken(Counting):
-        def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-            return {"features": np.full((len(pixels), 2), np.nan)}
-
-    with pytest.raises(UserError, match=r"features counting: .*not finite"):
-        extract(ten, Broken())
 
 
 # Figures
@@ -404,13 +396,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Sets:
     for name in ("a.tiff", "b.txt", ".hidden"):
         (root / "more").mkdir(exist_ok=True)
         (root / "more" / name).touch()
-    folders = {name: folder(root / name, noise(12, n)) for n, name in enumerate(("made", "more"))}
-    real = folder(root / "real", noise(10, 2))
-    return (
-        folders
-        | {"real": real}
-        | {name: npz(root / f"{name}.npz", **a) for name, a in arrays.items()}
-    )
+    counts = {"made": 12, "more": 12, "real": 10}
+    folders = {n: folder(root / n, noise(count, i)) for i, (n, count) in enumerate(counts.items())}
+    return folders | {name: npz(root / f"{name}.npz", **each) for name, each in arrays.items()}
 
 
 def test_precision_is_of_the_made_and_recall_of_the_real(tmp_path: Path) -> None:
@@ -467,10 +455,8 @@ def test_distances_to_a_references_moments(tmp_path: Path, sets: Sets) -> None:
     ("made", "reference", "extractor", "metric", "why"),
     [
         ("made", "moments", Simple, "precision", r"^precision: .*no pictures \(`arr_0`\)"),
-        ("made", "moments", Simple, "recall", r"^recall: .*`arr_0`"),
         ("made", "moments", Simple, "kid", r"^kid: .*`arr_0`"),
         ("made", "moments", PixelExtractor, "fid", r"^fd_pixels: .*`arr_0`.*of pixels, features"),
-        ("made", "moments", PixelExtractor, "", r"^fd_pixels: .*`arr_0`"),  # nothing is left
         ("made", "pool", Simple, "sfid", r"^sfid: .*pool.npz .*of inception, spatial"),
         ("made", "real", PixelExtractor, "sfid", r"^sfid_pixels: features pixels have no spatial"),
         ("made", "real", PixelExtractor, "is", r"^is_pixels: features pixels have no classes"),
@@ -495,12 +481,8 @@ def test_what_is_left_to_measure(sets: Sets) -> None:
     assert set(impossible(made, sets["moments"], Simple())) == {"precision", "recall", "kid"}
     assert set(impossible(made, None, Simple())) == set(METRICS) - {"is"}
     assert measure(made, None, Simple()) == measure(made, real, Simple(), ["is"])
-
-
-def test_another_extractor_takes_a_references_pictures_and_not_its_moments(sets: Sets) -> None:
-    figure = measure(sets["made"], sets["both"], PixelExtractor(), ["fid"])["fd_pixels"]
-    flat = [np.stack(list(sets[s])).reshape(len(sets[s]), -1) / 127.5 - 1 for s in ("made", "both")]
-    assert figure["value"] == pytest.approx(frechet_distance(*flat), rel=1e-5)
+    # Another extractor takes a reference's pictures, and not its moments.
+    figure = measure(made, sets["both"], PixelExtractor(), ["fid"])["fd_pixels"]
     assert figure["n_reference"] == 9
     assert "reference_moments" not in figure
 
@@ -536,15 +518,6 @@ def test_other_ranks_make_features_and_hold_none(
 # Warnings
 
 
-class Fast(Extractor):
-    """Two numbers a picture."""
-
-    name, batch = "fast", 256
-
-    def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {"features": pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)}
-
-
 def warning(made: ImageSet, real: ImageSet | None, extractor: Extractor, metric: str) -> str:
     (figure,) = measure(made, real, extractor, [metric]).values()
     return figure.get("warning", "")
@@ -559,7 +532,7 @@ def test_a_fid_of_few_pictures_says_so(
     monkeypatch.setitem(METRICS, "fid", METRICS["fid"]._replace(sensible=100))
     a, b = (npz(tmp_path / f"{i}.npz", arr_0=noise(i, i)) for i in (n, 100))
     for pair in ((a, b), (b, a)):  # the smaller set counts
-        said = warning(*pair, Fast(), "fid")
+        said = warning(*pair, Counting(), "fid")
         assert ("covariance" in said, "below 100 the distance" in said) == (singular, few)
 
 
@@ -572,17 +545,14 @@ PASSED, NOT_ADM = "2 other files in", "not from the ADM suite"
     ("made", "reference", "extractor", "metric", "size", "present", "absent"),
     [
         ("made", "large", Counting, "fid", None, OF_TWO, "squeezed"),
-        ("made", "large", Counting, "kid", None, OF_TWO, "squeezed"),
         ("made", "large", Simple, "is", None, "", "sizes"),
         ("wide", "wide", Counting, "fid", None, SQUEEZED, "sizes"),
         ("made", "wide", Counting, "fid", 4, "", "sizes"),
         ("wide", "wide", Counting, "fid", 4, "", "squeezed"),
         ("made", "both8", Simple, "fid", None, OF_TWO, NOT_ADM),
-        ("made", "both8", Simple, "sfid", None, OF_TWO, NOT_ADM),
         ("made", "both", Simple, "fid", None, "", "sizes"),
         ("made", "both", Simple, "fid", 2, OF_SMALL, ""),
         ("made", "pool", Simple, "fid", None, NOT_ADM, "sizes"),
-        ("made", "real", Simple, "fid", None, "", "passed over"),
         ("made", "more", Simple, "fid", None, PASSED, NOT_ADM),
         ("made", "more", Simple, "is", None, "", "passed over"),
         ("more", "", Simple, "is", None, PASSED, ""),
@@ -601,25 +571,11 @@ def test_what_a_figure_has_to_be_read_with_care_for(
 # The command
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main(["eval", "fid", *map(str, arguments)])
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return call
-
-
-def test_the_command(tmp_path: Path, sets: Sets, run: Run) -> None:
+def test_the_command(tmp_path: Path, sets: Sets, command: Command) -> None:
     made, real = sets["made"], sets["real"]
     work, output = tmp_path / "work", tmp_path / "deep/f.json"
     arguments = (made.name, real.name, "--features", "pixels", "--work", work)
-    code, out, err = run(*arguments, "--metrics", "fid", "-o", output)
+    code, out, err = command("eval", "fid", *arguments, "--metrics", "fid", "-o", output)
     assert code == 0, err
     figures = json.loads(output.read_text())
     assert list(figures) == ["fd_pixels", "left_out"]
@@ -627,12 +583,12 @@ def test_the_command(tmp_path: Path, sets: Sets, run: Run) -> None:
     assert real.digest[:12] in out
     assert "warning: Fréchet distance (pixels): " in out
     assert "left out" not in out
-    out = run(*arguments)[1]
+    out = command("eval", "fid", *arguments)[1]
     assert "left out: sFID (pixels): features pixels have no spatial ones" in out
     assert len(list(work.iterdir())) == 2
 
 
-def test_the_command_refuses_in_one_line(tmp_path: Path, sets: Sets, run: Run) -> None:
+def test_the_command_refuses_in_one_line(tmp_path: Path, sets: Sets, command: Command) -> None:
     both = sets["made"].name, sets["real"].name
     for arguments, named in [
         ((both[0], tmp_path / "nowhere"), "nowhere"),
@@ -642,30 +598,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, sets: Sets, run: Run) -
         ((*both, "-o", tmp_path), str(tmp_path)),
         ((*both, "--metrics", "sfid"), "sfid_pixels"),
     ]:
-        code, out, err = run("--features", "pixels", *arguments)  # the last one counts
-        assert code == 2, err
-        (error,) = (line for line in err.splitlines() if line.startswith("error: "))
-        assert named in error
-        assert "Traceback" not in out + err
-
-
-def test_two_ranks_make_what_one_makes(tmp_path: Path, run: Run) -> None:
-    """Bit for bit, and only rank 0 speaks."""
-    sets = [npz(tmp_path / f"{i}.npz", arr_0=noise(300, i)).name for i in (1, 2)]
-    arguments = [*sets, "--features", "pixels", "--metrics", "fid"]
-    code, _, err = run(*arguments, "--work", tmp_path / "work1", "-o", tmp_path / "1.json")
-    assert code == 0, err
-    both = []
-    for rank in "01":
-        environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        command = [sys.executable, "-m", "mmfusion", "eval", "fid", *arguments]
-        command += ["--work", str(tmp_path / "work2"), "-o", str(tmp_path / "2.json")]
-        both.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert "Fréchet distance (pixels)" in said[0]
-    assert said[1] == ""
-    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
-    first, second = (sorted((tmp_path / f"work{world}").glob("*/*.npz")) for world in (1, 2))
-    assert len(first) == 4
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+        # Of an option that is given twice the last one counts.
+        code, _, err = command("eval", "fid", "--features", "pixels", *arguments)
+        assert (code, err.count("error: ")) == (2, 1)
+        assert named in err.partition("error: ")[2]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Command
 
-from mmfusion.cli import main
 from mmfusion.eval.selftest import ADM, REFERENCE, SAMPLES, Known, everything, run
 
 COCO = Path(__file__).resolve().parents[2] / "shared/data/coco_caption_eval"
@@ -18,21 +18,11 @@ needs_coco = pytest.mark.skipif(
 )
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["eval", "selftest", *map(str, arguments)])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def checks(
     source: str, coco: Path | None = None, adm: Path | None = None, weights: Path | None = None
 ) -> list[dict[str, Any]]:
     """What is found of the sources whose name begins so."""
-    known = everything(coco, adm, weights, Path("work"), "cpu")
+    known = everything(coco, adm, weights)
     return [check for each in known if each.source.startswith(source) for check in run(each)]
 
 
@@ -42,9 +32,9 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_needs_nothing_passes_here_and_the_rest_is_skipped_with_its_needs(
-    no_java: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    no_java: None, command: Command, tmp_path: Path
 ) -> None:
-    code, out, err = call(capsys, "-o", tmp_path / "new/selftest.json")
+    code, out, err = command("eval", "selftest", "-o", tmp_path / "new/selftest.json")
     assert code == 0, out + err
     report = json.loads((tmp_path / "new/selftest.json").read_text("utf-8"))
     assert (report["passed"], report["failed"], report["skipped"]) == (12, 0, 14)
@@ -66,10 +56,10 @@ def test_what_needs_java_passes_where_it_is() -> None:
 
 @pytest.mark.parametrize("broken", [lambda a, b: 0.5, lambda a, b: 1 / 0, lambda a, b: math.nan])
 def test_a_number_that_is_wrong_or_cannot_be_measured_fails_with_exit_code_1(
-    broken: Any, no_java: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    broken: Any, no_java: None, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmfusion.eval.metrics.frechet_distance", broken)
-    code, out, err = call(capsys)
+    code, out, err = command("eval", "selftest")
     assert code == 1
     assert "Traceback" not in out + err
     assert "FAILED   fid" in out
@@ -99,7 +89,7 @@ def test_cocos_example_gives_the_published_scores(no_java: None) -> None:
 
 
 def test_other_captions_than_cocos_fail_and_bad_files_are_named(
-    tmp_path: Path, no_java: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, no_java: None, command: Command
 ) -> None:
     texts = {str(i): [" ".join(f"{word}{i}" for word in "abcde"), "other words"] for i in range(3)}
     (tmp_path / "gts.json").write_text(json.dumps(texts), "utf-8")
@@ -115,13 +105,13 @@ def test_other_captions_than_cocos_fail_and_bad_files_are_named(
         res.unlink()
         if text is not None:
             res.write_bytes(text.encode("utf-8", "surrogateescape"))
-        code, _, err = call(capsys, "--coco", tmp_path)
+        code, _, err = command("eval", "selftest", "--coco", tmp_path)
         assert (code, err[:7]) == (2, "error: ")
         assert str(res) in err
 
 
 def test_adm_figures_are_asked_for_and_judged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     """With a stand-in for what would measure them: the real files are 2 GB, and not here."""
     weights, asked = tmp_path / "weights", []
@@ -129,9 +119,9 @@ def test_adm_figures_are_asked_for_and_judged(
         path.touch()
     printed = {"is": 215.84, "fid": 4.0, "sfid": 6.14, "precision": 0.83, "recall": 0.53}
 
-    def measure(*given: Any, metrics: list[str], work: Path) -> dict[str, dict]:
-        asked.append((*given, metrics, work))
-        return {name: {"value": printed[name], "n": 50_000} for name in metrics}
+    def measure(*given: Any) -> dict[str, dict]:
+        asked.append(given)
+        return {name: {"value": value, "n": 50_000} for name, value in printed.items()}
 
     monkeypatch.setattr("mmfusion.eval.distribution.measure", measure)
     monkeypatch.setattr("mmfusion.eval.extractors.make_extractor", lambda *given: given)
@@ -139,14 +129,14 @@ def test_adm_figures_are_asked_for_and_judged(
     found = checks("evaluations of", adm=tmp_path, weights=weights)
     assert [check["name"] for check in found if not check["passed"]] == ["fid"]
     files = str(tmp_path / SAMPLES), str(tmp_path / REFERENCE)
-    assert asked == [(*files, (f"inception:{weights}", "cpu"), list(ADM), Path("work"))]
+    assert asked == [(*files, (f"inception:{weights}",), list(ADM))]
     (tmp_path / SAMPLES).unlink()
     for given, named in (
         (["--adm", tmp_path], "--adm DIR and --inception FILE"),
         (["--inception", weights], "--adm DIR and --inception FILE"),
         (["--adm", tmp_path, "--inception", weights], SAMPLES),
     ):
-        code, _, err = call(capsys, *given)
+        code, _, err = command("eval", "selftest", *given)
         assert (code, err.count("error: ")) == (2, 1)
         assert named in err
 
@@ -180,13 +170,9 @@ def test_digits_checks_are_torch_fidelitys_figures() -> None:
             assert check["passed"]
 
 
-def test_a_metric_written_wrongly_is_no_model(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_metric_written_wrongly_is_no_model(command: Command, tmp_path: Path) -> None:
     def said(*arguments: object) -> str:
-        with pytest.raises(SystemExit):
-            main(["eval", *map(str, arguments)])
-        return capsys.readouterr().err
+        return command("eval", *arguments)[2]
 
     assert "eval fidd: no such metric; choose fid, clip, captions" in said("fidd", "a", "b")
     # A word that stands alone, or that names something, is a model.

@@ -5,16 +5,13 @@ which write into their own package, read the machine's locale, and wait for ever
 has died.
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from mmfusion.errors import UserError, printable
 
-LEAST = 8
 SETTINGS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 """The same answers in every locale."""
 LIMIT = 600.0  # seconds after which a program is stopped
@@ -28,25 +25,9 @@ def package(part: str) -> Path:
     return Path(pycocoevalcap.__path__[0]) / part
 
 
-def lacking() -> str | None:
-    """What is missing to run a program, for a message; None when nothing is."""
-    path = shutil.which("java")
-    found = _version(path) if path else 0
-    if found >= LEAST:
-        return None
-    shown = f"is Java {found}" if found else "does not run"
-    return f"Java {LEAST} or later; " + (f"{path} {shown}" if path else "none was found")
-
-
-@lru_cache
-def _version(path: str) -> int:
-    """Java's number, such as 8 or 17; 0 if it does not run."""
-    try:
-        done = subprocess.run([path, "-version"], capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    said = re.search(rb'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-    return int(said.group(1)) if said and done.returncode == 0 else 0
+def lacking() -> str:
+    """What is missing to run a program, for a message."""
+    return "" if shutil.which("java") else "Java 8 or later, which was not found"
 
 
 def run(

@@ -10,8 +10,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,19 +30,12 @@ Scored = dict[str, tuple[float, Sequence[float]]]
 """Of each figure: the value of all pictures together, and of each."""
 
 
-@dataclass
-class Scores:
-    """Of all pictures together, and of each.
+class Scores(NamedTuple):
+    """Of all pictures together, and of each."""
 
-    Attributes:
-        figures: name -> {"value", "n", "tokenizer"}, with a "warning" where there is one.
-        per_picture: name -> a score for each picture, in their order.
-        left_out: metric -> what is missing to measure it.
-    """
-
-    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    per_picture: dict[str, list[float]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]]  # name -> value, n, tokenizer, and perhaps a warning
+    per_picture: dict[str, list[float]]  # name -> a score for each picture, in their order
+    left_out: dict[str, str]  # metric -> what is missing to measure it
 
 
 def score(
@@ -56,10 +48,8 @@ def score(
     """Score one candidate a picture against that picture's references.
 
     Args:
-        references: of each picture, one or more captions.
-        candidates: of each picture, one caption; it may be empty.
-        metrics: some of `METRICS`; None takes all that can be measured here, and says in
-            `left_out` what the others need.
+        candidates: they may be empty.
+        metrics: some of `METRICS`; None takes all that can be measured here.
         tokenizer: see tokenizers.py; `spaces` if captions are tokenised already.
         names: of the pictures, for messages (default: their numbers).
     """
@@ -72,7 +62,7 @@ def score(
     wanted = list(METRICS if metrics is None else metrics)
     if unknown := [metric for metric in wanted if metric not in METRICS]:
         raise UserError(f"metric {unknown[0]}: there are {', '.join(METRICS)}")
-    scores = Scores(left_out=lacking(wanted))
+    scores = Scores({}, {}, lacking(wanted))
     if metrics is not None and scores.left_out:
         raise UserError(f"meteor {scores.left_out['meteor']}")
     chosen = choose(tokenizer)
@@ -93,7 +83,7 @@ def score(
 
 def lacking(metrics: Sequence[str]) -> dict[str, str]:
     """What is missing here to measure some of the metrics."""
-    missing = java.lacking() if "meteor" in metrics else None
+    missing = java.lacking() if "meteor" in metrics else ""
     return {"meteor": f"needs {missing}"} if missing else {}
 
 

@@ -32,27 +32,19 @@ Said = dict[str, dict[str, Any]]
 
 
 class Source(NamedTuple):
-    """Weights that were found, and what open_clip needs to load them.
+    """Weights that were found, and what open_clip needs to load them."""
 
-    Attributes:
-        name: for figures: the model and where its weights are from, without folders.
-        model: open_clip's model name, or `local-dir:` or `hf-hub:` and where.
-        quick_gelu: whether that model has QuickGELU.
-        known: whether the activation was identified; else it is what the name or config says.
-        preprocess: mean, std, interpolation and resize mode, where they are not the model's own.
-    """
-
-    name: str
-    model: str
+    name: str  # for figures: the model and where its weights are from, without folders
+    model: str  # open_clip's model name, or `local-dir:` or `hf-hub:` and where
     file: Path
     sha256: str
-    quick_gelu: bool
-    known: bool
-    preprocess: dict[str, Any]
+    quick_gelu: bool  # whether that model has QuickGELU
+    known: bool  # whether the activation was identified; else it is what the name or config says
+    preprocess: dict[str, Any]  # `PREPROCESS`, where it is not the model's own
 
 
 def find(spec: str) -> Source:
-    """The weights that `MODEL:TAG`, `MODEL:FILE`, `MODEL:FOLDER`, a folder or a hub id names.
+    """The weights that `MODEL:TAG`, `MODEL:FILE`, a folder or a hub id names.
 
     They are refused if there are none, they hold code, or belong under another activation.
     """
@@ -62,8 +54,11 @@ def find(spec: str) -> Source:
     model, models = model.replace("/", "-"), open_clip.list_models()
     config = open_clip.get_model_config(model) if model and rest else None
     if config is None:
-        near = _near(model, models)
-        raise UserError(f"CLIP model {spec}: expected MODEL:WEIGHTS or a folder, {EXAMPLE}{near}")
+        near = difflib.get_close_matches(model, models, 3, 0.4)
+        raise UserError(
+            f"CLIP model {spec}: expected MODEL:WEIGHTS or a folder, {EXAMPLE}; the nearest of "
+            f"open_clip's models: {', '.join(near) or 'none'}"
+        )
     quick, right = bool(config.get("quick_gelu")), _counterpart(model)
     remedy = f"{'the right model name is' if right in models else 'open_clip has no'} {right}"
     file, tag = Path(rest), rest.lower().replace("-", "_")
@@ -77,13 +72,9 @@ def find(spec: str) -> Source:
             message = first_line(error)
             raise UserError(f"CLIP model {model}:{tag}: cannot be downloaded ({message})") from None
         return _source(f"{model}:{tag}", model, file, quick, says, remedy)._replace(known=True)
-    if file.is_dir() and not tagged:
-        source = _saved(rest)
-        _refuse(model, quick, {str(file / CONFIG): {"quick_gelu": source.quick_gelu}}, remedy)
-        return source
-    if not file.is_file() or tagged:
-        near = _near(rest, open_clip.list_pretrained_tags_by_model(model))
-        raise UserError(f"CLIP model {spec}: {rest} is no file and no tag of this model{near}")
+    if not file.is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
+        raise UserError(f"CLIP model {spec}: {rest} is no file and none of the tags {tags}")
     beside = file.parent / CONFIG
     says = {str(beside): _config(beside)} if beside.is_file() else {}
     return _source(f"{model}:{file.name}", model, file, quick, says, remedy)
@@ -101,15 +92,11 @@ def _saved(spec: str) -> Source:
     else:
         folder = Path(spec.removeprefix(FOLDER))
         name, spec, config = folder.resolve().name, f"{FOLDER}{folder}", folder / CONFIG
-        if not config.is_file():
+        found = open_clip.factory._find_checkpoint_in_dir(folder)  # that open_clip will read
+        if found is None or not config.is_file():
             raise UserError(
-                f"CLIP model {folder}: has no {CONFIG}; give MODEL:FILE for bare weights"
-            )
-        # The one that open_clip will read.
-        found = open_clip.factory._find_checkpoint_in_dir(folder)
-        if found is None:
-            raise UserError(
-                f"CLIP model {folder}: has no weights; put open_clip_model.safetensors there"
+                f"CLIP model {folder}: has no {CONFIG} or no open_clip_model.safetensors; of bare "
+                "weights give MODEL:FILE"
             )
         file = Path(found)
     entry = _config(config)
@@ -186,11 +173,6 @@ def _counterpart(model: str) -> str:
 
 def _preprocess(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in PREPROCESS if key in entry}
-
-
-def _near(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, 3, 0.4)
-    return f" (there is {', '.join(near)})" if near else ""
 
 
 def _config(path: Path) -> dict[str, Any]:

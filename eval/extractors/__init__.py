@@ -23,28 +23,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class Extractor(ABC):
-    """Pictures to features.
+    """Pictures to features; on the CPU many threads may call it at once."""
 
-    Attributes:
-        name: its kind, and the architecture where the weights do not say it.
-        sha256: of its weights; "" if it has none.
-        batch: pictures at a time, fixed, so that the bits do not depend on who computes.
-        gives: names of what it makes: "features", and where it has them "spatial" and "logits".
-        one_size: whether all pictures must have the same size.
-        device: where it computes; on the CPU many threads may call it at once.
-        version: of what else the features depend on: the network's config, and what is done to
-            the pictures before; part of the cache's key.
-        doubt: why its figures may not be what their name says; "" if there is no reason.
-    """
-
-    name: str
-    sha256 = ""
-    batch = 32
-    gives: tuple[str, ...] = ("features",)
-    one_size = False
+    name: str  # its kind, and the architecture where the weights do not say it
+    sha256 = ""  # of its weights
+    batch = 32  # pictures at a time, fixed, so that the bits do not depend on who computes
+    gives: tuple[str, ...] = ("features",)  # and where it has them "spatial" and "logits"
+    one_size = False  # whether all pictures must have the same size
     device = "cpu"
-    version = ""
-    doubt = ""
+    version = ""  # of the network's config, and of what is done to the pictures before
+    doubt = ""  # why its figures may not be what their name says
 
     @property
     def kind(self) -> str:
