@@ -190,7 +190,7 @@ def test_adversarial_captions_touch_no_other_picture(tokenizer: Any) -> None:
 
 @needs_java
 def test_adversarial_captions_touch_no_other_picture_of_meteor() -> None:
-    folder = java.package("meteor").parent
+    folder = java.JARS
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     references = [*REFERENCES, *REFERENCES, *ODD_REFERENCES]
     references += [["a cat on a mat"], ["a cat on a mat"], ["a cat"], ["one two ||| a cat"]]
@@ -337,7 +337,7 @@ def test_a_program_that_hangs_or_dies_is_an_error_and_leaves_no_process(
 ) -> None:
     pid = fake_java(lines)
     monkeypatch.setattr(java, "LIMIT", 1.0 if "in 1 s" in key else 60.0)
-    monkeypatch.setattr(java, "A_PICTURE", 0.0)
+    monkeypatch.setattr(java, "A_LINE", 0.0)
     # Longer than a pipe holds: a program that does not read must not block us either.
     texts = ["a dog", "a " * 100_000]
     with pytest.raises(UserError, match=key):

@@ -10,19 +10,15 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pycocoevalcap
+
 from mmfusion.errors import UserError, printable
 
 SETTINGS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 """The same answers in every locale."""
 LIMIT = 600.0  # seconds after which a program is stopped
-A_PICTURE = 2.0  # seconds more for each picture to score
-
-
-def package(part: str) -> Path:
-    """The folder of a part of pycocoevalcap, with its jars."""
-    import pycocoevalcap
-
-    return Path(pycocoevalcap.__path__[0]) / part
+A_LINE = 2.0  # seconds more for each line that it is given
+JARS = Path(pycocoevalcap.__path__[0])
 
 
 def lacking() -> str:
@@ -45,7 +41,7 @@ def run(
         names: of the given lines, for messages.
         folder: where it runs.
     """
-    limit = LIMIT + A_PICTURE * len(given)
+    limit = LIMIT + A_LINE * len(given)
     try:
         done = subprocess.run(
             ["java", *SETTINGS, *arguments], input="".join(f"{line}\n" for line in given).encode(),

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from mmfusion.errors import UserError
 
@@ -74,7 +77,9 @@ def score(
             raise UserError(f"picture {name}: no word in its references; leave the picture out")
     for metric in wanted:
         if metric not in scores.left_out:
-            about = {"n": len(words), "tokenizer": chosen, **_warning(metric, len(words), chosen)}
+            about: dict[str, Any] = {"n": len(words), "tokenizer": chosen}
+            if warning := _warning(metric, len(words), chosen):
+                about["warning"] = warning
             for name, (value, each) in METRICS[metric](known, words, names).items():
                 scores.per_picture[name] = [float(one) for one in each]
                 scores.figures[name] = {"value": float(value), **about}
@@ -87,15 +92,12 @@ def lacking(metrics: Sequence[str]) -> dict[str, str]:
     return {"meteor": f"needs {missing}"} if missing else {}
 
 
-def _warning(metric: str, n: int, tokenizer: str) -> dict[str, str]:
-    found = []
-    if metric == "cider" and n < FEW:
-        found.append(f"CIDEr of {n} pictures: compare only with the same {n} pictures")
-    elif n < FEW:
-        found.append(f"{n} pictures are few: compare with the same alone")
-    if tokenizer == "plain":
-        found.append("published scores use the tokenizer ptb (Java): do not compare with them")
-    return {"warning": "; ".join(found)} if found else {}
+def _warning(metric: str, n: int, tokenizer: str) -> str:
+    few = f"{n} pictures are few: compare with the same alone"
+    if metric == "cider":
+        few = f"CIDEr of {n} pictures: compare only with the same {n} pictures"
+    plain = "published scores use the tokenizer ptb (Java): do not compare with them"
+    return "; ".join([few] * (n < FEW) + [plain] * (tokenizer == "plain"))
 
 
 def _python(references: list[Texts], candidates: Texts) -> tuple[dict, dict]:
@@ -104,15 +106,11 @@ def _python(references: list[Texts], candidates: Texts) -> tuple[dict, dict]:
 
 
 def _bleu(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
-    from pycocoevalcap.bleu.bleu import Bleu
-
     total, each = Bleu(4).compute_score(*_python(references, candidates), verbose=0)
     return {f"bleu_{k + 1}": (total[k], each[k]) for k in range(4)}
 
 
 def _rouge(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
-    from pycocoevalcap.rouge.rouge import Rouge
-
     _, each = Rouge().compute_score(*_python(references, candidates))
     # Its split gives an empty caption one empty word, which an empty reference would share.
     each = [one if text else 0.0 for one, text in zip(each, candidates, strict=True)]
@@ -120,13 +118,12 @@ def _rouge(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
 
 
 def _cider(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
-    from pycocoevalcap.cider.cider import Cider
-
     return {"cider": Cider().compute_score(*_python(references, candidates))}
 
 
 def _meteor(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
     """Denkowski and Lavie, 2014, for English: each caption's counts, and then the scores of all."""
+    folder = java.JARS / "meteor"
     command = ["-Xms1G", "-Xmx2G", "-XX:+UseSerialGC", "-jar", "meteor-1.5.jar", "-", "-"]
     command += ["-stdio", "-l", "en", "-norm"]
     lines = []
@@ -134,13 +131,13 @@ def _meteor(references: list[Texts], candidates: Texts, names: Texts) -> Scored:
         parts = (SEPARATOR.sub(" ", text) for text in [*texts, candidate])
         lines.append(" ||| ".join(["SCORE", *parts]))
     pictures = [f"picture {name}" for name in names]
-    counts = java.run("METEOR", command, lines, pictures, java.package("meteor"))
+    counts = java.run("METEOR", command, lines, pictures, folder)
     for picture, answer in zip(pictures, counts, strict=False):
         if len(answer.split()) != COUNTS:
             raise UserError(f"METEOR cannot score {picture}: {answer[:200]}")
     told = " ||| ".join(["EVAL", *counts])
     try:
-        *each, total = map(float, java.run("METEOR", command, [told], (), java.package("meteor")))
+        *each, total = map(float, java.run("METEOR", command, [told], (), folder))
         if len(each) != len(names) or not np.isfinite([*each, total]).all():
             raise ValueError(f"{len(each)} for {len(names)} pictures, or one is not finite")
     except ValueError as error:

@@ -16,6 +16,8 @@ import re
 import unicodedata
 from typing import Literal, get_args
 
+from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
+
 from mmfusion.errors import UserError, printable
 
 from . import java
@@ -58,9 +60,7 @@ def tokenise(captions: list[str], tokenizer: Tokenizer) -> list[str]:
 
 
 def _ptb(lines: list[str]) -> list[str]:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
-
-    jar = java.package("tokenizer") / STANFORD_CORENLP_3_4_1_JAR
+    jar = java.JARS / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR
     program = "edu.stanford.nlp.process.PTBTokenizer"
     command = ["-cp", str(jar), program, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     fenced = [each for line in lines for each in (line, FENCE)]
