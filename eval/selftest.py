@@ -68,17 +68,19 @@ def run(known: Known) -> Iterator[dict[str, Any]]:
 def everything(coco: Path | None, adm: Path | None, inception: Path | None) -> list[Known]:
     """All that is known.
 
-    Args:
-        coco: folder with gts.json and res.json, tokenised captions of the COCO example.
-        adm: folder with ADM's reference and sample files of ImageNet 256.
-        inception: file of the Inception weights that go with them.
+    `coco` is a folder with tokenised captions of the COCO example, `adm` one with ADM's reference
+    and sample files of ImageNet 256, `inception` the weights that go with them.
     """
     missing = java.lacking()
     no_java = f"needs {missing}" if missing else ""
     no_coco = "" if coco else "needs --coco DIR with gts.json and res.json"
     no_adm = f"needs --adm DIR with {REFERENCE} and {SAMPLES}, and --inception FILE"
     gts, res = _coco(coco) if coco else ([], [])
-    of_adm = _adm(adm, inception)
+    if bool(adm) != bool(inception):
+        raise UserError("--adm DIR and --inception FILE go together; give both")
+    for path in (adm / REFERENCE, adm / SAMPLES, inception) if adm and inception else ():
+        if not path.is_file():
+            raise UserError(f"{path}: not there; --adm needs {REFERENCE} and {SAMPLES}")
     return [
         Known("real 8x8 digits, 297 against 1,500; torch-fidelity too", {
             "fid": (0.46397, 1e-4), "kid": (-0.0032665, 1e-6),
@@ -108,7 +110,7 @@ def everything(coco: Path | None, adm: Path | None, inception: Path | None) -> l
         Known("COCO caption evaluation, its 1,000 example captions", {"meteor": (0.195, PRINTED)},
               lambda: _scores(gts, res, "meteor"), no_coco or no_java),
         Known("evaluations of openai/guided-diffusion, ImageNet 256: ADM-G, ADM-U", ADM,
-              of_adm or dict, "" if of_adm else no_adm),
+              lambda: _adm(adm, inception), "" if adm else no_adm),
     ]  # fmt: skip
 
 
@@ -147,22 +149,11 @@ def _coco(folder: Path) -> tuple[list[list[str]], list[str]]:
     return [given[name] for name in names], [made[name][0] for name in names]
 
 
-def _adm(folder: Path | None, inception: Path | None) -> Callable[[], dict[str, float]] | None:
-    if not folder and not inception:
-        return None
-    if not folder or not inception:
-        raise UserError("--adm DIR and --inception FILE go together; give both")
-    for path in (folder / REFERENCE, folder / SAMPLES, inception):
-        if not path.is_file():
-            raise UserError(f"{path}: not there; --adm needs {REFERENCE}, {SAMPLES}, --inception")
+def _adm(folder: Path | None, inception: Path | None) -> dict[str, float]:
+    from .distribution import measure
+    from .extractors import make_extractor
+    from .image_sets import open_images
 
-    def measure() -> dict[str, float]:
-        from .distribution import measure as figures
-        from .extractors import make_extractor
-        from .image_sets import open_images
-
-        made, reference = (open_images(str(folder / name)) for name in (SAMPLES, REFERENCE))
-        found = figures(made, reference, make_extractor(f"inception:{inception}"), list(ADM))
-        return {name: figure["value"] for name, figure in found.items()}
-
-    return measure
+    made, reference = (open_images(f"{folder}/{name}") for name in (SAMPLES, REFERENCE))
+    found = measure(made, reference, make_extractor(f"inception:{inception}"), list(ADM))
+    return {name: figure["value"] for name, figure in found.items()}

@@ -50,7 +50,7 @@ def share(
                     with claim(path, static=number % world == rank()) as mine:
                         if mine:
                             parts[path](path)
-                    bar.update(done() - bar.n if rank() == 0 else 0)
+                            bar.update(done() - bar.n)
             bar.update(done() - bar.n)
             if all(path.exists() for path in paths):
                 return
