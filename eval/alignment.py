@@ -18,7 +18,7 @@ import numpy as np
 from mmfusion.errors import UserError
 from mmfusion.home import cache_folder
 
-from .clip.model import Clip
+from .clip import Clip
 from .features import parts_of, rows
 
 Figure = dict[str, Any]

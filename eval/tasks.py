@@ -28,7 +28,7 @@ from .sample_store import SampleStore, StoredSamples
 from .work import rank
 
 if TYPE_CHECKING:
-    from .clip.model import Clip
+    from .clip import Clip
 
 Figures = dict[str, Any]
 Cells = list[dict[str, Any]]
@@ -234,9 +234,9 @@ def _load_clip(spec: str | None) -> "Clip | None":
     """The CLIP model, if one is asked for: open_clip takes seconds to be imported."""
     if spec is None:
         return None
-    from .clip.model import load_clip
+    from .clip import Clip
 
-    return load_clip(spec)
+    return Clip(spec)
 
 
 def _options(asked: Asked) -> dict[str, Any]:

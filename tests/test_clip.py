@@ -30,10 +30,10 @@ from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import alignment
+from mmfusion.eval import clip as weights
 from mmfusion.eval.alignment import PREFIX, clip_score, embed_pairs, ref_clip_score
 from mmfusion.eval.captioned_dataset import open_captioned
-from mmfusion.eval.clip import weights
-from mmfusion.eval.clip.model import Clip, load_clip
+from mmfusion.eval.clip import Clip
 from mmfusion.eval.formatting import table
 
 pytestmark = pytest.mark.usefixtures("files")
@@ -72,7 +72,7 @@ def tensors(files: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def clip(files: Path) -> Clip:
-    return load_clip(str(files / "tiny-clip"), "cpu")
+    return Clip(str(files / "tiny-clip"), "cpu")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def by_hand(
 def test_embeddings_and_scores_are_those_computed_by_hand(
     files: Path, tensors: dict[str, torch.Tensor], spec: str, file: str
 ) -> None:
-    clip, quick = load_clip(spec.format(files), "cpu"), "quick" in spec
+    clip, quick = Clip(spec.format(files), "cpu"), "quick" in spec
     assert str(files) not in clip.name
     pictures, texts = Noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
     shown, told = by_hand(tensors, quick, pictures, texts)
@@ -209,14 +209,14 @@ def test_tags_configs_and_folders_under_the_wrong_name_are_refused(
 ) -> None:
     in_registry(monkeypatch, quick, file=str(files / "bare.pt"))
     right, wrong = NAMES[quick], NAMES[not quick]
-    clip = load_clip(f"{right}:mine")
+    clip = Clip(f"{right}:mine")
     assert (clip.unsure, clip.name) == ("", f"{right}:mine")
     for what in ("mine", files / right / SAVED):
         with pytest.raises(UserError, match=WRONG.format(right)):
-            load_clip(f"{wrong}:{what}")
+            Clip(f"{wrong}:{what}")
     monkeypatch.delitem(factory._MODEL_CONFIGS, right)
     with pytest.raises(UserError, match=f"open_clip has no {right}"):
-        load_clip(f"{wrong}:{files / right / SAVED}")
+        Clip(f"{wrong}:{files / right / SAVED}")
 
 
 def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
@@ -230,13 +230,13 @@ def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
         ("ViT-B-16-quickgelu:laion400m_e32", "ViT-B-16"),
     ):
         with pytest.raises(UserError, match=WRONG.format(right)):
-            load_clip(spec)
+            Clip(spec)
     refused = []
     for name, tag in open_clip.list_pretrained():
         said = open_clip.get_model_config(name) or {}, open_clip.get_pretrained_cfg(name, tag)
         agree = len({bool(settings.get("quick_gelu")) for settings in said}) == 1
         with pytest.raises(UserError) as caught:
-            load_clip(f"{name}:{tag}")
+            Clip(f"{name}:{tag}")
         if "cannot be downloaded" in str(caught.value):
             assert agree or name == "roberta-ViT-B-32"  # has one name only
         else:
@@ -255,17 +255,17 @@ def test_a_bare_file_is_known_by_its_hash(
     for address in (f"{digest}/x.pt", f"v0.2/x-{digest[:8]}.pt"):
         url = f"https://example.org/{address}"
         in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
-        clip = load_clip(f"{right}:{files / 'bare.pt'}")
+        clip = Clip(f"{right}:{files / 'bare.pt'}")
         assert not clip.unsure
         assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
         with pytest.raises(UserError, match=f"{right}:mine.*{WRONG.format(right)}"):
-            load_clip(f"{wrong}:{files / 'bare.pt'}")
+            Clip(f"{wrong}:{files / 'bare.pt'}")
     monkeypatch.setattr(weights, "sha256", lambda path: digest)
     config = files / wrong / weights.CONFIG
     with pytest.raises(UserError, match=f"{right}:mine.*mend.*{config}"):
-        load_clip(str(config.parent))
+        Clip(str(config.parent))
     monkeypatch.setattr(weights, "sha256", lambda path: "f" * 64)
-    assert load_clip(f"{right}:{files / 'bare.pt'}").unsure
+    assert Clip(f"{right}:{files / 'bare.pt'}").unsure
 
 
 def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
@@ -319,7 +319,7 @@ def test_pickles_and_programs_are_refused(tmp_path: Path, suffix: str) -> None:
     ):
         save()
         with pytest.raises(UserError, match=f"evil{suffix}"):
-            load_clip(f"tiny-clip:{file}")
+            Clip(f"tiny-clip:{file}")
     assert not marker.exists()
 
 
@@ -335,7 +335,7 @@ def test_open_clips_second_try_is_not_reached(
     shutil.copy(file, folder / "open_clip_pytorch_model.bin")
     for spec in (f"tiny-clip:{file}", str(folder)):
         with pytest.raises(UserError, match="never run"):
-            load_clip(spec)
+            Clip(spec)
     assert not marker.exists()
 
 
@@ -374,7 +374,7 @@ def test_what_cannot_be_loaded_is_one_line(
     shutil.copy(files / "bare.safetensors", tmp_path / "odd" / SAVED)
     for spec, key in UNREADABLE:
         with pytest.raises(UserError, match=key) as caught:
-            load_clip(spec.format(tmp_path)).embed_images(Noise(1))
+            Clip(spec.format(tmp_path)).embed_images(Noise(1))
         assert "\n" not in str(caught.value)
 
 
@@ -390,10 +390,10 @@ def test_the_hub_is_asked_for_config_and_weights(
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
     monkeypatch.setattr(factory, "download_pretrained_from_hf", download)
-    clip = load_clip("hf-hub:me/tiny")
+    clip = Clip("hf-hub:me/tiny")
     assert clip.name == "hf-hub:me/tiny"
     with pytest.raises(UserError, match=r"hf-hub:me/none.*no me/none"):
-        load_clip("hf-hub:me/none")
+        Clip("hf-hub:me/none")
 
 
 # Scores by hand
@@ -470,16 +470,16 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
     found = []
     for change in changes:
         folder = str(saved(**change))
-        clip = load_clip(folder, "cpu")
+        clip = Clip(folder, "cpu")
         pairs = embed_pairs(clip, Noise(3), TEXTS[:3], work=tmp_path / "work")
         np.testing.assert_array_equal(pairs.pictures, clip.embed_images(Noise(3)))
         found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
         if "model_cfg" not in change:  # the config beside a file counts, too
-            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_images(Noise(3))
+            beside = Clip(f"tiny-clip:{folder}/{SAVED}").embed_images(Noise(3))
             np.testing.assert_array_equal(beside, pairs.pictures)
     digests, identities, embedded = zip(*found, strict=True)
     assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]
-    assert load_clip(folder, "cpu").identity == identities[-1]
+    assert Clip(folder, "cpu").identity == identities[-1]
 
 
 # Pictures with their texts
@@ -583,7 +583,7 @@ def test_the_command_prints_figures(
         "texts": str(texts),
         "texts_sha256": hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest(),
     }
-    expected = clip_score(embed_pairs(load_clip(spec), Noise(4), list(TOLD.values())))
+    expected = clip_score(embed_pairs(Clip(spec), Noise(4), list(TOLD.values())))
     assert figures == {name: {**figure, **about} for name, figure in expected.items()}
     for told in (table(figures), "n = 4", "warning: 1 texts have no picture"):
         assert told in out

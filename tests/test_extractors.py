@@ -19,7 +19,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from mmfusion.errors import UserError
-from mmfusion.eval.clip import model
+from mmfusion.eval import clip
 from mmfusion.eval.extractors import inception, make_extractor
 from mmfusion.eval.extractors.dinov2 import _positions, prepared
 from mmfusion.eval.features import extract
@@ -339,7 +339,7 @@ def test_clip_embeddings_are_taken_before_they_are_normalised(
             return np.stack([np.asarray(p, np.float32).mean((0, 1)) for p in pictures])
 
     asked = []
-    monkeypatch.setattr(model, "load_clip", lambda *given: asked.append(given) or Clip())
+    monkeypatch.setattr(clip, "Clip", lambda *given: asked.append(given) or Clip())
     extractor = make_extractor("clip:ViT-B-32:file.pt", "cpu")
     assert asked == [("ViT-B-32:file.pt", "cpu")]
     assert (extractor.name, extractor.kind, extractor.sha256) == ("clip:ViT-B-32", "clip", "ab")

@@ -1,12 +1,4 @@
-"""What turns pictures into features: networks from files, chosen by a short spec.
-
-| spec | features |
-|---|---|
-| `inception[:FILE]` | Inception's pool_3 as in TF1, also logits and sFID's spatial features |
-| `dinov2:FOLDER` or hub id | DINOv2's class token, for FD-DINOv2 |
-| `clip:MODEL[:TAG or FILE]` | CLIP's picture embeddings |
-| `pixels` | the pixels themselves, for small pictures |
-"""
+"""What turns pictures into features: networks from files, chosen by a short spec."""
 
 from abc import ABC, abstractmethod
 
@@ -89,9 +81,9 @@ class ClipExtractor(Extractor):
     """Embeddings (n, d), not normalised, of pictures as the model's own transform has them."""
 
     def __init__(self, spec: str, device: str) -> None:
-        from ..clip.model import load_clip
+        from ..clip import Clip
 
-        self.clip, self.device = load_clip(spec, device), device
+        self.clip, self.device = Clip(spec, device), device
         self.name, self.sha256 = f"clip:{self.clip.name}", self.clip.sha256
         self.version, self.doubt = self.clip.version, self.clip.unsure
 

@@ -64,12 +64,12 @@ def clip(
     """Measure how well pictures match their texts: the CLIP score."""
     from mmfusion.eval.alignment import clip_score, embed_pairs
     from mmfusion.eval.captioned_dataset import open_captioned
-    from mmfusion.eval.clip.model import load_clip
+    from mmfusion.eval.clip import Clip
     from mmfusion.eval.work import rank
 
     _check_output(output)
     shown, given, unused = open_captioned(pictures, texts)
-    pairs = embed_pairs(load_clip(model), shown, given, work=work)
+    pairs = embed_pairs(Clip(model), shown, given, work=work)
     about = {
         "source": pictures,
         "source_sha256": shown.digest,

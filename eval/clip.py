@@ -1,4 +1,4 @@
-"""Where a CLIP model's weights are, and which activation they were trained with.
+"""A CLIP model (Radford et al. 2021) by open_clip: pictures and texts as embeddings.
 
 OpenAI's weights, and some others, were trained with QuickGELU, x sigmoid(1.702 x). They load under
 a model name with plain GELU as well, without a word, and give other embeddings. So weights are
@@ -7,19 +7,30 @@ open_clip's registry has. Tensors themselves do not tell.
 """
 
 import difflib
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image as PILImage
 
+from mmfusion.codecs.image import flat
+from mmfusion.device import exact, one_thread
 from mmfusion.errors import UserError, first_line
+from mmfusion.export import default_device
 from mmfusion.importers import checkpoint
 from mmfusion.manifest import sha256
 
+BATCH = 64
+"""Pictures or texts at a time; always the same, so that arithmetic is."""
 QUICK = "-quickgelu"
 CONFIG = "open_clip_config.json"
 HUB, FOLDER = "hf-hub:", "local-dir:"
@@ -188,3 +199,86 @@ def _config(path: Path) -> dict[str, Any]:
     if "trust_remote_code" in json.dumps(held):  # would be handed on to the tokenizer's loader
         raise UserError(f"{path}: asks for `trust_remote_code`; code from a model is never run")
     return entry
+
+
+# The model
+
+
+class Clip:
+    """Embeddings of pictures and texts in one space, in which likeness is a cosine.
+
+    Attributes:
+        version: digest of the model's config, activation and preprocessing.
+        identity: all that embeddings depend on; a GPU's differ in their last bits.
+        unsure: a warning where nothing tells which activation the weights were trained with.
+    """
+
+    def __init__(self, spec: str, device: str | torch.device | None = None) -> None:
+        """Load a model as `find` says, in fp32, with its own preprocessing and tokenizer.
+
+        Default of the device: this rank's GPU, or the CPU without one.
+        """
+        source, self._device = find(spec), torch.device(device or default_device())
+        self.name, self.sha256 = source.name, source.sha256
+        act = "QuickGELU" if source.quick_gelu else "plain GELU"
+        doubt = f"{self.name}: weights of unknown origin, taken to be trained with {act}"
+        self.unsure = "" if source.known else doubt
+        try:
+            self._model = open_clip.create_model(
+                source.model,
+                None if ":" in source.model else str(source.file),
+                require_pretrained=True,
+                pretrained_text=False,
+                force_preprocess_cfg=source.preprocess,
+                quick_gelu=source.quick_gelu,
+            )
+            self._tokenizer = open_clip.get_tokenizer(source.model)
+        except Exception as error:  # of open_clip, timm, transformers and torch
+            message = " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
+            raise UserError(
+                f"CLIP model {source.name}: cannot load {source.file} as {source.model} ({message})"
+            ) from None
+        self._model = self._model.float().eval().requires_grad_(False).to(self._device)
+        preprocess = self._model.visual.preprocess_cfg
+        self._preprocess = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+        config = [open_clip.get_model_config(source.model), source.quick_gelu, preprocess]
+        message = json.dumps(config, sort_keys=True, default=str)
+        self.version = hashlib.sha256(message.encode()).hexdigest()
+        self.identity = self.name, self.sha256, self.version, self._device.type
+
+    def embed_images(
+        self, pictures: Iterable[PILImage.Image | np.ndarray], normalised: bool = True
+    ) -> np.ndarray:
+        """Embeddings (n, d), float32, of PIL pictures or of uint8 (H, W, 3) arrays.
+
+        Transparent pictures are laid on white.
+        """
+        return self._run(self._model.encode_image, pictures, self._pixels, normalised)
+
+    def embed_texts(self, texts: Sequence[str], normalised: bool = True) -> np.ndarray:
+        """Embeddings (n, d), float32; what is longer than the model's context is cut."""
+        return self._run(self._model.encode_text, texts, self._tokenizer, normalised)
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model's context."""
+        length = self._tokenizer([""]).shape[1] + 1
+        padding, *last = self._tokenizer(["", *texts], context_length=length)[:, -1]
+        return sum(int(token != padding) for token in last)
+
+    def _pixels(self, pictures: list[PILImage.Image | np.ndarray]) -> torch.Tensor:
+        opened = (PILImage.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures)
+        return torch.stack([self._preprocess(flat(picture)) for picture in opened])
+
+    @one_thread()  # so that bits do not depend on how many there are
+    def _run(
+        self, encode: Callable, items: Iterable[Any], prepare: Callable, normalised: bool
+    ) -> np.ndarray:
+        rest, found = iter(items), []
+        with torch.inference_mode(), exact(self._device.type):
+            while batch := list(islice(rest, BATCH)):
+                made = encode(prepare(batch).to(self._device), normalize=normalised)
+                found.append(made.float().cpu().numpy())
+        embeddings = np.concatenate(found)
+        if not np.isfinite(embeddings).all():
+            raise UserError(f"CLIP model {self.name}: gives numbers that are not finite")
+        return embeddings
