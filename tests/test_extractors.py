@@ -231,9 +231,8 @@ def dinov2(folder: Path, **changes: Any) -> Dinov2Model:
 
 
 def test_dinov2_gives_the_class_token_after_the_norm(tmp_path: Path) -> None:
-    larger = dinov2(tmp_path / "larger", image_size=518) and make_extractor(
-        f"dinov2:{tmp_path / 'larger'}", "cpu"
-    )
+    dinov2(tmp_path / "larger", image_size=518)
+    larger = make_extractor(f"dinov2:{tmp_path}/larger", "cpu")
     assert larger([noise(1)])["features"].shape == (1, 16)
     model = dinov2(tmp_path)
     extractor = make_extractor(f"dinov2:{tmp_path}", "cpu")
