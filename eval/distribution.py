@@ -20,11 +20,12 @@ from mmfusion.errors import UserError
 from .extractors import Extractor
 from .features import Arrays, extract
 from .image_sets import ImageSet
-from .metrics import Moments, frechet_distance, inception_score, kernel_distance
-from .precision_recall import precision_recall
+from .metrics import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from .work import rank
 
 Figure = dict[str, Any]
+Found = tuple[Figure, list[str]]
+"""A figure's value and what belongs to it, and why to read it with care."""
 
 NEIGHBOURS = 3
 SPLIT = 5000  # samples of an Inception score
@@ -33,157 +34,157 @@ SUBSETS, SUBSET = 100, 1000  # of a KID
 
 
 @dataclass
-class Measurement:
-    """Made pictures, what they are compared with, and the features of both.
-
-    A metric's method gives its numbers, and why to read them with care.
-    """
+class Sets:
+    """Made pictures, what they are compared with, and the features of both."""
 
     made: ImageSet
     reference: ImageSet | None
     extractor: Extractor
-    ours: Arrays
+    ours: Arrays = field(default_factory=dict)
     theirs: Arrays = field(default_factory=dict)
 
-    def figure(self, metric: str) -> Figure:
-        """A metric's value with all that it depends on, and a warning where that is too little."""
-        rule, n = METRICS[metric], len(self.ours["sizes"])
-        values, warnings = rule.measure(self, metric)
-        about = {
-            "value": values.pop("value"),
-            "n": n,
-            **values,
-            "extractor": self.extractor.name,
-            "extractor_sha256": self.extractor.sha256,
-            "source": self.made.name,
-            "source_sha256": self.made.digest,
-            "size": self.made.size,
-        }
-        fewest = min(n, values.get("n_reference") or n)
-        if fewest < rule.sensible:
-            warnings.append(f"{fewest:,} pictures: below {rule.sensible:,} {rule.few}")
-        warnings.append(self.extractor.doubt)
-        compared = [(self.made, self.ours["sizes"])]
-        if metric != "is" and self.reference is not None:
-            digest = self.reference.digest
-            about |= {"reference": self.reference.name, "reference_sha256": digest}
-            if "reference_moments" not in values:
-                compared.append((self.reference, self.theirs["sizes"]))
-            elif self.reference.side:
-                compared.append((self.reference, np.array([self.reference.side])))
-        warning = "; ".join(filter(None, [*warnings, *self._about_pictures(compared)]))
-        return {**about, "warning": warning} if warning else about
+    def moments(self, metric: str) -> Moments | None:
+        """The reference's own mean and covariance, which are of Inception's features."""
+        rule = METRICS[metric]
+        if self.reference is None or self.extractor.kind != "inception" or rule.measure != _frechet:
+            return None
+        return self.reference.moments.get(rule.needs)
 
-    def frechet(self, metric: str) -> tuple[Figure, list[str]]:
-        """FID or sFID: to the reference's moments, or else to its pictures' features."""
-        ours = self.ours[METRICS[metric].needs]
-        moments = _moments(metric, self.reference, self.extractor)
-        theirs = moments or self.theirs[METRICS[metric].needs]
-        figure: Figure = {"value": frechet_distance(ours, theirs), "n_reference": len(theirs)}
-        warnings = []
-        if moments:
-            figure |= {"n_reference": None, "reference_moments": True}
-            if not _moments("sfid", self.reference, self.extractor):
-                warnings.append(
-                    "the reference's moments come without spatial ones, so not from the ADM suite: "
-                    "if they were not made as in TensorFlow 1, this is no FID"
-                )
-        if min(len(ours), figure["n_reference"] or len(ours)) <= ours.shape[1]:
-            warnings.append(
-                f"in {ours.shape[1]:,} dimensions the covariance of so few pictures is singular, "
-                "and the distance much too large"
-            )
-        return figure, warnings
-
-    def inception_score(self, metric: str) -> tuple[Figure, list[str]]:
-        """The score in the pictures' order, and in a random one."""
-        logits, warnings = self.ours["logits"], []
-        mean, deviation = inception_score(logits, SPLIT)
-        # ADM's evaluator takes samples as they come, whose labels it drew at random.
-        order = np.random.default_rng(0).permutation(len(logits))
-        shuffled, _ = inception_score(logits[order], SPLIT)
-        if abs(shuffled / mean - 1) > MOST_OF_ORDER:
-            warnings.append(
-                f"in random order it is {shuffled:.4g}, which is the one to compare: splits score "
-                "too low where classes come one after another, and too high where they take turns"
-            )
-        whole, last = divmod(len(logits), SPLIT)
-        if whole and last:
-            warnings.append(f"the last split has {last:,} pictures, not {SPLIT:,}")
-        return {"value": mean, "std": deviation, "split": SPLIT, "shuffled": shuffled}, warnings
-
-    def precision_or_recall(self, metric: str) -> tuple[Figure, list[str]]:
-        """One of the two, which are measured together."""
-        value, n = self._precision_recall[metric], len(self.theirs["sizes"])
-        return {"value": value, "n_reference": n, "k": NEIGHBOURS}, []
+    def compared(self, metric: str) -> list[ImageSet]:
+        """The sets whose pictures a metric is of."""
+        alone = metric == "is" or self.reference is None or self.moments(metric)
+        return [self.made] if alone else [self.made, self.reference]  # type: ignore[list-item]
 
     @cached_property
-    def _precision_recall(self) -> dict[str, float]:
-        both = precision_recall(self.theirs["features"], self.ours["features"], NEIGHBOURS)
-        return dict(zip(("precision", "recall"), both, strict=True))
+    def precision_recall(self) -> tuple[float, float]:
+        """Both at once."""
+        return precision_recall(self.theirs["features"], self.ours["features"], NEIGHBOURS)
 
-    def kid(self, metric: str) -> tuple[Figure, list[str]]:
-        """KID of 100 subsets, or of one where there are too few pictures."""
-        ours, theirs = self.ours["features"], self.theirs["features"]
-        size = min(SUBSET, len(ours), len(theirs))
-        subsets = SUBSETS if size == SUBSET else 1
-        mean, deviation = kernel_distance(ours, theirs, subsets, size)
-        figure = {"value": mean, "std": deviation, "subsets": subsets, "subset": size}
-        return {**figure, "n_reference": len(theirs)}, []
 
-    def _about_pictures(self, compared: list[tuple[ImageSet, np.ndarray]]) -> list[str]:
-        """What is wrong with the pictures that a figure is of, whose sizes are given, too."""
-        found = [
-            f"{pictures.passed_over:,} other files in {pictures.name} were passed over, as their "
-            "names do not end as pictures' do"
-            for pictures, _ in compared
-            if pictures.passed_over
-        ]
-        sizes = np.unique(np.concatenate([sizes for _, sizes in compared]), axis=0)
-        named = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
-        if len(sizes) > 1:
-            found.append(
-                f"pictures of {len(sizes):,} sizes, such as {named}, were each brought to the "
-                "network's: the figure is of that, too; bring all to one size, as --size does"
+def _frechet(sets: Sets, metric: str) -> Found:
+    """FID or sFID: to the reference's moments, or else to its pictures' features."""
+    ours, moments, warnings = sets.ours[METRICS[metric].needs], sets.moments(metric), []
+    theirs = moments or sets.theirs[METRICS[metric].needs]
+    figure: Figure = {"value": frechet_distance(ours, theirs), "n_reference": len(theirs)}
+    if moments:
+        figure |= {"n_reference": None, "reference_moments": True}
+        if not sets.moments("sfid"):
+            warnings.append(
+                "the reference's moments come without spatial ones, so not from the ADM suite: "
+                "if they were not made as in TensorFlow 1, this is no FID"
             )
-        elif sizes[0, 0] != sizes[0, 1] and not self.extractor.one_size:
-            found.append(
-                f"pictures of {named} were squeezed or cut to the network's square; give --size"
-            )
-        return found
+    if min(len(ours), figure["n_reference"] or len(ours)) <= ours.shape[1]:
+        warnings.append(
+            f"in {ours.shape[1]:,} dimensions the covariance of so few pictures is singular, "
+            "and the distance much too large"
+        )
+    return figure, warnings
+
+
+def _inception_score(sets: Sets, metric: str) -> Found:
+    """The score in the pictures' order, and in a random one."""
+    logits = sets.ours["logits"]
+    mean, deviation = inception_score(logits, SPLIT)
+    # ADM's evaluator takes samples as they come, whose labels it drew at random.
+    order = np.random.default_rng(0).permutation(len(logits))
+    shuffled, _ = inception_score(logits[order], SPLIT)
+    ordered = (
+        f"in random order it is {shuffled:.4g}, which is the one to compare: splits score too low "
+        "where classes come one after another, and too high where they take turns"
+    )
+    whole, last = divmod(len(logits), SPLIT)
+    return {"value": mean, "std": deviation, "split": SPLIT, "shuffled": shuffled}, [
+        ordered if abs(shuffled / mean - 1) > MOST_OF_ORDER else "",
+        f"the last split has {last:,} pictures, not {SPLIT:,}" if whole and last else "",
+    ]
+
+
+def _precision_or_recall(sets: Sets, metric: str) -> Found:
+    value = sets.precision_recall[metric == "recall"]
+    return {"value": value, "n_reference": len(sets.theirs["sizes"]), "k": NEIGHBOURS}, []
+
+
+def _kid(sets: Sets, metric: str) -> Found:
+    """KID of 100 subsets, or of one where there are too few pictures."""
+    ours, theirs = sets.ours["features"], sets.theirs["features"]
+    size = min(SUBSET, len(ours), len(theirs))
+    subsets = SUBSETS if size == SUBSET else 1
+    mean, deviation = kernel_distance(ours, theirs, subsets, size)
+    figure = {"value": mean, "std": deviation, "subsets": subsets, "subset": size}
+    return {**figure, "n_reference": len(theirs)}, []
 
 
 class Metric(NamedTuple):
-    """How a metric is measured.
+    """How a metric is measured."""
 
-    Attributes:
-        measure: a method of `Measurement`.
-        needs: which of an extractor's arrays it is of.
-        least: pictures that it needs.
-        sensible: pictures below which it carries the warning `few`.
-    """
-
-    measure: Callable[[Measurement, str], tuple[Figure, list[str]]]
-    needs: str
-    least: int
-    sensible: int
+    measure: Callable[[Sets, str], Found]
+    needs: str  # which of an extractor's arrays it is of
+    least: int  # pictures that it needs
+    sensible: int  # pictures below which it carries the warning `few`
     few: str
 
 
 LARGE = "the distance comes out too large; compare it at the same N alone"
-_RECALL = Metric(
-    Measurement.precision_or_recall, "features", NEIGHBOURS + 1, 1000, "it says little"
-)
+_RECALL = Metric(_precision_or_recall, "features", NEIGHBOURS + 1, 1000, "it says little")
 METRICS = {
-    "fid": Metric(Measurement.frechet, "features", 2, 10_000, LARGE),
-    "sfid": Metric(Measurement.frechet, "spatial", 2, 10_000, LARGE),
-    "is": Metric(Measurement.inception_score, "logits", 2, SPLIT, "the score is too low"),
+    "fid": Metric(_frechet, "features", 2, 10_000, LARGE),
+    "sfid": Metric(_frechet, "spatial", 2, 10_000, LARGE),
+    "is": Metric(_inception_score, "logits", 2, SPLIT, "the score is too low"),
     "precision": _RECALL,
     "recall": _RECALL,
-    "kid": Metric(Measurement.kid, "features", 2, SUBSET, "it is of one subset, not of many"),
+    "kid": Metric(_kid, "features", 2, SUBSET, "it is of one subset, not of many"),
 }
-DIMENSIONS = {"fid": 2048, "sfid": 2023}
-"""Of the metrics for which a reference file's moments of Inception serve as well as pictures."""
+
+
+def _figure(sets: Sets, metric: str) -> Figure:
+    """A metric's value with all that it depends on, and a warning where that is too little."""
+    rule, n = METRICS[metric], len(sets.ours["sizes"])
+    values, warnings = rule.measure(sets, metric)
+    figure = {
+        "value": values.pop("value"),
+        "n": n,
+        **values,
+        "extractor": sets.extractor.name,
+        "extractor_sha256": sets.extractor.sha256,
+        "source": sets.made.name,
+        "source_sha256": sets.made.digest,
+        "size": sets.made.size,
+    }
+    if metric != "is" and sets.reference is not None:
+        figure["reference"] = sets.reference.name
+        figure["reference_sha256"] = sets.reference.digest
+    fewest = min(n, values.get("n_reference") or n)
+    if fewest < rule.sensible:
+        warnings.append(f"{fewest:,} pictures: below {rule.sensible:,} {rule.few}")
+    warnings += [sets.extractor.doubt, *_about_pictures(sets, metric)]
+    warning = "; ".join(filter(None, warnings))
+    return {**figure, "warning": warning} if warning else figure
+
+
+def _about_pictures(sets: Sets, metric: str) -> list[str]:
+    """What is wrong with the pictures that a figure is of."""
+    compared = sets.compared(metric)
+    found = [
+        f"{pictures.passed_over:,} other files in {pictures.name} were passed over, as their names "
+        "do not end as pictures' do"
+        for pictures in compared
+        if pictures.passed_over
+    ]
+    seen = [arrays["sizes"] for _, arrays in zip(compared, (sets.ours, sets.theirs), strict=False)]
+    if sets.moments(metric) and sets.reference and sets.reference.side:
+        seen.append(np.array([sets.reference.side]))  # of the pictures that the moments are of
+    sizes = np.unique(np.concatenate(seen), axis=0)
+    named = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+    if len(sizes) > 1:
+        found.append(
+            f"pictures of {len(sizes):,} sizes, such as {named}, were each brought to the "
+            "network's: the figure is of that, too; bring all to one size, as --size does"
+        )
+    elif sizes[0, 0] != sizes[0, 1] and not sets.extractor.one_size:
+        found.append(
+            f"pictures of {named} were squeezed or cut to the network's square; give --size"
+        )
+    return found
 
 
 def key_of(metric: str, extractor: Extractor) -> str:
@@ -195,41 +196,25 @@ def key_of(metric: str, extractor: Extractor) -> str:
 
 def impossible(made: ImageSet, reference: ImageSet | None, extractor: Extractor) -> dict[str, str]:
     """Metrics that these inputs do not allow, with the reason."""
-    reasons = {metric: _obstacle(metric, made, reference, extractor) for metric in METRICS}
+    sets = Sets(made, reference, extractor)
+    reasons = {metric: _obstacle(sets, metric) for metric in METRICS}
     return {metric: why for metric, why in reasons.items() if why}
 
 
-def _obstacle(metric: str, made: ImageSet, reference: ImageSet | None, extractor: Extractor) -> str:
-    rule, compared = METRICS[metric], [made]
-    if metric != "is" and reference is None:
+def _obstacle(sets: Sets, metric: str) -> str:
+    rule, kind = METRICS[metric], sets.extractor.kind
+    if metric != "is" and sets.reference is None:
         return "needs a reference to compare with; name one"
-    if rule.needs not in extractor.gives:
+    if rule.needs not in sets.extractor.gives:
         lacking = "classes" if metric == "is" else "spatial ones"
-        return f"features {extractor.kind} have no {lacking}; take `inception`"
-    if metric != "is" and reference is not None:
-        moments = _moments(metric, reference, extractor)
-        if moments and len(moments[0]) != DIMENSIONS[metric]:
-            return (
-                f"{reference.name} has moments of {len(moments[0])} dimensions, and Inception's "
-                f"features have {DIMENSIONS[metric]}; they are of another network"
-            )
-        if not moments and not len(reference):
-            own = (
-                f" and no moments of {extractor.kind}, {rule.needs}" if metric in DIMENSIONS else ""
-            )
-            return f"{reference.name} holds no pictures (`arr_0`){own}; take one that does"
-        compared += [] if moments else [reference]
-    for pictures in compared:
+        return f"features {kind} have no {lacking}; take `inception`"
+    for pictures in sets.compared(metric):
+        if pictures is sets.reference and not len(pictures):
+            own = f" and no moments of {kind}, {rule.needs}" if rule.measure == _frechet else ""
+            return f"{pictures.name} holds no pictures (`arr_0`){own}; take one that does"
         if len(pictures) < rule.least:
             return f"{pictures.name} has {len(pictures)} pictures; it needs {rule.least} or more"
     return ""
-
-
-def _moments(metric: str, reference: ImageSet | None, extractor: Extractor) -> Moments | None:
-    """The reference's own mean and covariance, which are of Inception's features."""
-    if reference is None or extractor.kind != "inception" or metric not in DIMENSIONS:
-        return None
-    return reference.moments.get(METRICS[metric].needs)
 
 
 def measure(
@@ -246,44 +231,21 @@ def measure(
     the others an empty dict.
 
     Args:
-        made: the pictures to judge.
-        reference: real ones, or a reference file; an Inception score needs none.
-        extractor: of `make_extractor`.
-        metrics: some of `METRICS`; None takes those that the inputs allow (`impossible` says which
-            they do not), an empty list none.
+        metrics: some of `METRICS`; None takes those that the inputs allow.
         work: where features are kept (default: the user's cache).
         made_work: where those of `made` are kept (default: there, too).
-
-    Raises:
-        UserError: a metric that the inputs do not allow, or a damaged picture.
     """
-    unknown = sorted(set(metrics or ()) - set(METRICS))
-    if unknown:
-        raise UserError(f"metric {unknown[0]}: choose from {', '.join(METRICS)}")
-    cannot = impossible(made, reference, extractor)
-    wanted = [m for m in METRICS if (m not in cannot if metrics is None else m in metrics)]
+    sets, cannot = Sets(made, reference, extractor), impossible(made, reference, extractor)
+    if metrics is None:
+        wanted = [metric for metric in METRICS if metric not in cannot] or list(METRICS)
+    else:
+        wanted = [metric for metric in METRICS if metric in metrics]
     for metric in wanted:
         if metric in cannot:
             raise UserError(f"{key_of(metric, extractor)}: {cannot[metric]}")
-    if not wanted and metrics is None:
-        sets = " and ".join(s.name for s in (made, reference) if s is not None)
-        raise UserError(f"{sets}: {next(iter(cannot.values()))}")
-    if not wanted:
-        return {}
-    compared = [(made, extractor, made_work or work)]
-    if reference is not None:
-        if made.size != reference.size:
-            raise UserError(f"{made.name}: size {made.size}, and the reference {reference.size}")
-        if not all(m == "is" or _moments(m, reference, extractor) for m in wanted):
-            compared.append((reference, extractor, work))
-    arrays = [extract(*each, hold=rank() == 0) for each in compared]
-    if rank() > 0:  # it has helped with the features
-        return {}
-    ours, *theirs = (each["features"].shape[1] for each in arrays)
-    if reference is not None and theirs not in ([], [ours]):
-        raise UserError(
-            f"features {extractor.name}: {ours} numbers for {made.name}, {theirs[0]} for "
-            f"{reference.name}; give both the same size with --size"
-        )
-    measurement = Measurement(made, reference, extractor, *arrays)
-    return {key_of(metric, extractor): measurement.figure(metric) for metric in wanted}
+    first = rank() == 0  # the others help with the features
+    if wanted:
+        sets.ours = extract(made, extractor, made_work or work, hold=first)
+    if reference is not None and any(len(sets.compared(metric)) > 1 for metric in wanted):
+        sets.theirs = extract(reference, extractor, work, hold=first)
+    return {key_of(metric, extractor): _figure(sets, metric) for metric in wanted if first}

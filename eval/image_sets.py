@@ -6,11 +6,12 @@ silent holes would be wrong, so a damaged picture is an error that names it.
 
 import hashlib
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -29,44 +30,30 @@ from .metrics import Moments
 THREADS = min(8, os.cpu_count() or 1)  # reading and decoding run outside Python's lock
 
 
-class ImageSet(ABC):
+class ImageSet(Sequence[np.ndarray]):
     """Pictures by number, each uint8 (H, W, 3), upright, transparent ones laid on white.
 
-    Attributes:
-        name: where they are.
-        size: side in pixels that they are resized and cut to, as for training; None keeps theirs.
-        moments: of a reference file, of Inception's "features" and "spatial" ones.
-        side: height and width of the pictures beside the moments, of which these were made.
-        passed_over: how many files in a folder are no pictures that are read here.
+    With a `size` they are resized and cut to a square of that side, as for training.
     """
 
-    side: tuple[int, int] | None = None
-    passed_over = 0
+    side: tuple[int, int] | None = None  # height and width of those that the moments are of
+    passed_over = 0  # files in a folder that are no pictures
 
     def __init__(self, name: str, size: int | None) -> None:
-        if size is not None and size < 1:
-            raise UserError(f"size {size}: pictures have one pixel or more")
         self.name, self.size = name, size
-        self.moments: dict[str, Moments] = {}
-
-    @abstractmethod
-    def __len__(self) -> int: ...
+        self.moments: dict[str, Moments] = {}  # of a reference file: "features" and "spatial"
 
     @abstractmethod
     def picture(self, number: int) -> PILImage.Image:
         """A picture as it is stored."""
 
-    @property
+    @cached_property
     @abstractmethod
     def digest(self) -> str:
         """SHA-256 of the contents."""
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        """Picture `number`.
-
-        Raises:
-            UserError: it is damaged; the message names it.
-        """
+    def __getitem__(self, number: Any) -> Any:
+        """Picture `number`; one that is damaged is a UserError that names it."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         try:
@@ -84,9 +71,6 @@ class ImageSet(ABC):
         """Where a picture is, for messages."""
         return f"{self.name}, picture {number}"
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return map(self.__getitem__, range(len(self)))
-
     def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """Some of the pictures, decoded side by side."""
         with ThreadPoolExecutor(THREADS) as pool:
@@ -94,22 +78,15 @@ class ImageSet(ABC):
 
 
 def open_images(path: str, size: int | None = None) -> ImageSet:
-    """The pictures of a folder and the folders in it, of shards (glob, braces, URL), or of an npz.
-
-    Raises:
-        UserError: there is nothing, or nothing that can be used.
-    """
-    path = str(path)
+    """The pictures of a folder and those in it, of shards (glob, braces, URL), or of an npz."""
     found = expand(path)
     if (found or [path])[0].endswith(".tar") or is_remote(path):
         return ShardImages(path, size)
     if not found:
         raise UserError(f"{path}: no such file or folder; {beside(path)}")
-    if len(found) > 1:
-        raise UserError(f"{path}: names {len(found)} files or folders, which are no shards (.tar)")
-    if Path(found[0]).is_dir():
+    if len(found) == 1 and Path(found[0]).is_dir():
         return FolderImages(found[0], size)
-    if found[0].endswith(".npz"):
+    if len(found) == 1 and found[0].endswith(".npz"):
         from .npz import NpzImages
 
         return NpzImages(found[0], size)
@@ -117,28 +94,23 @@ def open_images(path: str, size: int | None = None) -> ImageSet:
 
 
 class FolderImages(ImageSet):
-    """Picture files, sorted by their path; hidden ones and others, which are counted, are not.
-
-    Attributes:
-        names: paths below the folder.
-    """
+    """Picture files, sorted by their path; hidden ones and others, which are counted, are not."""
 
     def __init__(self, name: str, size: int | None = None) -> None:
         super().__init__(name, size)
-        self._root = Path(name)
         files = sorted(_files(name))
         self.names = [name for name in files if name.lower().endswith(SUFFIXES)]
         self.passed_over = len(files) - len(self.names)
         if not self.names:
-            tars = any(self._root.glob("*.tar"))
-            remedy = f"; for the shards in it, give '{self._root}/*.tar'" if tars else ""
+            tars = any(Path(name).glob("*.tar"))
+            remedy = f"; for the shards in it, give '{name}/*.tar'" if tars else ""
             raise UserError(f"{name}: no pictures in this folder ({' '.join(SUFFIXES)}){remedy}")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def place(self, number: int) -> str:
-        return str(self._root / self.names[number])
+        return str(Path(self.name, self.names[number]))
 
     def picture(self, number: int) -> PILImage.Image:
         place = self.place(number)
@@ -153,7 +125,7 @@ class FolderImages(ImageSet):
     @cached_property
     def digest(self) -> str:
         total = hashlib.sha256()
-        paths = [self._root / name for name in self.names]
+        paths = [Path(self.name, name) for name in self.names]
         with ThreadPoolExecutor(THREADS) as pool:
             found = tqdm(pool.map(sha256, paths), "hashing", len(paths), leave=False, delay=2)
             for name, digest in zip(self.names, found, strict=True):
@@ -177,11 +149,7 @@ def _files(root: str) -> Iterator[str]:
 
 
 def whole_shards(pattern: str) -> Shards:
-    """Shards without damage: a hole in what is measured would go unseen.
-
-    Raises:
-        UserError: there are none, or they are damaged.
-    """
+    """Shards without damage: a hole in what is measured would go unseen."""
     shards = Shards(pattern)
     if shards.lost:
         path, lost = shards.lost[0]
@@ -208,6 +176,6 @@ class ShardImages(ImageSet):
     def picture(self, number: int) -> PILImage.Image:
         return self._shards.sample(number, PICTURES).picture()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return self._shards.digest

@@ -18,7 +18,7 @@ from mmfusion.errors import UserError
 from mmfusion.generation.likelihood import Likelihood
 
 from .captioned_dataset import CaptionedDataset
-from .captions.scores import LACKING, score
+from .captions.scores import lacking, score
 from .digits.suite import Cells, Findings
 from .distribution import impossible, key_of, measure
 from .extractors import make_extractor
@@ -28,7 +28,7 @@ from .sample_store import SampleStore, StoredSamples
 from .work import rank
 
 if TYPE_CHECKING:
-    from .clip.model import Clip
+    from .clip import Clip
 
 Figures = dict[str, Any]
 
@@ -72,9 +72,9 @@ class Direction:
         self.inputs["data"] = self.corpus.shards.digest
         self.clip: Clip | None = None
         if clip:
-            from .clip.model import load_clip
+            from .clip import Clip
 
-            self.clip = load_clip(clip)
+            self.clip = Clip(clip)
             self.inputs["clip"] = list(self.clip.identity)
 
     def _described(self, figures: Figures, made: StoredSamples) -> Figures:
@@ -168,10 +168,10 @@ class Drawings(_Drawing):
         found: Figures = {}
         notes: list[list[str]] = []
         if self.clip:
-            from .alignment import clip_score, embed_pairs, retrieval
+            from .alignment import clip_score, embed_pairs
 
-            pairs = embed_pairs(self.clip, made, prompts, work=self.places.own, digest=made.digest)
-            found |= {**clip_score(pairs), "retrieval": retrieval(pairs, self.answers.seed)}
+            pairs = embed_pairs(self.clip, made, prompts, work=self.places.own)
+            found |= clip_score(pairs)
             notes.append([f"CLIP cosine {cosine:.3f}" for cosine in pairs.cosines])
         if self.cycle:
             told, own = cycle(self.answers, made, prompts)
@@ -195,11 +195,7 @@ class Captions(Direction):
         super().__init__(answers, asked, places)
         self.asked = asked
         self._read(asked.data, asked.clip)
-        self.lacking: dict[str, str] = {
-            metric: f"needs {what}"
-            for metric in asked.metrics
-            if metric in LACKING and (what := LACKING[metric]())
-        }
+        self.lacking = lacking(asked.metrics)
         self.inputs["lacks"] = self.lacking
 
     def measure(self) -> Findings:
@@ -215,9 +211,7 @@ class Captions(Direction):
             from .alignment import PREFIX, embed_pairs, ref_clip_score
 
             texts = [text or "." for text in written]  # nothing said matches as nothing does
-            pairs = embed_pairs(
-                self.clip, pictures, texts, PREFIX, self.places.own, pictures.digest
-            )
+            pairs = embed_pairs(self.clip, pictures, texts, PREFIX, self.places.own)
         if rank() == 0:
             metrics = [metric for metric in self.asked.metrics if metric not in self.lacking]
             if metrics:

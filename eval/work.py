@@ -35,28 +35,23 @@ def share(
         count: units in all files.
         size: units in each file but the last, which may have fewer.
     """
-    paths = list(parts)
-    world = launcher.place().world
+    paths, world = list(parts), launcher.place().world
     first = rank() * len(paths) // world
-    numbers = [*range(first, len(paths)), *range(first)]
-    there = min(count, sum(path.exists() for path in paths) * size)
-    with tqdm(total=count, initial=there, desc=what, unit=unit, disable=rank() > 0) as bar:
+
+    def done() -> int:
+        """Of all processes; the last file counts as a full one until all are there."""
+        return min(count, sum(path.exists() for path in paths) * size)
+
+    with tqdm(total=count, initial=done(), desc=what, unit=unit, disable=rank() > 0) as bar:
         while True:
-            for number in numbers:
+            for number in [*range(first, len(paths)), *range(first)]:
                 path = paths[number]
-                if path.exists():
-                    continue
-                with claim(path, static=number % world == rank()) as mine:
-                    if mine:
-                        parts[path](path)
-                _show(bar, paths, size)
-            _show(bar, paths, size)
+                if not path.exists():
+                    with claim(path, static=number % world == rank()) as mine:
+                        if mine:
+                            parts[path](path)
+                            bar.update(done() - bar.n)
+            bar.update(done() - bar.n)
             if all(path.exists() for path in paths):
                 return
             time.sleep(WAIT)
-
-
-def _show(bar: tqdm, paths: list[Path], size: int) -> None:
-    """All processes' work; the last file counts as a full one until all are there."""
-    if not bar.disable:
-        bar.update(min(bar.total, sum(path.exists() for path in paths) * size) - bar.n)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Tests run side by side: threads of one process that wait would take the cores from the others.
@@ -17,10 +18,13 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from helpers import STYLES, make_pipeline, make_tokenizer, model_config, random_decoder
 
 from mmfusion import Pipeline
+from mmfusion.cli import main
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.data_pipelines.converters.digits import write_digits
 from mmfusion.export import export
+
+Command = Callable[..., tuple[int, str, str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,3 +62,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer)
     path = tmp_path_factory.mktemp("exported") / "model"
     export(config, random_decoder(config, len(tokenizer)).state_dict(), path)
     return path
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `mmfusion ...` here: its exit code, and what it wrote to both streams."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return call

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import Command
 
-from mmfusion.cli import main
 from mmfusion.data_pipelines.converters.digits import captions
 from mmfusion.errors import UserError
 from mmfusion.eval.captions import java
@@ -22,7 +23,7 @@ from mmfusion.eval.captions.tokenizers import clean, tokenise
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 COCO, FLICKR = SHARED / "coco_caption_eval", SHARED / "flickr8k_1k"
 PYTHON = ["bleu", "rouge_l", "cider"]
-needs_java = pytest.mark.skipif(java.lacking() is not None, reason=f"needs {java.lacking()}")
+needs_java = pytest.mark.skipif(bool(java.lacking()), reason=f"needs {java.lacking()}")
 
 # Each is one caption of a model that has gone wrong.
 ADVERSARIAL = [
@@ -60,10 +61,8 @@ ORDINARY = [f"A {a} {b} No." for a in ("red", "blue", "small") for b in ("dog", 
 ]
 
 
-def figure(references: list[list[str]], candidates: list[str], **options: Any) -> dict[str, Any]:
-    return score(references, candidates, ["cider"], **{"tokenizer": "plain", **options}).figures[
-        "cider"
-    ]
+def figure(references: list[list[str]], candidates: list[str]) -> dict[str, Any]:
+    return score(references, candidates, ["cider"], "plain").figures["cider"]
 
 
 def one_each(texts: list[str]) -> list[list[str]]:
@@ -142,11 +141,8 @@ def test_cider_of_a_closed_form() -> None:
 def test_bleu_and_rouge_of_closed_forms() -> None:
     found = score([["a b c d e f g h"]], ["a b c d x f g h"], ["bleu", "rouge_l"], "spaces")
     value = {name: entry["value"] for name, entry in found.figures.items()}
-    precision = [7 / 8, 5 / 7, 3 / 6, 1 / 5]
-    product = 1.0
-    for k in range(4):
-        product *= precision[k]
-        assert value[f"bleu_{k + 1}"] == pytest.approx(product ** (1 / (k + 1)), rel=1e-6)
+    for k, product in enumerate(np.cumprod([7 / 8, 5 / 7, 3 / 6, 1 / 5]), 1):
+        assert value[f"bleu_{k}"] == pytest.approx(product ** (1 / k), rel=1e-6)
     assert value["rouge_l"] == pytest.approx(7 / 8)
     assert found.per_picture["rouge_l"] == [value["rouge_l"]]
     # Words that are missing cost BLEU exp(1 - 8/4), and recall: 4/8 with precision 1, beta 1.2.
@@ -164,11 +160,9 @@ def test_figures_say_what_they_depend_on() -> None:
     assert (few["n"], few["tokenizer"]) == (10, "plain")
     assert few["warning"].startswith("CIDEr of 10 pictures")
     assert "do not compare" in few["warning"]
-    pictures, texts = [["a b"], ["c d"]] * 500, ["a b", "c d"] * 500
-    found = score(pictures, texts, PYTHON, "spaces").figures
+    found = score([["a b"], ["c d"]] * 500, ["a b", "c d"] * 500, PYTHON, "spaces").figures
     assert list(found) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
     assert not any("warning" in entry for entry in found.values())
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def asked(metric: str, references: list[list[str]], candidates: list[str]) -> Any:
@@ -196,7 +190,7 @@ def test_adversarial_captions_touch_no_other_picture(tokenizer: Any) -> None:
 
 @needs_java
 def test_adversarial_captions_touch_no_other_picture_of_meteor() -> None:
-    folder = java.package("meteor").parent
+    folder = java.JARS
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     references = [*REFERENCES, *REFERENCES, *ODD_REFERENCES]
     references += [["a cat on a mat"], ["a cat on a mat"], ["a cat"], ["one two ||| a cat"]]
@@ -228,8 +222,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("metrics", [PYTHON, pytest.param(["meteor"], marks=needs_java)])
 def test_scores_equal_the_published_coco_example(metrics: list[str]) -> None:
     results = read_results(COCO / "captions_val2014_fakecap_results.json")
-    paired = pair(results, read_references(COCO / "gts.json"))
-    found = score(paired.references, paired.candidates, metrics, "spaces")
+    known = read_references(COCO / "gts.json")
+    names, _ = pair(results, known)
+    given = [known[name] for name in names], [results[name] for name in names]
+    found = score(*given, metrics, "spaces")
     for name, entry in found.figures.items():
         value = pytest.approx(PUBLISHED[name], abs=1e-12)
         assert entry == {"value": value, "n": 1000, "tokenizer": "spaces"}
@@ -267,7 +263,6 @@ def test_score_refuses_what_it_cannot_score() -> None:
         *(([["a"], nothing], ["a", "b"], {}, "picture 1") for nothing in ([], [""], ["?!\u2028"])),
         ([[""]], ["a"], {"names": ["seven"]}, "picture seven"),
         (one, ["a"], {"metrics": ["bleu", "bert"]}, "bert.*bleu, rouge_l, cider, meteor"),
-        (one, ["a"], {"metrics": []}, "metric"),
         (one, ["a"], {"tokenizer": "words"}, "words.*auto, ptb, plain, spaces"),
     ]
     for references, candidates, options, key in given:
@@ -282,63 +277,36 @@ def test_score_refuses_what_it_cannot_score() -> None:
 def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Puts a program named java on the path, which runs these lines; it leaves its process id."""
 
-    def make(lines: str, version: str = "17.0.1") -> Path:
+    def make(lines: str) -> Path:
         (tmp_path / "bin").mkdir(exist_ok=True)
         program, pid = tmp_path / "bin/java", tmp_path / "pid"
         program.write_text(
             f"#!{sys.executable}\n"
             "import json, os, sys, time\n"
-            "if sys.argv[1:] == ['-version']:\n"
-            f"    sys.exit(print('openjdk version \"{version}\"', file=sys.stderr))\n"
             f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n{lines}\n"
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent))
-        java._version.cache_clear()
         return pid
 
-    yield make
-    java._version.cache_clear()
+    return make
 
 
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
-def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    without_java(monkeypatch)
+def test_without_java_auto_is_plain_and_what_needs_it_is_left_out(no_java: None) -> None:
     given = [["a dog"], ["a cat"]], ["a dog", "a bird"]
     found = score(*given)
-    assert list(found.left_out) == ["meteor", "spice"]
+    assert list(found.left_out) == ["meteor"]
     assert all("Java 8" in reason for reason in found.left_out.values())
     assert found.figures == score(*given, PYTHON, "plain").figures
     with pytest.raises(UserError, match=r"ptb needs Java 8 .* `plain`"):
         score(*given, PYTHON, "ptb")
     with pytest.raises(UserError, match="meteor needs Java"):
         score(*given, ["meteor"], "plain")
-
-
-def test_java_has_to_run_and_be_new_enough(fake_java: Callable[..., Path]) -> None:
-    for version, key in (("1.8.0_392", "None"), ("1.7.0_80", "Java 7"), ("unknown", "not run")):
-        fake_java("", version=version)
-        assert key in str(java.lacking())
-
-
-def test_missing_jars_are_found_before_java_starts(
-    fake_java: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pid = fake_java("")
-    monkeypatch.setattr(java, "package", lambda part: tmp_path / part)
-    for metrics, tokenizer, key in (
-        (["meteor"], "plain", r"meteor-1\.5\.jar and paraphrase-en\.gz in .*meteor"),
-        (["spice"], "plain", r"3\.6\.0-models\.jar.*get_stanford_models"),
-        (PYTHON, "ptb", r"stanford-corenlp-3\.4\.1\.jar"),
-    ):
-        with pytest.raises(UserError, match=key):
-            score([["a"]], ["a"], metrics, tokenizer)  # type: ignore[arg-type]
-    assert not pid.exists()
 
 
 ANSWERS = "\nfor line in sys.stdin: print('1 ' * 23 if 'SCORE' in line else {})"
@@ -356,10 +324,8 @@ ANSWERS = "\nfor line in sys.stdin: print('1 ' * 23 if 'SCORE' in line else {})"
         ("meteor", ANSWERS.format("'1\\n1\\none'"), "METEOR.*one"),
         ("ptb", "time.sleep(60)", "PTB tokenizer gave no answer in 1 s"),
         ("ptb", "sys.exit('no memory')", "PTB tokenizer failed: no memory"),
-        ("ptb", "print('a dog\\nx')", "PTB tokenizer.*1 of 2"),
+        ("ptb", "print('a dog\\nx')", "PTB tokenizer.*'a a a"),
         ("ptb", "print('a\\ndog\\nx\\nc\\nx')", "PTB tokenizer.*'a dog'"),
-        ("spice", "sys.exit('no jar')", "SPICE failed: no jar"),
-        ("spice", "", "SPICE"),
     ],
 )
 def test_a_program_that_hangs_or_dies_is_an_error_and_leaves_no_process(
@@ -371,27 +337,13 @@ def test_a_program_that_hangs_or_dies_is_an_error_and_leaves_no_process(
 ) -> None:
     pid = fake_java(lines)
     monkeypatch.setattr(java, "LIMIT", 1.0 if "in 1 s" in key else 60.0)
-    monkeypatch.setattr(java, "A_PICTURE", 0.0)
+    monkeypatch.setattr(java, "A_LINE", 0.0)
     # Longer than a pipe holds: a program that does not read must not block us either.
     texts = ["a dog", "a " * 100_000]
     with pytest.raises(UserError, match=key):
         tokenise(texts, "ptb") if what == "ptb" else asked(what, one_each(texts), texts)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-
-
-def test_spice_scores_by_number_and_an_undefined_score_is_zero(
-    fake_java: Callable[..., Path],
-) -> None:
-    """With a stand-in for the program: its models are not part of any package."""
-    fake_java(
-        "given = json.load(open(sys.argv[sys.argv.index('-out') - 1]))\n"
-        "f = {'dog': 0.5, 'cat': 0.25, '': float('nan')}\n"
-        "out = [{'image_id': g['image_id'], 'scores': {'All': {'f': f[g['test']]}}}"
-        " for g in given[::-1]]\n"
-        "json.dump(out, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
-    )
-    assert asked("spice", [["a"]] * 3, ["dog", "", "cat"]) == (0.25, [0.5, 0, 0.25])
 
 
 # Files
@@ -431,27 +383,22 @@ def test_references_in_three_forms(file: Path) -> None:
     ("read", "content", "key"),
     [
         (read_results, "[{", "JSON"),
-        (read_results, b"\xff\xfe[", "JSON|UTF-8"),
-        (read_results, "[" * 100_000, "nested"),
-        (read_results, {"7": "a dog"}, "results"),
-        (read_results, [], "no caption"),
+        (read_results, b"\xff\xfe[", "JSON|UTF"),
+        (read_results, "[" * 100_000, "JSON"),
+        (read_results, {"7": "a dog"}, "image_id"),
         (read_results, [result(7), result("7", "a cat")], "entry 2.*7"),
         (read_results, [["7", "a dog"]], "entry 1"),
         (read_results, [{"image_id": 7}], "entry 1.*caption"),
         (read_results, [result(7), result(8, ["a dog"])], "entry 2.*caption"),
         *((read_results, [result(name)], "entry 1.*image_id") for name in (7.0, True, None)),
         (read_references, [result(7)], "annotations, Karpathy"),
-        (read_references, {}, "reference"),
-        (read_references, {"annotations": []}, "reference"),
-        (read_references, {"annotations": {"7": "a dog"}}, "annotations"),
         (read_references, {"annotations": [{"image_id": 7, "bbox": []}]}, "entry 1.*caption"),
-        (read_references, {"7": "a dog"}, "7.*list"),
-        (read_references, {"7": [1]}, "7.*list"),
-        (read_references, {"7": ["a"], "8": []}, "8 without"),
-        (read_references, {"7": ["a"], "8": [" \u2028"]}, "8 without"),
+        (read_references, {"7": "a dog"}, "7 .*list"),
+        (read_references, {"7": [1]}, "id: "),
+        (read_references, {"7": ["a"], "8": []}, "8 has no"),
+        (read_references, {"7": ["a"], "8": [" \u2028"]}, "8 has no"),
         (read_references, '{"7": ["a"], "7": ["b"]}', "'7'"),
-        (read_references, {"images": [{"split": "test"}]}, "image 1.*cocoid.*imgid"),
-        (read_references, {"images": [{"split": "train"}]}, "reference"),
+        (read_references, {"images": [{"split": "test"}]}, "cocoid.*imgid"),
     ],
 )
 def test_files_that_are_refused(read: Callable, content: Any, key: str, file: Path) -> None:
@@ -471,24 +418,15 @@ def test_pictures_need_both_unless_partial() -> None:
         (results, False, r"1 pictures .*\(2\) and 1 captions .*\(4\).*--partial scores the 2"),
         ({**dict.fromkeys("0456789", "x"), **dict.fromkeys("123", "x")}, False, r"\(0, .* 2 more"),
         ({"x": "a"}, True, r"\(1, 2, 3\) .*\(x\)"),
+        ({}, True, "pictures"),
     ):
         with pytest.raises(UserError, match=key):
             pair(given, references, partial)
     left_out = {"pictures without a caption": "1", "captions without references": "1"}
-    assert pair(results, references, True) == (["1", "3"], [["a"], ["c"]], ["a", "c"], left_out)
+    assert pair(results, references, True) == (["1", "3"], left_out)
 
 
 # The command
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["eval", "captions", *map(str, arguments)])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.fixture
@@ -498,12 +436,12 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_command_prints_figures_and_writes_files(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path], tmp_path: Path, command: Command
 ) -> None:
     report, lines = tmp_path / "new" / "report.json", tmp_path / "new" / "each.jsonl"
     options = ["--metrics", "bleu,cider", "--tokenizer", "plain"]
-    code, out, err = call(
-        capsys, *files, *options, "--partial", "-o", report, "--per-picture", lines
+    code, out, err = command(
+        "eval", "captions", *files, *options, "--partial", "-o", report, "--per-picture", lines
     )
     assert code == 0, err
     assert out.splitlines()[0].split()[:5] == ["BLEU-1", "1", "n", "=", "9"]
@@ -522,25 +460,18 @@ def test_the_command_prints_figures_and_writes_files(
 
 
 def test_the_command_says_what_it_leaves_out_and_refuses_in_one_line(
-    files: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    files: tuple[Path, Path], no_java: None, command: Command
 ) -> None:
-    without_java(monkeypatch)
-    code, out, err = call(capsys, *files, "--partial")
+    code, out, err = command("eval", "captions", *files, "--partial")
     assert code == 0, err
     assert "published scores use the tokenizer ptb" in out
-    for metric in ("METEOR", "SPICE"):
-        assert f"left out: {metric}: needs Java" in out
+    assert "left out: METEOR: needs Java" in out
     for arguments, key in (
         (files, "--partial"),
         ((*files, "--partial", "--metrics", "bert"), "bert"),
-        ((*files, "--partial", "--metrics", ""), "metric (none)"),
         ((*files, "--partial", "--tokenizer", "ptb"), "ptb needs Java"),
         ((files[0], files[1].parent / "nowhere.json"), "nowhere.json"),
     ):
-        code, _, err = call(capsys, *arguments)
-        assert code == 2
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
+        code, _, err = command("eval", "captions", *arguments)
+        assert (code, err[:7], err.count("\n")) == (2, "error: ", 1)
         assert key in err

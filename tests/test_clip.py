@@ -1,4 +1,4 @@
-"""CLIP scores against a forward pass written a second time, and all ways to load wrong weights.
+"""CLIP scores against the bare network, and all ways to load wrong weights.
 
 The models are tiny and random, saved to disk as open_clip saves them.
 """
@@ -18,32 +18,22 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from material import encoded
-from material import save as save_file
+from conftest import Command
 from open_clip import factory
+from open_clip.model import CLIP
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 from tiny_clip import CONFIG as TINY
 from tiny_clip import CONTEXT, SIDE, save_clip
-from torch.nn import functional as F
 
-from mmfusion.cli import main
 from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import alignment
-from mmfusion.eval.alignment import (
-    PREFIX,
-    Pairs,
-    clip_score,
-    embed_pairs,
-    ranks,
-    ref_clip_score,
-    retrieval,
-)
-from mmfusion.eval.clip import weights
-from mmfusion.eval.clip.captioned import open_captioned
-from mmfusion.eval.clip.model import Clip, load_clip
+from mmfusion.eval import clip as weights
+from mmfusion.eval.alignment import PREFIX, clip_score, embed_pairs, ref_clip_score
+from mmfusion.eval.captioned_dataset import open_captioned
+from mmfusion.eval.clip import Clip
 from mmfusion.eval.formatting import table
 
 pytestmark = pytest.mark.usefixtures("files")
@@ -82,7 +72,7 @@ def tensors(files: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def clip(files: Path) -> Clip:
-    return load_clip(str(files / "tiny-clip"), "cpu")
+    return Clip(str(files / "tiny-clip"), "cpu")
 
 
 @pytest.fixture
@@ -99,63 +89,37 @@ def saved(files: Path, tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def noise(count: int, seed: int = 0, side: int = SIDE) -> list[PILImage.Image]:
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
-    return [PILImage.fromarray(p) for p in pixels]
+class Noise(list[PILImage.Image]):
+    """Pictures with a digest of their contents."""
+
+    def __init__(self, count: int, seed: int = 0, side: int = SIDE) -> None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+        super().__init__(PILImage.fromarray(p) for p in pixels)
+        self.digest = f"{count} {seed} {side}"
 
 
-# The forward pass a second time
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test leaves anything in the user's cache."""
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# Embeddings
 
 
 def by_hand(
     tensors: dict[str, torch.Tensor], quick: bool, pictures: list, texts: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of CLIP's two transformers (Radford et al. 2021), float64, not normalised."""
-    w = {name: tensor.double() for name, tensor in tensors.items()}
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def act(x: torch.Tensor) -> torch.Tensor:
-        if quick:
-            return x / (1 + (-1.702 * x).exp())
-        return x * (1 + torch.erf(x / 2**0.5)) / 2
-
-    def transformer(x: torch.Tensor, name: str, causal: bool) -> torch.Tensor:
-        for layer in range(2):
-            block = f"{name}.resblocks.{layer}"
-            packed = norm(x, f"{block}.ln_1") @ w[f"{block}.attn.in_proj_weight"].T
-            q, k, v = (packed + w[f"{block}.attn.in_proj_bias"]).chunk(3, -1)
-            heads = []
-            for one in zip(*(t.chunk(2, -1) for t in (q, k, v)), strict=True):
-                logits = one[0] @ one[1].transpose(1, 2) / one[0].shape[-1] ** 0.5
-                if causal:
-                    later = torch.ones_like(logits[0]).triu(1).bool()
-                    logits = logits.masked_fill(later, -torch.inf)
-                heads.append(logits.softmax(-1) @ one[2])
-            x = x + linear(torch.cat(heads, -1), f"{block}.attn.out_proj")
-            hidden = act(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
-            x = x + linear(hidden, f"{block}.mlp.c_proj")
-        return x
-
+    """Embeddings by the bare network with a certain activation, not normalised."""
+    model = CLIP(**TINY, quick_gelu=quick).eval()
+    model.load_state_dict(tensors)
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     pixels = np.stack([(np.asarray(p) / 255 - mean) / std for p in pictures])
-    x = F.unfold(torch.from_numpy(pixels).permute(0, 3, 1, 2), 8, stride=8).transpose(1, 2)
-    x = x @ w["visual.conv1.weight"].flatten(1).T
-    first = w["visual.class_embedding"].expand(len(x), 1, -1)
-    x = torch.cat([first, x], 1) + w["visual.positional_embedding"]
-    x = transformer(norm(x, "visual.ln_pre"), "visual.transformer", False)
-    shown = norm(x[:, 0], "visual.ln_post") @ w["visual.proj"]
-
-    tokens = open_clip.tokenize(texts, CONTEXT)
-    x = w["token_embedding.weight"][tokens] + w["positional_embedding"]
-    x = norm(transformer(x, "transformer", True), "ln_final")
-    told = x[torch.arange(len(texts)), tokens.argmax(-1)] @ w["text_projection"]
+    with torch.inference_mode():
+        shown = model.encode_image(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+        told = model.encode_text(open_clip.tokenize(texts, CONTEXT))
     return shown.numpy(), told.numpy()
 
 
@@ -164,18 +128,16 @@ def by_hand(
     [
         ("tiny-clip:{}/bare.pt", "bare.pt"),
         ("tiny-clip:{}/training.pt", "training.pt"),
-        ("tiny-clip-quickgelu:{}/bare.safetensors", "bare.safetensors"),
-        ("tiny-clip-quickgelu:{}/tiny-clip-quickgelu", f"tiny-clip-quickgelu/{SAVED}"),
-        ("local-dir:{}/tiny-clip-quickgelu", f"tiny-clip-quickgelu/{SAVED}"),
         ("{}/tiny-clip", f"tiny-clip/{SAVED}"),
+        ("local-dir:{}/tiny-clip-quickgelu", f"tiny-clip-quickgelu/{SAVED}"),
     ],
 )
 def test_embeddings_and_scores_are_those_computed_by_hand(
     files: Path, tensors: dict[str, torch.Tensor], spec: str, file: str
 ) -> None:
-    clip, quick = load_clip(spec.format(files), "cpu"), "quick" in spec
-    assert (clip.quick_gelu, clip.known, str(files) in clip.name) == (quick, False, False)
-    pictures, texts = noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
+    clip, quick = Clip(spec.format(files), "cpu"), "quick" in spec
+    assert str(files) not in clip.name
+    pictures, texts = Noise(70), [TEXTS[i % 64] for i in range(70)]  # more than one batch
     shown, told = by_hand(tensors, quick, pictures, texts)
     np.testing.assert_allclose(clip.embed_images(pictures, False), shown, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(clip.embed_texts(texts, False), told, rtol=1e-3, atol=1e-4)
@@ -206,28 +168,24 @@ def test_embeddings_and_scores_are_those_computed_by_hand(
 
 
 def test_pictures_of_every_kind_are_read_alike(clip: Clip) -> None:
-    picture = noise(1, side=40)[0]
+    picture = Noise(1, side=40)[0]
     grey = picture.convert("L")
     clear = picture.convert("RGBA")
     clear.putalpha(0)
-    given = [picture, np.asarray(picture), grey, np.asarray(grey), np.asarray(grey)[..., None]]
+    given = [picture, np.asarray(picture), grey, grey.convert("RGB")]
     white = PILImage.new("RGB", (40, 40), "white")
-    a, b, c, d, e, f, g = clip.embed_images([*given, clear, white])
-    for one, other in ((a, b), (c, d), (c, e), (f, g)):
+    a, b, c, d, e, f = clip.embed_images([*given, clear, white])
+    for one, other in ((a, b), (c, d), (e, f)):
         np.testing.assert_array_equal(one, other)
     assert np.linalg.norm(a) == pytest.approx(1, abs=1e-6)
     assert np.abs(a - c).max() > 1e-3
-    with pytest.raises(UserError, match="float64"):
-        clip.embed_images([np.zeros((4, 4, 3))])
 
 
 def test_texts_that_are_cut_are_counted(clip: Clip) -> None:
     fits, longer = "red " * (CONTEXT - 2), "red " * (CONTEXT - 1)
-    assert clip.cut([fits, longer, "red", longer + "red"]) == 2
     np.testing.assert_array_equal(clip.embed_texts([longer]), clip.embed_texts([longer + "red"]))
-    figure = clip_score(embed_pairs(clip, noise(2), [fits, longer]))["cosine"]
+    figure = clip_score(embed_pairs(clip, Noise(2), [fits, longer]))["cosine"]
     assert "1 texts are longer than the model's context" in figure["warning"]
-    assert clip.cut([fits]) == 0
 
 
 # A wrong activation
@@ -251,15 +209,14 @@ def test_tags_configs_and_folders_under_the_wrong_name_are_refused(
 ) -> None:
     in_registry(monkeypatch, quick, file=str(files / "bare.pt"))
     right, wrong = NAMES[quick], NAMES[not quick]
-    clip = load_clip(f"{right}:mine")
-    assert (clip.quick_gelu, clip.known, clip.name) == (quick, True, f"{right}:mine")
-    assert not clip.unsure
-    for what in ("mine", files / right, files / right / SAVED):
+    clip = Clip(f"{right}:mine")
+    assert (clip.unsure, clip.name) == ("", f"{right}:mine")
+    for what in ("mine", files / right / SAVED):
         with pytest.raises(UserError, match=WRONG.format(right)):
-            load_clip(f"{wrong}:{what}")
+            Clip(f"{wrong}:{what}")
     monkeypatch.delitem(factory._MODEL_CONFIGS, right)
-    with pytest.raises(UserError, match=f"no model {right}"):
-        load_clip(f"{wrong}:{files / right / SAVED}")
+    with pytest.raises(UserError, match=f"open_clip has no {right}"):
+        Clip(f"{wrong}:{files / right / SAVED}")
 
 
 def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
@@ -273,13 +230,13 @@ def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
         ("ViT-B-16-quickgelu:laion400m_e32", "ViT-B-16"),
     ):
         with pytest.raises(UserError, match=WRONG.format(right)):
-            load_clip(spec)
+            Clip(spec)
     refused = []
     for name, tag in open_clip.list_pretrained():
         said = open_clip.get_model_config(name) or {}, open_clip.get_pretrained_cfg(name, tag)
         agree = len({bool(settings.get("quick_gelu")) for settings in said}) == 1
         with pytest.raises(UserError) as caught:
-            load_clip(f"{name}:{tag}")
+            Clip(f"{name}:{tag}")
         if "cannot be downloaded" in str(caught.value):
             assert agree or name == "roberta-ViT-B-32"  # has one name only
         else:
@@ -289,27 +246,26 @@ def test_tags_are_refused_or_let_through_as_the_registry_says_before_a_download(
     assert len(refused) > 20
 
 
-@pytest.mark.parametrize("digits", [64, 8])
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_bare_file_is_known_by_its_hash(
-    monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool, digits: int
+    monkeypatch: pytest.MonkeyPatch, files: Path, quick: bool
 ) -> None:
     digest = hashlib.sha256((files / "bare.pt").read_bytes()).hexdigest()
-    url = f"https://example.org/{digest}/x.pt"
-    if digits == 8:
-        url = f"https://example.org/v0.2/x-{digest[:8]}.pt"
-    in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
-    clip = load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}")
-    assert clip.known
-    assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
-    with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*{WRONG.format(NAMES[quick])}"):
-        load_clip(f"{NAMES[not quick]}:{files / 'bare.pt'}")
+    right, wrong = NAMES[quick], NAMES[not quick]
+    for address in (f"{digest}/x.pt", f"v0.2/x-{digest[:8]}.pt"):
+        url = f"https://example.org/{address}"
+        in_registry(monkeypatch, quick, url=url, mean=(0.1, 0.2, 0.3))
+        clip = Clip(f"{right}:{files / 'bare.pt'}")
+        assert not clip.unsure
+        assert clip._model.visual.image_mean == (0.1, 0.2, 0.3)
+        with pytest.raises(UserError, match=f"{right}:mine.*{WRONG.format(right)}"):
+            Clip(f"{wrong}:{files / 'bare.pt'}")
     monkeypatch.setattr(weights, "sha256", lambda path: digest)
-    wrong = files / NAMES[not quick]
-    with pytest.raises(UserError, match=f"{NAMES[quick]}:mine.*mend.*{wrong / weights.CONFIG}"):
-        load_clip(str(wrong))
+    config = files / wrong / weights.CONFIG
+    with pytest.raises(UserError, match=f"{right}:mine.*mend.*{config}"):
+        Clip(str(config.parent))
     monkeypatch.setattr(weights, "sha256", lambda path: "f" * 64)
-    assert not load_clip(f"{NAMES[quick]}:{files / 'bare.pt'}").known
+    assert Clip(f"{right}:{files / 'bare.pt'}").unsure
 
 
 def test_the_registry_has_hashes_where_they_are_looked_for() -> None:
@@ -347,7 +303,7 @@ class Stumble:
         return OrderedDict, (1,)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_pickles_and_programs_are_refused(tmp_path: Path, suffix: str) -> None:
     marker, file = tmp_path / "ran", tmp_path / f"evil{suffix}"
 
@@ -362,9 +318,8 @@ def test_pickles_and_programs_are_refused(tmp_path: Path, suffix: str) -> None:
         torchscript,
     ):
         save()
-        with pytest.raises(UserError, match=f"evil{suffix}") as refused:
-            load_clip(f"tiny-clip:{file}")
-    assert suffix == ".safetensors" or "MODEL:openai" in str(refused.value)
+        with pytest.raises(UserError, match=f"evil{suffix}"):
+            Clip(f"tiny-clip:{file}")
     assert not marker.exists()
 
 
@@ -380,28 +335,25 @@ def test_open_clips_second_try_is_not_reached(
     shutil.copy(file, folder / "open_clip_pytorch_model.bin")
     for spec in (f"tiny-clip:{file}", str(folder)):
         with pytest.raises(UserError, match="never run"):
-            load_clip(spec)
+            Clip(spec)
     assert not marker.exists()
 
 
 UNREADABLE = [
     ("ViT-B-32", "MODEL:WEIGHTS"),
     (":openai", "MODEL:WEIGHTS"),
-    ("ViT-B32:openai", "ViT-B32 .*ViT-B-32"),
+    ("ViT-B32:openai", "ViT-B32:openai.*: ViT-B-32,"),
     ("ViT-B-32:laion2b_s34b", "laion2b_s34b .*laion2b_s34b_b79k"),
-    ("ViT-L-14:laion2b_s34b_b79k", "laion2b_s32b_b82k"),
     ("tiny-clip:no/such.pt", "no/such.pt"),
     ("local-dir:no/folder", "no/folder.*open_clip_config.json"),
-    ("tiny-clip:{}", "open_clip_config.json"),
     ("{}/weightless", "weightless.*open_clip_model.safetensors"),
     ("{}/odd", "odd/open_clip_config.json"),
     ("{}/saved", "saved/open_clip_config.json.*trust_remote_code"),
-    ("tiny-clip:{}/saved", "saved/open_clip_config.json.*trust_remote_code"),
+    (f"tiny-clip:{{}}/saved/{SAVED}", "saved/open_clip_config.json.*trust_remote_code"),
     ("ViT-B-32:{}/bare.pt", "bare.pt as ViT-B-32 "),
     ("tiny-clip:{}/broken.safetensors", "broken.safetensors"),
-    ("tiny-clip:{}/broken.pt", "broken.pt"),
     ("tiny-clip:{}/list.pt", "list.pt: holds a list"),
-    ("tiny-clip:{}/weights.npz", "weights.npz: NumPy"),
+    ("tiny-clip:{}/weights.npz", "weights.npz"),
     ("tiny-clip:{}/nan.pt", "nan.pt.*not finite"),
 ]
 
@@ -412,8 +364,7 @@ def test_what_cannot_be_loaded_is_one_line(
     text = {**TINY["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}
     saved(model_cfg={**TINY, "text_cfg": text})
     shutil.copy(files / "bare.pt", tmp_path)
-    for name in ("broken.safetensors", "broken.pt"):
-        (tmp_path / name).write_bytes(b"nothing" * 100)
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing" * 100)
     torch.save([1], tmp_path / "list.pt")
     np.savez(tmp_path / "weights.npz", x=1)
     torch.save({**tensors, "visual.proj": tensors["visual.proj"] * torch.nan}, tmp_path / "nan.pt")
@@ -423,7 +374,7 @@ def test_what_cannot_be_loaded_is_one_line(
     shutil.copy(files / "bare.safetensors", tmp_path / "odd" / SAVED)
     for spec, key in UNREADABLE:
         with pytest.raises(UserError, match=key) as caught:
-            load_clip(spec.format(tmp_path)).embed_images(noise(1))
+            Clip(spec.format(tmp_path)).embed_images(Noise(1))
         assert "\n" not in str(caught.value)
 
 
@@ -439,69 +390,17 @@ def test_the_hub_is_asked_for_config_and_weights(
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
     monkeypatch.setattr(factory, "download_pretrained_from_hf", download)
-    clip = load_clip("hf-hub:me/tiny")
-    assert (clip.name, clip.quick_gelu) == ("hf-hub:me/tiny", True)
+    clip = Clip("hf-hub:me/tiny")
+    assert clip.name == "hf-hub:me/tiny"
     with pytest.raises(UserError, match=r"hf-hub:me/none.*no me/none"):
-        load_clip("hf-hub:me/none")
+        Clip("hf-hub:me/none")
 
 
 # Scores by hand
 
 
-def made_pairs(pictures: np.ndarray, texts: np.ndarray, words: list[str]) -> Pairs:
-    return Pairs(
-        pictures.astype(np.float32), texts.astype(np.float32), words, {"model": "m", "prefix": ""}
-    )
-
-
-def one_hot(count: int) -> tuple[np.ndarray, list[str]]:
-    return np.eye(count), [f"text {i}" for i in range(count)]
-
-
-def test_retrieval_of_perfect_reversed_and_constant_embeddings() -> None:
-    rows, words = one_hot(150)
-    figures = retrieval(made_pairs(rows, rows, words))
-    assert [f["value"] for f in figures.values()] == [1, 1, 1, 1]
-    assert figures["recall_at_1"]["among"] == 100
-    figures = retrieval(made_pairs(-rows, rows, words))
-    assert [f["value"] for f in figures.values()] == [0, 0, 100, 100]
-    figures = retrieval(made_pairs(np.ones_like(rows), np.ones_like(rows), words))
-    assert [f["value"] for f in figures.values()] == [0, 0, 50.5, 50.5]  # ties are no hits
-
-
-def test_ranks_are_those_counted_by_hand() -> None:
-    pictures, texts = np.random.default_rng(0).normal(size=(2, 30, 8))
-    found, among = ranks(made_pairs(pictures, texts, one_hot(30)[1]))
-    assert among == 30  # all others, however they are drawn
-    cosines = pictures.astype(np.float32).astype(float) @ texts.astype(np.float32).T
-    expected = [1 + (row > row[i]).sum() for i, row in enumerate(cosines)]
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_the_others_depend_on_seed_and_number_alone_and_are_never_equal() -> None:
-    pictures, texts = np.random.default_rng(1).normal(size=(2, 300, 8))
-    words = [f"text {i}" for i in range(300)]
-    whole, _ = ranks(made_pairs(pictures, texts, words))
-    again, _ = ranks(made_pairs(pictures, texts, words))
-    np.testing.assert_array_equal(whole, again)
-    changed = pictures.copy()
-    changed[1:] = 0
-    np.testing.assert_array_equal(ranks(made_pairs(changed, texts, words))[0][0], whole[0])
-    assert (ranks(made_pairs(pictures, texts, words), seed=1)[0] != whole).any()
-    # Each text thrice, in other letters: were one drawn as a distractor, it would tie.
-    rows, words = one_hot(20)
-    three = [*words, *(w.upper() for w in words), *(w.replace(" ", "  ") for w in words)]
-    found, among = ranks(made_pairs(np.tile(rows, (3, 1)), np.tile(rows, (3, 1)), three))
-    assert among == 20
-    assert (found == 1).all()
-    figure = retrieval(made_pairs(rows, rows, words))["recall_at_1"]
-    assert "only 20 different texts" in figure["warning"]
-    with pytest.raises(UserError, match="all texts are equal"):
-        ranks(made_pairs(rows, rows, ["same"] * 20))
-
-
 def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
-    captions, pictures = TEXTS[:6], noise(6)
+    captions, pictures = TEXTS[:6], Noise(6)
     references = [[TEXTS[6 + i], TEXTS[12 + i]][: 1 + i % 2] for i in range(6)]
     pairs = embed_pairs(clip, pictures, captions, prefix=PREFIX)
     figures = ref_clip_score(clip, pairs, references)
@@ -514,16 +413,13 @@ def test_ref_clip_score_is_the_published_formula(clip: Clip) -> None:
         refs.append(2 / (1 / score + 1 / nearest) if score and nearest else 0)
     expected = pytest.approx([np.mean(scores), np.mean(refs)], abs=1e-5)
     assert [figures[name]["value"] for name in ("clip_s", "ref_clip_s")] == expected
-    for wrong in ([["a"]] * 5, [["a"]] * 5 + [[]], [["a"]] * 5 + [[" "]]):
-        with pytest.raises(UserError, match="references"):
-            ref_clip_score(clip, pairs, wrong)
 
 
 def test_pairs_are_checked(clip: Clip) -> None:
     for pictures, texts, message in (
-        (noise(2), ["a"], "2 pictures and 1 texts"),
-        ([], [], "no pictures"),
-        (noise(3), ["a", " ", "\n"], r"text 1 is empty \(2 of 3 are\)"),
+        (Noise(2), ["a"], "2 pictures and 1 texts"),
+        (Noise(0), [], "0 pictures"),
+        (Noise(3), ["a", " ", "\n"], r"text 1 is empty \(2 of 3 are\)"),
     ):
         with pytest.raises(UserError, match=message):
             embed_pairs(clip, pictures, texts)
@@ -533,40 +429,32 @@ def test_pairs_are_checked(clip: Clip) -> None:
 
 
 def test_embeddings_are_the_same_in_any_number_of_parts_processes_and_starts(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pictures, texts = Noise(30), [TEXTS[i % 20] for i in range(30)]
+    alone, work = embed_pairs(clip, pictures, texts), tmp_path / "work"
+    np.testing.assert_array_equal(alone.pictures, clip.embed_images(pictures))
     monkeypatch.setattr(alignment, "PART", 8)
-    clip = load_clip(f"tiny-clip-quickgelu:{files / 'bare.pt'}")
-    pictures, texts = noise(30), [TEXTS[i % 20] for i in range(30)]
-    alone = embed_pairs(clip, pictures, texts)
-
-    def shared() -> Pairs:
-        return embed_pairs(clip, pictures, texts, work=tmp_path, digest="d")
-
-    first = shared()
-    made = sorted(tmp_path.rglob("*.npz"))
+    first = embed_pairs(clip, pictures, texts, work=work)
+    made = sorted(work.rglob("*.npz"))
     parts = [f"pictures-{a:08d}.npz" for a in (0, 8, 16, 24)]
     assert [path.name for path in made if "pictures" in path.name] == parts
     kept = {path: path.read_bytes() for path in made}
     made[1].unlink()
+    made[0].write_bytes(kept[made[0]][:-9])  # both are made again
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    second = shared()
-    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.npz"))} == kept
+    second = embed_pairs(clip, pictures, texts, work=work)
+    assert {path: path.read_bytes() for path in sorted(work.rglob("*.npz"))} == kept
     for pairs in (first, second):
-        np.testing.assert_array_equal(pairs.pictures, alone.pictures)
-        np.testing.assert_array_equal(pairs.texts, alone.texts)
-    with monkeypatch.context() as patch:
-        patch.setattr(Clip, "embed_images", None)  # all is there
-        shared()
-    made[0].write_bytes(kept[made[0]][:-9])  # and it is made again
-    np.testing.assert_array_equal(shared().pictures, alone.pictures)
-    assert made[0].read_bytes() == kept[made[0]]
-    with pytest.raises(ValueError, match="digest"):
-        embed_pairs(clip, pictures, texts, work=tmp_path)
+        np.testing.assert_allclose(pairs.pictures, alone.pictures, atol=1e-6)
+        np.testing.assert_allclose(pairs.texts, alone.texts, atol=1e-6)
+    monkeypatch.setattr(Clip, "embed_images", None)  # all is there
+    again = embed_pairs(clip, pictures, texts, work=work)
+    np.testing.assert_array_equal(again.pictures, first.pictures)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--work"):
-        embed_pairs(clip, pictures, texts, work=tmp_path / "file", digest="d")
+        embed_pairs(clip, pictures, texts, work=tmp_path / "file")
 
 
 def test_kept_embeddings_are_not_taken_for_those_of_another_config(
@@ -582,16 +470,16 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
     found = []
     for change in changes:
         folder = str(saved(**change))
-        clip = load_clip(folder, "cpu")
-        pairs = embed_pairs(clip, noise(3), TEXTS[:3], work=tmp_path / "work", digest="d")
-        np.testing.assert_array_equal(pairs.pictures, clip.embed_images(noise(3)))
+        clip = Clip(folder, "cpu")
+        pairs = embed_pairs(clip, Noise(3), TEXTS[:3], work=tmp_path / "work")
+        np.testing.assert_array_equal(pairs.pictures, clip.embed_images(Noise(3)))
         found.append((clip.sha256, clip.identity, pairs.pictures.tobytes()))
         if "model_cfg" not in change:  # the config beside a file counts, too
-            beside = load_clip(f"tiny-clip:{folder}/{SAVED}").embed_images(noise(3))
+            beside = Clip(f"tiny-clip:{folder}/{SAVED}").embed_images(Noise(3))
             np.testing.assert_array_equal(beside, pairs.pictures)
     digests, identities, embedded = zip(*found, strict=True)
     assert [len(set(each)) for each in (digests, identities, embedded)] == [1, 3, 3]
-    assert load_clip(folder, "cpu").identity == identities[-1]
+    assert Clip(folder, "cpu").identity == identities[-1]
 
 
 # Pictures with their texts
@@ -599,14 +487,14 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "pictures [1]"
     (folder / "sub").mkdir(parents=True)
-    for number, picture in enumerate(noise(4)):
+    for number, picture in enumerate(Noise(4)):
         picture.save(folder / ("sub" if number > 2 else ".") / f"{number}.png")
     return folder
 
 
-TOLD = {"0.png": "zero", "1": "one", "2.png": "two", "sub/3.png": "three"}
+TOLD = {"0.png": "ze\u2028ro", "1": "one\x85", "./2.png": "two", "sub\\..\\sub\\3.png": "three"}
 COCO = {
     "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(TOLD)],
     "annotations": [
@@ -616,40 +504,40 @@ COCO = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("a.json", json.dumps(TOLD)),
-        ("a.jsonl", "\n".join(json.dumps({"file_name": n, "text": t}) for n, t in TOLD.items())),
-        ("b.json", json.dumps([{"file_name": n, "caption": t} for n, t in TOLD.items()])),
-        ("c.json", json.dumps(COCO)),
-    ],
-)
-def test_texts_of_a_folder(folder: Path, tmp_path: Path, name: str, data: str) -> None:
-    (tmp_path / name).write_text(data)
-    given = open_captioned(str(folder), tmp_path / name)
-    assert given.texts == ["zero", "one", "two", "three"]
-    assert len(given.pictures) == 4
-    for i, picture in enumerate(noise(4)):
-        shown = np.asarray(picture.convert("RGB"))
-        np.testing.assert_array_equal(np.asarray(given.pictures[i]), shown)
-    before = given.digest
-    noise(1, seed=9)[0].save(folder / "1.png")
-    assert open_captioned(str(folder), tmp_path / name).digest != before
+FORMS: dict[str, Any] = {
+    "a.json": json.dumps(TOLD, ensure_ascii=False),
+    "b.jsonl": "".join(
+        json.dumps({"file_name": n, "text": t}, ensure_ascii=False) + "\r\n"
+        for n, t in TOLD.items()
+    ),
+    "c.json": json.dumps([{"file_name": n, "caption": t} for n, t in TOLD.items()]),
+    "d.json": json.dumps(COCO),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_texts_of_a_folder(folder: Path, tmp_path: Path, name: str, mark: str) -> None:
+    """Texts hold any character, and names are spelled in any way."""
+    (tmp_path / name).write_bytes((mark + FORMS[name]).encode())
+    shown, texts, unused = open_captioned(str(folder), tmp_path / name)
+    assert (texts, unused) == ([*TOLD.values()], 0)
+    for found, picture in zip(shown, Noise(4), strict=True):
+        np.testing.assert_array_equal(found, np.asarray(picture))
 
 
 def test_captions_of_shards_are_their_first(tmp_path: Path) -> None:
-    pictures = noise(3)
+    pictures = Noise(3)
     samples = (
         (f"{i}", {"json": {"captions": [f"first {i}", "second"]}, "png": png(np.asarray(p))})
         for i, p in enumerate(pictures)
     )
     write_shards(tmp_path / "shards", "x", samples, per_shard=2)
     for pattern in (tmp_path / "shards", tmp_path / "shards" / "x-*.tar"):
-        given = open_captioned(str(pattern), None)
-        assert given.texts == ["first 0", "first 1", "first 2"]
+        shown, texts, _ = open_captioned(str(pattern), None)
+        assert texts == ["first 0", "first 1", "first 2"]
         for i, picture in enumerate(pictures):
-            np.testing.assert_array_equal(np.asarray(given.pictures[i]), np.asarray(picture))
+            np.testing.assert_array_equal(np.asarray(shown[i]), np.asarray(picture))
     with pytest.raises(UserError, match="--texts"):
         open_captioned(str(tmp_path / "shards"), tmp_path / "x.json")
     write_shards(tmp_path / "bare", "x", [("0", {"png": png(np.asarray(pictures[0]))})])
@@ -663,13 +551,14 @@ def test_texts_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         (None, ""),
         ("[", "JSONDecodeError"),
         ("3", ""),
-        ('{"0.png": 3}', "0.png"),
+        ('{"0.png": 3}', "3 is no string"),
         ('[{"image_id": 1, "caption": "a"}]', "file_name"),
         ('{"annotations": [{"image_id": 1, "caption": "a"}]}', "images"),
-        ('{"0.png": "a"}', r"1.png \(3 of 4"),
+        ('{"0.png": "a"}', "1.png"),
+        ("[]".encode("utf-16"), "is UTF-16"),
     ):
         if data is not None:
-            file.write_text(data)
+            file.write_bytes(data if isinstance(data, bytes) else data.encode())
         with pytest.raises(UserError, match=f"texts.json.*{key}"):
             open_captioned(str(folder), file)
 
@@ -677,95 +566,46 @@ def test_texts_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
 # The command
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["eval", "clip", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def test_the_command_prints_figures_and_processes_share_their_work_unasked(
-    run: Callable, files: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_figures(
+    command: Command, files: Path, folder: Path, tmp_path: Path, cache: Path
 ) -> None:
-    texts, written, cache = tmp_path / "texts.json", tmp_path / "out" / "a.json", tmp_path / "cache"
+    texts, written = tmp_path / "texts.json", tmp_path / "out" / "a.json"
     texts.write_text(json.dumps({**TOLD, "none.png": "no picture"}))
-    monkeypatch.setenv("MMFUSION_CACHE", str(cache))
     spec = f"tiny-clip:{files / 'bare.pt'}"
-    code, out, err = run(folder, "--texts", texts, "--model", spec, "-o", written)
+    code, out, err = command(
+        "eval", "clip", folder, "--texts", texts, "--model", spec, "-o", written
+    )
     assert code == 0, err
     figures = json.loads(written.read_text())
-    pairs = embed_pairs(load_clip(spec), noise(4), list(TOLD.values()))
     about = {
         "source": str(folder),
-        "source_sha256": open_captioned(str(folder), texts).digest,
+        "source_sha256": open_captioned(str(folder), texts)[0].digest,
         "texts": str(texts),
         "texts_sha256": hashlib.sha256(json.dumps(list(TOLD.values())).encode()).hexdigest(),
     }
-    expected = {**clip_score(pairs), **retrieval(pairs)}
+    expected = clip_score(embed_pairs(Clip(spec), Noise(4), list(TOLD.values())))
     assert figures == {name: {**figure, **about} for name, figure in expected.items()}
     for told in (table(figures), "n = 4", "warning: 1 texts have no picture"):
         assert told in out
-    assert not cache.exists()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert run(folder, "--texts", texts, "--model", spec, "-o", tmp_path / "b.json")[0] == 0
-    kept = sorted(path.name for path in cache.glob("embeddings/*/*.npz"))
-    assert kept == ["pictures-00000000.npz", "texts-00000000.npz"]
-    assert (tmp_path / "b.json").read_text() == written.read_text()
+    assert len(list(cache.glob("embeddings/*/pictures-00000000.npz"))) == 2
 
 
 def test_the_commands_mistakes_are_one_line(
-    run: Callable, files: Path, folder: Path, tmp_path: Path
+    command: Command, files: Path, folder: Path, tmp_path: Path
 ) -> None:
-    texts, spaces, none = (tmp_path / name for name in ("texts.json", "spaces.json", "none"))
+    texts = tmp_path / "texts.json"
     texts.write_text(json.dumps(TOLD))
-    spaces.write_text(json.dumps({**TOLD, "1": " "}))
-    none.mkdir()
     spec = f"tiny-clip:{files / 'bare.pt'}"
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     (damaged / "2.png").write_bytes((damaged / "2.png").read_bytes()[:200])
     for arguments, key in (
         ((tmp_path / "nowhere", "--model", spec), "nowhere"),
-        ((none, "--model", spec, "--texts", texts), "none"),
         ((folder, "--model", spec), "--texts"),
         ((folder, "--model", "ViT-B-32:openai", "--texts", texts), "ViT-B-32-quickgelu"),
         ((tmp_path / "x.tar", "--model", spec), "x.tar"),
         ((damaged, "--model", spec, "--texts", texts), "2.png"),
-        ((folder, "--model", spec, "--texts", spaces), "text 1"),
     ):
-        code, out, err = run(*arguments)
-        assert code == 2
-        assert err.count("error: ") == 1
+        code, _, err = command("eval", "clip", *arguments)
+        assert (code, err.count("error: ")) == (2, 1)
         assert key in err
-        assert "Traceback" not in out + err
-
-
-ODD = {
-    "sep.jsonl": '{"file_name": "a.png", "text": "x\u2028y"}\n'
-    '{"file_name": "b.png", "text": "z\x85"}\r\n',
-    "bom.jsonl": '\ufeff{"file_name": "./a.png", "text": "x\u2028y"}\n'
-    '{"file_name": "b", "text": "z\x85"}\n',
-    "bom.json": '\ufeff{"a.png": "x\u2028y", "sub\\\\..\\\\b.png": "z\x85"}',
-}
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_texts_hold_any_character_and_names_are_spelled_in_any_way(
-    tmp_path: Path, name: str
-) -> None:
-    for picture in "ab":
-        save_file(tmp_path / f"p [1]/{picture}.png", encoded(0))
-    texts = save_file(tmp_path / name, ODD[name].encode())
-    found = open_captioned(str(tmp_path / "p [1]"), texts)
-    assert (found.texts, found.unused) == (["x\u2028y", "z\x85"], 0)
-    texts.write_bytes(ODD[name].encode("utf-16"))
-    with pytest.raises(UserError, match="is UTF-16"):
-        open_captioned(str(tmp_path / "p [1]"), texts)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmfusion.errors import UserError
-from mmfusion.eval import metrics, precision_recall
+from mmfusion.eval import metrics
 from mmfusion.eval.metrics import frechet_distance, inception_score, kernel_distance, moments
-from mmfusion.eval.precision_recall import precision_recall as share_inside
+from mmfusion.eval.metrics import precision_recall as share_inside
 
 REGULAR, DEFICIENT = (400, 300, 16), (30, 20, 64)
 ONE_DEFICIENT, MANY_OF_ONE = (300, 20, 64), (20, 300, 64)
@@ -28,11 +28,6 @@ def pair(shape: tuple[int, int, int], dtype: type = np.float64) -> Pair:
     return a.astype(dtype), (rng.normal(size=(k, d)) + 0.3).astype(dtype)
 
 
-def set_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(metrics, "BLOCK", size)
-    monkeypatch.setattr(precision_recall, "BLOCK", size)
-
-
 # Fréchet distance
 
 
@@ -47,23 +42,6 @@ def by_torch_fidelity(a: np.ndarray, b: np.ndarray) -> float:
     return fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
 
 
-def by_torchmetrics(a: np.ndarray, b: np.ndarray) -> float:
-    from torchmetrics.image.fid import _compute_fid
-
-    return _compute_fid(*map(torch.from_numpy, statistics(a, b))).item()
-
-
-def by_clean_fid(a: np.ndarray, b: np.ndarray) -> float:
-    from cleanfid.fid import frechet_distance as theirs
-
-    try:
-        return float(theirs(*statistics(a, b)))
-    except TypeError as error:
-        if "disp" not in str(error):
-            raise
-        pytest.skip("clean-fid's Fréchet distance needs a scipy whose sqrtm still has `disp`")
-
-
 def by_scipy(a: np.ndarray, b: np.ndarray) -> float:
     from scipy.linalg import sqrtm
 
@@ -73,7 +51,7 @@ def by_scipy(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
-@pytest.mark.parametrize("theirs", [by_torch_fidelity, by_torchmetrics, by_clean_fid, by_scipy])
+@pytest.mark.parametrize("theirs", [by_torch_fidelity, by_scipy])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_frechet_distance_is_that_of_other_projects(
     theirs: Callable[..., float], shape: tuple[int, int, int]
@@ -96,7 +74,7 @@ def test_features_and_moments_give_the_same_distance(shape: tuple[int, int, int]
 
 
 def test_moments_in_blocks_are_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_blocks(monkeypatch, 64)
+    monkeypatch.setattr(metrics, "BLOCK", 64)
     a = pair(REGULAR, np.float32)[0] + np.float32(1000)
     mean, covariance = moments(a)
     assert mean.dtype == covariance.dtype == np.float64
@@ -167,22 +145,12 @@ def test_kernel_distance_is_torchmetrics_over_torch_fidelitys_subsets(
     assert (defaults["subsets"].default, defaults["size"].default) == (100, 1000)
 
 
-@pytest.mark.parametrize("shape", [REGULAR, DEFICIENT])
-def test_kernel_distance_of_all_samples_is_clean_fids(shape: tuple[int, int, int]) -> None:
-    from cleanfid.fid import kernel_distance as theirs
-
-    size = min(shape[:2])
-    a, b = (x[:size] for x in pair(shape))
-    expected = theirs(a, b, num_subsets=1, max_subset_size=size)
-    mean, std = kernel_distance(a, b, subsets=3)  # below 1,000 every subset is all of it
-    assert mean == pytest.approx(expected, rel=1e-11)
-    assert std == pytest.approx(0, abs=1e-12)
-
-
 def test_kernel_distance_by_hand() -> None:
     both = np.array([[0.0], [1.0]])
     assert kernel_distance(np.zeros((5, 1)), np.ones((5, 1)), 2) == (7, 0)  # 1 + 8 - 2
     assert kernel_distance(both, both, 2) == (-3.5, 0)  # 1 + 1 - 2 (1 + 1 + 1 + 8) / 4
+    # Below 1,000 samples every subset is all of them.
+    assert kernel_distance(*pair((50, 50, 16)), 3)[1] == pytest.approx(0, abs=1e-12)
 
 
 # Precision and recall
@@ -210,7 +178,7 @@ def test_precision_and_recall_are_those_of_a_loop(shape: tuple[int, int, int]) -
 
 def test_precision_and_recall_with_ties_and_equal_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few grid points, many samples: nearly all distances are tied and many are 0."""
-    set_blocks(monkeypatch, 64)
+    monkeypatch.setattr(metrics, "BLOCK", 64)
     seen = set()
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -236,15 +204,6 @@ def test_precision_and_recall_do_not_see_a_shift(dtype: type) -> None:
         assert share_inside(real + far, made + far) == expected
 
 
-def test_shift_of_features_that_are_not_on_a_grid() -> None:
-    real, made = pair((90, 80, 12), np.float32)
-    for shift in (np.float32(100), np.float32(1e4)):
-        far = real + shift, made + shift
-        assert share_inside(*far) == brute_force(*far)
-    wide = real.astype(np.float64) + 100, made.astype(np.float64) + 100
-    assert share_inside(*wide) == share_inside(real, made)
-
-
 def test_a_gap_that_cancels_in_the_fast_formula() -> None:
     """Points on a line 1e-6 apart, far from the centre of all: only differences can tell."""
     line = np.arange(10)[:, None] * 2.0**-20
@@ -259,7 +218,7 @@ def test_blocks_do_not_change_precision_and_recall(monkeypatch: pytest.MonkeyPat
     real, made = pair((90, 80, 12))
     expected = share_inside(real, made)
     for block in (1, 50, 1000):
-        set_blocks(monkeypatch, block)
+        monkeypatch.setattr(metrics, "BLOCK", block)
         assert share_inside(real, made) == expected
 
 
@@ -301,11 +260,7 @@ def test_inception_score_by_hand() -> None:
     logits = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 5, 5, 5, 5, 6, 7]] * 1000
     expected = np.mean([4, 1, 2]), np.std([4, 1, 2])
     assert inception_score(logits, split=4) == pytest.approx(expected, rel=1e-12)
-
-
-def test_inception_score_splits_by_5000() -> None:
-    logits = np.random.default_rng(0).normal(size=(6000, 4)) * 3
-    assert inception_score(logits) == inception_score(logits, 5000) != inception_score(logits, 6000)
+    assert inspect.signature(inception_score).parameters["split"].default == 5000
 
 
 def test_inception_score_is_torch_fidelitys() -> None:
@@ -318,17 +273,6 @@ def test_inception_score_is_torch_fidelitys() -> None:
     assert std == pytest.approx(theirs["inception_score_std"], rel=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_inception_score_is_torchmetrics() -> None:
-    """Its splits are shuffled, so one split of all; in float64 as the features are."""
-    from torchmetrics.image.inception import InceptionScore
-
-    logits = np.random.default_rng(0).normal(size=(50, 10)) * 3
-    theirs = InceptionScore(feature=torch.nn.Identity(), splits=1)
-    theirs.features = [torch.from_numpy(logits)]
-    assert inception_score(logits)[0] == pytest.approx(theirs.compute()[0].item(), rel=1e-12)
-
-
 # Refusals
 
 GOOD, NAN, NORMAL = np.zeros((5, 3)), np.full((5, 3), np.nan), (np.zeros(3), np.eye(3))
@@ -337,28 +281,15 @@ GOOD, NAN, NORMAL = np.zeros((5, 3)), np.full((5, 3), np.nan), (np.zeros(3), np.
 @pytest.mark.parametrize(
     ("function", "given", "why"),
     [
-        (moments, [GOOD[:1]], r"2 or more samples"),
-        (frechet_distance, [GOOD, GOOD[:1]], r"Fréchet distance: the second .* shape \(1, 3\)"),
-        (frechet_distance, [GOOD[0], GOOD], r"the first .* shape \(3,\)"),
-        (frechet_distance, [GOOD, NAN], "second .* NaN"),
+        (frechet_distance, [GOOD, GOOD[:1]], r"Fréchet distance: .* shape \(1, 3\); .* 2 or more"),
+        (frechet_distance, [GOOD[0], GOOD], r"the shape \(3,\)"),
+        (frechet_distance, [GOOD, NAN], "NaN"),
         (frechet_distance, [np.zeros((5, 4)), NORMAL], "4 and 3 dimensions"),
-        (frechet_distance, [NORMAL, (np.zeros(3), np.eye(2))], r"second .* \(3,\) and \(2, 2\)"),
-        (frechet_distance, [(np.zeros(3), np.full((3, 3), np.inf)), NORMAL], "first .* NaN"),
-        (frechet_distance, [NORMAL, (np.zeros(3), np.tri(3))], "second .* not symmetric"),
-        (kernel_distance, [GOOD, GOOD[:1]], "kernel distance: the second feature set .* shape"),
-        (kernel_distance, [GOOD, GOOD[:, :2]], "kernel distance: 3 and 2 dimensions"),
-        (kernel_distance, [NAN, GOOD], "kernel distance: the first feature set has NaN"),
-        (kernel_distance, [GOOD, GOOD, 0], "0 subsets of 1000"),
-        (kernel_distance, [GOOD, GOOD, 1, 1], "1 subsets of 1 samples"),
-        (share_inside, [GOOD, GOOD[:3]], "k = 3: the second .* 4 or more samples"),
-        (share_inside, [GOOD, np.zeros((9, 3)), 5], "k = 5: the first"),
-        (share_inside, [GOOD, GOOD, 0], "k is 0"),
-        (share_inside, [GOOD, GOOD[:, :2]], "3 and 2 dimensions"),
-        (share_inside, [GOOD, NAN], "second .* NaN"),
-        (inception_score, [GOOD[:0]], "inception score: .* 1 or more samples"),
-        (inception_score, [GOOD[0]], "1 or more samples"),
-        (inception_score, [NAN], "inception score: .* NaN"),
-        (inception_score, [GOOD, 0], "splits of 0 samples"),
+        (kernel_distance, [GOOD, GOOD[:1]], "kernel distance: .* 2 or more"),
+        (kernel_distance, [GOOD, GOOD[:, :2]], "kernel distance: 3 and 2 dimensions.*--size"),
+        (share_inside, [GOOD, GOOD[:3]], "k = 3: .* 4 or more samples"),
+        (share_inside, [GOOD, NAN], "NaN"),
+        (inception_score, [GOOD[:0]], "Inception score: .* 1 or more samples"),
     ],
 )
 def test_what_cannot_be_measured(function: Callable[..., Any], given: list, why: str) -> None:

@@ -16,7 +16,7 @@ from mmfusion.data_pipelines.shards import write_shard, write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import formatting, tasks
 from mmfusion.eval.captioned_dataset import CaptionedDataset
-from mmfusion.eval.extractors.pixels import PixelExtractor
+from mmfusion.eval.extractors import PixelExtractor
 from mmfusion.eval.own import with_pictures
 from mmfusion.generation.likelihood import Likelihood
 
@@ -75,8 +75,8 @@ def test_captions_that_no_row_holds_are_left_out_and_counted(shards: Path) -> No
     assert len(corpus.captions[2]) == 3  # references of scores stay whole
     assert {prompt[0] for prompt in corpus.prompts(20, 0)} == set("0134")
     assert "4.0" not in corpus.prompts(40, 0)
-    assert tasks.missing({"spice": "needs Java"}, corpus)["left_out"] == {
-        "spice": "needs Java", "captions": "4 of 15 are longer than the model's rows"
+    assert tasks.missing({"meteor": "needs Java"}, corpus)["left_out"] == {
+        "meteor": "needs Java", "captions": "4 of 15 are longer than the model's rows"
     }  # fmt: skip
     with pytest.raises(UserError, match="no caption is short enough"):
         CaptionedDataset(str(shards / "*.tar"), fits=lambda text: False)
@@ -86,11 +86,11 @@ def test_figures_say_their_data_and_when_they_are_few() -> None:
     about = {"data": "x", "data_sha256": "ab"}
     found = tasks.described(
         {"bleu_1": {"value": 1.0, "n": 999}, "cider": {"value": 1.0, "n": 5, "warning": "few"},
-         "retrieval": {"mean_rank": {"value": 2.0, "n": 1000}}}, about
+         "group": {"mean_rank": {"value": 2.0, "n": 1000}}}, about
     )  # fmt: skip
     assert found["bleu_1"]["warning"] == "999 samples are few: compare with the same alone"
     assert found["cider"] == {"value": 1.0, "n": 5, "warning": "few", **about}
-    assert found["retrieval"]["mean_rank"] == {"value": 2.0, "n": 1000, **about}
+    assert found["group"]["mean_rank"] == {"value": 2.0, "n": 1000, **about}
 
 
 def test_a_damaged_corpus_is_refused(shards: Path, tmp_path: Path) -> None:
@@ -227,15 +227,15 @@ def test_a_table_says_common_facts_once_and_hides_nothing() -> None:
     entries = {
         "fid": {"value": 12.3456, "n": 1000, "n_reference": 50, **about, "warning": "few"},
         "kid": {"value": 0.00012345, "n": 1000, "subsets": 1, **about, "warning": "few"},
-        "retrieval": {"mean_rank": {"value": 1234.5, "n": 7, **about}},
+        "group": {"mean_rank": {"value": 1234.5, "n": 7, **about}},
         "fd_dinov2": {"value": 3.0, "n": 1000, **about},
         "not_a_figure": 3,
-        "left_out": {"spice": "needs Java"},
+        "left_out": {"meteor": "needs Java"},
     }
     lines = formatting.table(entries).splitlines()
     assert [line.split("  ")[0].strip() for line in lines] == [
-        "FID", "KID", "retrieval: mean rank of the right text", "Fréchet distance (dinov2)",
-        "warning: FID, KID: few", "extractor: inception", "left out: SPICE: needs Java",
+        "FID", "KID", "group: mean rank", "Fréchet distance (dinov2)",
+        "warning: FID, KID: few", "extractor: inception", "left out: METEOR: needs Java",
         "SHA-256 aaaaaaaaaaaa: extractor inception",
     ]  # fmt: skip
     assert "12.35" in lines[0]

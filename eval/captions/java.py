@@ -5,100 +5,55 @@ which write into their own package, read the machine's locale, and wait for ever
 has died.
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
+
+import pycocoevalcap
 
 from mmfusion.errors import UserError, printable
 
-LEAST = 8
 SETTINGS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 """The same answers in every locale."""
-LIMIT = 600.0
-"""Seconds after which a program is stopped."""
-A_PICTURE = 2.0
-"""Seconds more for each picture to score."""
+LIMIT = 600.0  # seconds after which a program is stopped
+A_LINE = 2.0  # seconds more for each line that it is given
+JARS = Path(pycocoevalcap.__path__[0])
 
 
-def package(part: str) -> Path:
-    """The folder of a part of pycocoevalcap, with its jars."""
-    import pycocoevalcap
-
-    return Path(pycocoevalcap.__path__[0]) / part
-
-
-def lacking(*files: Path) -> str | None:
-    """What is missing to run a program of these files, for a message; None when all is there."""
-    path = shutil.which("java")
-    if path is None:
-        return f"Java {LEAST} or later, which was not found"
-    found = _version(path)
-    if found < LEAST:
-        return f"Java {LEAST} or later; {path} " + (f"is Java {found}" if found else "does not run")
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        return f"{' and '.join(file.name for file in missing)} in {missing[0].parent}"
-    return None
+def lacking() -> str:
+    """What is missing to run a program, for a message."""
+    return "" if shutil.which("java") else "Java 8 or later, which was not found"
 
 
 def run(
     what: str,
     arguments: list[str],
-    given: bytes = b"",
-    folder: Path | None = None,
+    given: Sequence[str],
     names: Sequence[str] = (),
-) -> bytes:
-    """What the program writes when it is given some input.
+    folder: Path | None = None,
+) -> list[str]:
+    """The lines that a program writes: one for each line that it is given, or more.
 
     Args:
         what: the program, for messages.
         arguments: after `java`.
-        given: its input.
+        names: of the given lines, for messages.
         folder: where it runs.
-        names: of pictures to score. Input is answered by a line for each, and a message names the
-            picture that has none.
-
-    Raises:
-        UserError: it failed, did not answer for each picture, or took longer than `LIMIT` seconds
-            and `A_PICTURE` for each.
     """
-    limit, code, written = LIMIT + A_PICTURE * len(names), None, b""
+    limit = LIMIT + A_LINE * len(given)
     try:
         done = subprocess.run(
-            ["java", *SETTINGS, *arguments],
-            input=given,
-            cwd=folder,
-            capture_output=True,
-            timeout=limit,
-        )
-        code, written, why = done.returncode, done.stdout, f"failed{_last(done.stderr)}"
+            ["java", *SETTINGS, *arguments], input="".join(f"{line}\n" for line in given).encode(),
+            cwd=folder, capture_output=True, timeout=limit,
+        )  # fmt: skip
+        answer, code = done.stdout, done.returncode
+        last = ["", *done.stderr.decode("utf-8", "replace").strip().splitlines()][-1]
+        why = f"failed: {printable(last)[:300]}"
     except subprocess.TimeoutExpired as error:
-        written, why = error.stdout or b"", f"gave no answer in {limit:g} s and was stopped"
-    except OSError as error:
-        why = f"Java does not start ({error.strerror})"
-    lines = written.count(b"\n")
-    short = bool(given) and lines < len(names)
-    if code == 0 and not short:
-        return written
-    raise UserError(
-        f"{what} {why}" + (f", at picture {names[lines]}; leave it out" if short else "")
-    )
-
-
-@lru_cache
-def _version(path: str) -> int:
-    """Java's number, such as 8 or 17; 0 if it does not run."""
-    try:
-        done = subprocess.run([path, "-version"], capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    said = re.search(rb'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-    return int(said.group(1)) if said and done.returncode == 0 else 0
-
-
-def _last(said: bytes) -> str:
-    lines = said.decode("utf-8", "replace").strip().splitlines()
-    return f": {printable(lines[-1])[:300]}" if lines else ""
+        answer, code, why = error.stdout or b"", 1, f"gave no answer in {limit:g} s and was stopped"
+    *lines, _ = answer.decode("utf-8", "replace").split("\n")  # no line ends within a caption
+    if code == 0 and len(lines) >= len(given):
+        return lines
+    at = f", at {names[len(lines)]}; leave it out" if len(lines) < len(names) else ""
+    raise UserError(f"{what} {why}{at}")

@@ -14,8 +14,9 @@ lone surrogate has no UTF-8 at all.
 
 import re
 import unicodedata
-from pathlib import Path
 from typing import Literal, get_args
+
+from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
 from mmfusion.errors import UserError, printable
 
@@ -36,29 +37,19 @@ def clean(caption: str) -> str:
 
 
 def choose(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer that `auto` means here.
-
-    Raises:
-        UserError: it is not known, or Java is missing for `ptb`.
-    """
+    """The tokenizer that `auto` means here."""
     if tokenizer not in get_args(Tokenizer):
         raise UserError(f"tokenizer {tokenizer}: there are {', '.join(get_args(Tokenizer))}")
     if tokenizer not in ("auto", "ptb"):
         return tokenizer
-    missing = java.lacking(_jar())
-    if missing is None:
-        return "ptb"
-    if tokenizer == "ptb":
+    missing = java.lacking()
+    if missing and tokenizer == "ptb":
         raise UserError(f"the tokenizer ptb needs {missing}; install it or take `plain`")
-    return "plain"
+    return "plain" if missing else "ptb"
 
 
 def tokenise(captions: list[str], tokenizer: Tokenizer) -> list[str]:
-    """The words of each caption with single spaces between them; cleaned, never mixed up.
-
-    Raises:
-        UserError: `ptb` cannot run.
-    """
+    """The words of each caption with single spaces between them; cleaned, never mixed up."""
     lines = [clean(caption) for caption in captions]
     tokenizer = choose(tokenizer)
     if tokenizer == "ptb":
@@ -68,25 +59,15 @@ def tokenise(captions: list[str], tokenizer: Tokenizer) -> list[str]:
     return lines
 
 
-def _jar() -> Path:
-    from pycocoevalcap.tokenizer.ptbtokenizer import STANFORD_CORENLP_3_4_1_JAR
-
-    return java.package("tokenizer") / STANFORD_CORENLP_3_4_1_JAR
-
-
 def _ptb(lines: list[str]) -> list[str]:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
-
+    jar = java.JARS / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR
     program = "edu.stanford.nlp.process.PTBTokenizer"
-    command = ["-cp", str(_jar()), program, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    fenced = "".join(f"{line}\n{FENCE}\n" for line in lines)
-    answer = java.run("the PTB tokenizer", command, fenced.encode()).decode("utf-8", "replace")
-    found = answer.split("\n")
+    command = ["-cp", str(jar), program, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    fenced = [each for line in lines for each in (line, FENCE)]
+    found = java.run("the PTB tokenizer", command, fenced, [repr(line[:100]) for line in fenced])
     for line, after in zip(lines, found[1::2], strict=False):
         if after != FENCE:
             raise UserError(f"the PTB tokenizer splits the caption {printable(line)[:100]!r}")
-    if len(found) != 2 * len(lines) + 1:
-        raise UserError(f"the PTB tokenizer lost captions: {len(found) // 2} of {len(lines)} came")
     # Split at spaces alone, as published scores do: "1 1/2" is one word with a no-break space.
-    words = [line.rstrip().split(" ") for line in found[:-1:2]]
+    words = [line.rstrip().split(" ") for line in found[: 2 * len(lines) : 2]]
     return [" ".join(word for word in line if word not in PUNCTUATIONS) for line in words]

@@ -1,51 +1,30 @@
-"""What turns pictures into features: networks from files, chosen by a short spec.
-
-| spec | features |
-|---|---|
-| `inception[:FILE]` | Inception's pool_3 as in TF1, also logits and sFID's spatial features |
-| `dinov2:FOLDER` or hub id | DINOv2's class token, for FD-DINOv2 |
-| `clip:MODEL[:TAG or FILE]` | CLIP's picture embeddings |
-| `module:FILE` | whatever a TorchScript gives |
-| `pixels` | the pixels themselves, for small pictures |
-"""
+"""What turns pictures into features: networks from files, chosen by a short spec."""
 
 from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+from PIL import Image as PILImage
 
 from mmfusion.device import exact
 from mmfusion.errors import UserError
 from mmfusion.export import default_device
 
-SPECS = "inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], module:FILE, pixels"
+SPECS = "inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], pixels"
+Arrays = dict[str, np.ndarray]
 
 
 class Extractor(ABC):
-    """Pictures to features.
+    """Pictures to features; on the CPU many threads may call it at once."""
 
-    Attributes:
-        name: its kind, and the architecture where the weights do not say it.
-        sha256: of its weights; "" if it has none.
-        batch: pictures at a time, fixed, so that the bits do not depend on who computes.
-        gives: names of what it makes: "features", and where it has them "spatial" and "logits".
-        one_size: whether all pictures must have the same size.
-        device: where it computes; on the CPU many threads may call it at once.
-        version: of what else the features depend on: the network's config, and what is done to
-            the pictures before; part of the cache's key.
-        doubt: why its figures may not be what their name says; "" if there is no reason.
-    """
-
-    name: str
-    sha256 = ""
-    batch = 32
-    gives: tuple[str, ...] = ("features",)
-    one_size = False
+    name: str  # its kind, and the architecture where the weights do not say it
+    sha256 = ""  # of its weights
+    batch = 32  # pictures at a time, fixed, so that the bits do not depend on who computes
+    gives: tuple[str, ...] = ("features",)  # and where it has them "spatial" and "logits"
+    one_size = False  # whether all pictures must have the same size
     device = "cpu"
-    version = ""
-    doubt = ""
-
-    _seen: tuple[int, ...] | None = None
+    version = ""  # of the network's config, and of what is done to the pictures before
+    doubt = ""  # why its figures may not be what their name says
 
     @property
     def kind(self) -> str:
@@ -58,36 +37,59 @@ class Extractor(ABC):
         device = self.device.partition(":")[0]
         return self.name, self.sha256, self.version, self.batch, device
 
-    def __call__(self, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """uint8 pictures (H, W, 3) to float32 arrays (n, ...), one row a picture.
-
-        Raises:
-            UserError: sizes that differ where they must not, or features that are not finite.
-        """
+    def __call__(self, pictures: list[np.ndarray]) -> Arrays:
+        """uint8 pictures (H, W, 3) to float32 arrays (n, ...), one row a picture."""
         places: dict[tuple[int, ...], list[int]] = {}
         for place, picture in enumerate(pictures):
             places.setdefault(picture.shape, []).append(place)
-        for shape in places if self.one_size else ():
-            self._seen = self._seen or shape
-            if shape != self._seen:
-                (height, width, _), (high, wide, _) = self._seen, shape
-                raise UserError(
-                    f"features {self.name}: pictures of {width} x {height} and {wide} x {high} "
-                    "pixels; make them one size with --size"
-                )
         order = np.argsort(np.concatenate([*places.values()]))
         with torch.inference_mode(), exact(self.device):
             made = [self.extract(np.stack([pictures[i] for i in at])) for at in places.values()]
-        joined = {}
-        for name in self.gives:
-            joined[name] = np.concatenate([part[name] for part in made])[order].astype(np.float32)
-            if not np.isfinite(joined[name]).all():
+        found = joined(made, f"features {self.name}")
+        for name, array in found.items():
+            if not np.isfinite(array).all():
                 raise UserError(f"features {self.name}: {name} that are not finite; its weights?")
-        return joined
+        return {name: array[order].astype(np.float32) for name, array in found.items()}
 
     @abstractmethod
-    def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def extract(self, pixels: np.ndarray) -> Arrays:
         """The same of pictures of one size, uint8 (n, H, W, 3)."""
+
+
+def joined(parts: list[Arrays], what: str) -> Arrays:
+    """Arrays one after another, which the parts give up: all of them are large."""
+    try:
+        return {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
+    except ValueError:
+        raise UserError(
+            f"{what}: its pictures differ in size; make them one size with --size"
+        ) from None
+
+
+class PixelExtractor(Extractor):
+    """All pixels of a picture as (H W 3,) numbers in [-1, 1]: needs no network."""
+
+    name = "pixels"
+    batch = 256
+    one_size = True
+
+    def extract(self, pixels: np.ndarray) -> Arrays:
+        return {"features": pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1}
+
+
+class ClipExtractor(Extractor):
+    """Embeddings (n, d), not normalised, of pictures as the model's own transform has them."""
+
+    def __init__(self, spec: str, device: str) -> None:
+        from ..clip import Clip
+
+        self.clip, self.device = Clip(spec, device), device
+        self.name, self.sha256 = f"clip:{self.clip.name}", self.clip.sha256
+        self.version, self.doubt = self.clip.version, self.clip.unsure
+
+    def extract(self, pixels: np.ndarray) -> Arrays:
+        pictures = [PILImage.fromarray(picture) for picture in pixels]
+        return {"features": self.clip.embed_images(pictures, normalised=False)}
 
 
 def default_features(size: int) -> str:
@@ -96,11 +98,7 @@ def default_features(size: int) -> str:
 
 
 def make_extractor(spec: str, device: str | None = None) -> Extractor:
-    """The extractor that a spec names, on a device (default: this rank's GPU, or the CPU).
-
-    Raises:
-        UserError: no such kind, or its weights cannot be had.
-    """
+    """The extractor that a spec names, on a device (default: this rank's GPU, or the CPU)."""
     kind, _, source = spec.partition(":")
     device = device or str(default_device())
     if kind == "inception":
@@ -112,15 +110,7 @@ def make_extractor(spec: str, device: str | None = None) -> Extractor:
 
         return Dinov2Extractor(source, device)
     if kind == "clip":
-        from .clip import ClipExtractor
-
         return ClipExtractor(source, device)
-    if kind == "module":
-        from .module import ModuleExtractor
-
-        return ModuleExtractor(source, device)
     if spec == "pixels":
-        from .pixels import PixelExtractor
-
         return PixelExtractor()
     raise UserError(f"features {spec}: no such extractor; choose from {SPECS}")

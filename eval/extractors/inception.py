@@ -28,7 +28,7 @@ from mmfusion.importers import checkpoint
 from mmfusion.locks import locked
 from mmfusion.manifest import sha256
 
-from . import Extractor
+from . import Arrays, Extractor
 
 URL = URL_INCEPTION_V3
 CHANNELS = 7  # 7 x 17 x 17 = 2,023 numbers, about as many as pool_3 has
@@ -41,44 +41,35 @@ class InceptionExtractor(Extractor):
     gives = ("features", "spatial", "logits")
 
     def __init__(self, file: str, device: str) -> None:
-        """Load weights in torch-fidelity's form from a file, or else the published ones.
-
-        Raises:
-            UserError: they cannot be had, or are others.
-        """
+        """Load weights in torch-fidelity's form from a file, or else the published ones."""
         path = Path(file) if file else _published()
-        state, self.sha256 = dict(checkpoint.read(path)), sha256(path)
+        state, self.sha256, self.device = dict(checkpoint.read(path)), sha256(path), device
         if not self.sha256.startswith(_prefix()):
             self.doubt = "not the published file of weights: compare with no published FID"
         try:
-            for name, value in state.items():
-                if not isinstance(value, Tensor):
-                    raise TypeError(f"{name} is no tensor")
             # torch-fidelity takes weights from a file alone and would unpickle it: it gets one that
             # was written here, with nothing but tensors.
             held = io.BytesIO()
-            torch.save(state, held)
+            torch.save({name: torch.as_tensor(value) for name, value in state.items()}, held)
             held.seek(0)
             network = FeatureExtractorInceptionV3(
                 "inception-v3-compat",
                 ["2048", "logits_unbiased"],
                 feature_extractor_weights_path=held,
             )
-        except (RuntimeError, TypeError, AttributeError) as error:
-            why = " ".join(str(error).split())[:200]
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"features inception: {path}: not torch-fidelity's Inception weights ({why}); "
-                f"they are at {URL}"
+                f"features inception: {path}: not torch-fidelity's Inception weights "
+                f"({' '.join(str(error).split())[:200]}); they are at {URL}"
             ) from None
         self.network = network.to(device)
-        self.device = device
         self._kept = threading.local()  # batches are computed side by side
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, given: Any, output: Tensor) -> None:
         self._kept.spatial = output[:, :CHANNELS].permute(0, 2, 3, 1).flatten(1).clone()
 
-    def extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def extract(self, pixels: np.ndarray) -> Arrays:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         features, logits = self.network(x)
         made = {"features": features, "spatial": self._kept.spatial, "logits": logits}
@@ -91,7 +82,7 @@ def _prefix() -> str:
 
 
 def _published() -> Path:
-    """The published weights, in torch's hub cache; their name ends in the hash's first digits."""
+    """The published weights, in torch's hub cache."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
     with locked(path, wait=True):  # ranks ask at once
         if not path.is_file():

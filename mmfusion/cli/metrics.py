@@ -6,41 +6,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-from mmfusion import launcher
 from mmfusion.errors import UserError
 
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="JSON file of the figures")]
+Output = Annotated[Path | None, Option("-o", "--output", help="JSON file of the figures")]
+Work = Annotated[Path | None, Option(help="where features are kept (default: the user's cache)")]
 
 
 def fid(
-    pictures: Annotated[
-        str, typer.Argument(help="what to judge: a folder, shards (.tar), or an .npz of samples")
-    ],
+    pictures: Annotated[str, Argument(help="a folder, shards (.tar), or an .npz of samples")],
     reference: Annotated[
-        str | None,
-        typer.Argument(
-            help="what to compare with: the same, or an ADM reference .npz; without it, only "
-            "the Inception Score is measured"
-        ),
+        str | None, Argument(help="the same, or an ADM reference .npz; none: Inception Score alone")
     ] = None,
     features: Annotated[
-        str,
-        typer.Option(
-            help="inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], module:FILE or pixels"
-        ),
+        str, Option(help="inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG] or pixels")
     ] = "inception",
     metrics: Annotated[
-        str | None,
-        typer.Option(help="some of fid,sfid,is,precision,recall,kid (default: all there can be)"),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="resize and cut all pictures to this side first")
-    ] = None,
+        str, Option(help="some of fid,sfid,is,precision,recall,kid; default: all there can be")
+    ] = "",
+    size: Annotated[int | None, Option(min=1, help="side that all are cut and resized to")] = None,
     output: Output = None,
-    work: Annotated[
-        Path | None, typer.Option(help="where features are kept (default: the user's cache)")
-    ] = None,
+    work: Work = None,
 ) -> None:
     """Measure FID, sFID, Inception score, precision, recall and KID of pictures.
 
@@ -52,88 +39,68 @@ def fid(
     from mmfusion.eval.image_sets import open_images
 
     asked = _names(metrics)
-    for name in asked:
-        if name not in METRICS:
-            raise UserError(f"--metrics {name}: choose from {', '.join(METRICS)}")
+    if unknown := [name for name in asked if name not in METRICS]:
+        raise UserError(f"--metrics {unknown[0]}: choose from {', '.join(METRICS)}")
     _check_output(output)
     made = open_images(pictures, size)
     real = open_images(reference, size) if reference else None
     extractor = make_extractor(features)
     figures = measure(made, real, extractor, asked or None, work)
     if figures:  # else they are another rank's
-        cannot = impossible(made, real, extractor)
-        left_out = {key_of(metric, extractor): why for metric, why in cannot.items() if not asked}
+        cannot = {} if asked else impossible(made, real, extractor)
+        left_out = {key_of(metric, extractor): why for metric, why in cannot.items()}
         _show({**figures, "left_out": left_out}, output)
 
 
 def clip(
-    pictures: Annotated[str, typer.Argument(help="a folder of pictures, or shards with captions")],
-    model: Annotated[
-        str, typer.Option(help="MODEL:TAG, MODEL:FILE, a folder that open_clip saved, hf-hub:ID")
-    ],
+    pictures: Annotated[str, Argument(help="a folder of pictures, or shards with captions")],
+    model: Annotated[str, Option(help="MODEL:TAG, MODEL:FILE, a folder of open_clip, hf-hub:ID")],
     texts: Annotated[
-        Path | None, typer.Option(help="for a folder: JSON {name: text}, JSON lines, or COCO's")
+        Path | None, Option(help="for a folder: JSON {name: text}, JSON lines, or COCO's")
     ] = None,
-    others: Annotated[int, typer.Option(min=1, help="texts that each is told from")] = 99,
-    seed: Annotated[int, typer.Option(min=0, help="of the choice of those texts")] = 0,
-    work: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for embeddings that processes share and keep; default: "
-            "none, and with several processes the user's cache"
-        ),
-    ] = None,
+    work: Work = None,
     output: Output = None,
 ) -> None:
-    """Measure how well pictures match their texts: CLIP score and retrieval."""
-    from mmfusion.eval.alignment import clip_score, embed_pairs, retrieval
-    from mmfusion.eval.clip.captioned import open_captioned
-    from mmfusion.eval.clip.model import load_clip
+    """Measure how well pictures match their texts: the CLIP score."""
+    from mmfusion.eval.alignment import clip_score, embed_pairs
+    from mmfusion.eval.captioned_dataset import open_captioned
+    from mmfusion.eval.clip import Clip
     from mmfusion.eval.work import rank
-    from mmfusion.home import cache_folder
 
     _check_output(output)
-    captioned = open_captioned(pictures, texts)
-    if work is None and launcher.place().world > 1:
-        work = cache_folder() / "embeddings"  # else each rank would embed everything
-    pairs = embed_pairs(
-        load_clip(model), captioned.pictures, captioned.texts, work=work, digest=captioned.digest
-    )
+    shown, given, unused = open_captioned(pictures, texts)
+    pairs = embed_pairs(Clip(model), shown, given, work=work)
     about = {
         "source": pictures,
-        "source_sha256": captioned.digest,
+        "source_sha256": shown.digest,
         "texts": str(texts or pictures),
-        "texts_sha256": hashlib.sha256(json.dumps(captioned.texts).encode()).hexdigest(),
+        "texts_sha256": hashlib.sha256(json.dumps(given).encode()).hexdigest(),
     }
     if rank() == 0:
-        figures = {**clip_score(pairs), **retrieval(pairs, seed, others)}
-        _show({name: {**figure, **about} for name, figure in figures.items()}, output)
-        if captioned.unused:
-            typer.echo(f"warning: {captioned.unused} texts have no picture")
+        _show({name: {**figure, **about} for name, figure in clip_score(pairs).items()}, output)
+        if unused:
+            typer.echo(f"warning: {unused} texts have no picture")
 
 
 def captions(
-    results: Annotated[Path, typer.Argument(help='JSON list of {"image_id", "caption"}')],
+    results: Annotated[Path, Argument(help='JSON list of {"image_id", "caption"}')],
     references: Annotated[
-        Path, typer.Argument(help="COCO's annotations, Karpathy's splits, or {id: [captions]}")
+        Path, Argument(help="COCO's annotations, Karpathy's splits, or {id: [captions]}")
     ],
     metrics: Annotated[
-        str | None,
-        typer.Option(help="bleu, rouge_l, cider, meteor, spice (default: what can be measured)"),
-    ] = None,
+        str, Option(help="bleu, rouge_l, cider, meteor; default: what can be measured")
+    ] = "",
     tokenizer: Annotated[
         Literal["auto", "ptb", "plain", "spaces"],
-        typer.Option(help="auto: as published where Java is, else plain"),
+        Option(help="auto: as published where Java is, else plain"),
     ] = "auto",
-    partial: Annotated[
-        bool, typer.Option("--partial", help="score the pictures that are in both files")
-    ] = False,
+    partial: Annotated[bool, Option("--partial", help="score what is in both files")] = False,
     per_picture: Annotated[
-        Path | None, typer.Option(help="write each picture's scores, one JSON object a line")
+        Path | None, Option(help="file of each picture's scores, one JSON object a line")
     ] = None,
     output: Output = None,
 ) -> None:
-    """BLEU, ROUGE-L, CIDEr-D, METEOR and SPICE of captions, as COCO's evaluation gives them."""
+    """BLEU, ROUGE-L, CIDEr-D and METEOR of captions, as COCO's evaluation gives them."""
     from mmfusion.eval.captions.coco import pair, read_references, read_results
     from mmfusion.eval.captions.scores import score
     from mmfusion.files import write
@@ -141,49 +108,47 @@ def captions(
 
     _check_output(output)
     _check_output(per_picture)
-    paired = pair(read_results(results), read_references(references), partial)
-    wanted = None if metrics is None else _names(metrics)
-    scores = score(paired.references, paired.candidates, wanted, tokenizer, paired.names)
+    made, known = read_results(results), read_references(references)
+    names, alone = pair(made, known, partial)
+    given = [known[name] for name in names], [made[name] for name in names]
+    scores = score(*given, _names(metrics) or None, tokenizer, names)
     if per_picture:
         lines = ""
-        for number, name in enumerate(paired.names):
+        for number, name in enumerate(names):
             each = {key: values[number] for key, values in scores.per_picture.items()}
-            line = {"image_id": name, "caption": paired.candidates[number], **each}
-            lines += json.dumps(line) + "\n"
+            lines += json.dumps({"image_id": name, "caption": made[name], **each}) + "\n"
         write(per_picture, lines.encode())
     about = {
         "results": results.name,
         "results_sha256": sha256(results),
         "references": references.name,
         "references_sha256": sha256(references),
-        **{what.replace(" ", "_"): count for what, count in paired.left_out.items()},
+        **{what.replace(" ", "_"): count for what, count in alone.items()},
     }
     figures = {key: {**figure, **about} for key, figure in scores.figures.items()}
-    _show({**figures, "left_out": {**scores.left_out, **paired.left_out}}, output)
+    _show({**figures, "left_out": {**scores.left_out, **alone}}, output)
 
 
 def frontier(
-    reference: Annotated[
-        str, typer.Option(help="real pictures: shards, such as 'DATA/train-*.tar', or a folder")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder of the page and points")],
-    model: Annotated[str, typer.Option(help="a run's folder, or any model")] = "digits",
+    reference: Annotated[str, Option(help="real pictures: 'DATA/train-*.tar', or a folder")],
+    output: Annotated[Path, Option("-o", "--output", help="folder of the page and points")],
+    model: Annotated[str, Option(help="a run's folder, or any model")] = "digits",
     task: Annotated[
-        str | None, typer.Option(help="class_to_image or text_to_image (captions of the reference)")
+        str | None, Option(help="class_to_image or text_to_image (captions of the reference)")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=2, help="pictures of each point")] = 500,
-    ar_steps: Annotated[str, typer.Option(help="numbers of AR steps")] = "1,2,4",
+    pictures: Annotated[int, Option(min=2, help="pictures of each point")] = 500,
+    ar_steps: Annotated[str, Option(help="numbers of AR steps")] = "1,2,4",
     schedulers: Annotated[
-        str, typer.Option(help="default: the model's own default one and dpmsolver++")
+        str, Option(help="default: the model's own default one and dpmsolver++")
     ] = "",
-    steps: Annotated[str, typer.Option(help="numbers of inference steps")] = "5,10,20",
-    guidance: Annotated[str, typer.Option(help="scales; default: the model's own")] = "",
+    steps: Annotated[str, Option(help="numbers of inference steps")] = "5,10,20",
+    guidance: Annotated[str, Option(help="scales; default: the model's own")] = "",
     features: Annotated[
-        str | None, typer.Option(help="as `eval fid` takes them; default: pixels or inception")
+        str | None, Option(help="as `eval fid` takes them; default: pixels or inception")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures side by side")] = 64,
+    batch_size: Annotated[int, Option(min=1, help="pictures side by side")] = 64,
     seed: int = 0,
-    device: Annotated[str | None, typer.Option(help="such as cpu; default: a GPU if any")] = None,
+    device: Annotated[str | None, Option(help="such as cpu; default: a GPU if any")] = None,
 ) -> None:
     """Measure quality against time, for the page and for `Pipeline(budget_ms=...)`."""
     from mmfusion.eval.frontier import PAGE, Grid, measure_frontier, name_of
@@ -213,44 +178,36 @@ def frontier(
 
 
 def selftest(
-    coco: Annotated[
-        Path | None, typer.Option(help="folder of COCO's example captions: gts.json, res.json")
-    ] = None,
-    adm: Annotated[
-        Path | None, typer.Option(help="folder of ADM's files for ImageNet 256; with --inception")
-    ] = None,
-    inception: Annotated[Path | None, typer.Option(help="file of Inception's weights")] = None,
-    work: Annotated[Path, typer.Option(help="folder for features")] = Path("runs/selftest"),
-    device: Annotated[str | None, typer.Option(help="default: a GPU, or the CPU")] = None,
+    coco: Annotated[Path | None, Option(help="folder of COCO's gts.json and res.json")] = None,
+    adm: Annotated[Path | None, Option(help="folder of ADM's files for ImageNet 256")] = None,
+    inception: Annotated[Path | None, Option(help="with --adm: Inception's weights")] = None,
     output: Output = None,
 ) -> None:
     """Measure known numbers again. Exits with 1 when one differs; skipped is not passed."""
-    from mmfusion.eval.selftest import checks, run
+    from mmfusion.eval.formatting import save
+    from mmfusion.eval.selftest import everything, run
 
     _check_output(output)
-    done: list[dict] = []
-    for check in checks(coco, adm, inception, work, device):
-        if not done or done[-1]["source"] != check.source:
-            typer.echo(f"\n{check.source}" + (f": {check.needs}" if check.needs else ""))
-        done.append(run(check))
-        typer.echo(f"  {_line(done[-1])}")
+    checks: list[dict] = []
+    for known in everything(coco, adm, inception):
+        typer.echo(f"\n{known.source}" + (f": {known.needs}" if known.needs else ""))
+        for check in run(known):
+            checks.append(check)
+            word = "skipped" if known.needs else "passed" if check["passed"] else "FAILED"
+            expected = f"{check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
+            shown = check.get("error") or check.get("found", "")
+            typer.echo(f"  {word:<8} {check['name']:<10} {expected} {shown}".rstrip())
+    verdicts = [check.get("passed") for check in checks]  # None where it is skipped
     count = {
-        "passed": sum(check.get("passed") is True for check in done),
-        "failed": sum(check.get("passed") is False for check in done),
-        "skipped": sum("skipped" in check for check in done),
+        word: verdicts.count(verdict)
+        for word, verdict in {"passed": True, "failed": False, "skipped": None}.items()
     }
     typer.echo("\n" + ", ".join(f"{number} {what}" for what, number in count.items()))
-    _save({**count, "checks": done}, output)
+    if output:
+        save(output, {**count, "checks": checks})
+        typer.echo(f"wrote {output}")
     if count["failed"]:
         raise typer.Exit(1)
-
-
-def _line(check: dict) -> str:
-    known = f"{check['name']:<10} {check['expected']:>10.5g} ± {check['tolerance']:<7.1g}"
-    if "skipped" in check:
-        return f"skipped  {known}".rstrip()
-    found = check["error"] if check["found"] is None else f"{check['found']:.6g}"
-    return f"{'passed' if check['passed'] else 'FAILED'}   {known} {found}"
 
 
 def _check_output(output: Path | None) -> None:
@@ -263,22 +220,16 @@ def _check_output(output: Path | None) -> None:
 
 def _show(entries: dict[str, Any], output: Path | None) -> None:
     """Print a table of the figures among the entries, and write all of them."""
-    from mmfusion.eval.formatting import table
+    from mmfusion.eval.formatting import save, table
 
     typer.echo(table(entries))
-    _save(entries, output)
-
-
-def _save(entries: dict[str, Any], output: Path | None) -> None:
-    from mmfusion.eval.formatting import save
-
     if output:
         save(output, entries)
         typer.echo(f"wrote {output}")
 
 
-def _names(given: str | None) -> list[str]:
-    return (given or "").replace(",", " ").lower().split()
+def _names(given: str) -> list[str]:
+    return given.replace(",", " ").lower().split()
 
 
 def _numbers(option: str, given: str, kind: type) -> list:

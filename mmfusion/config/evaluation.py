@@ -8,7 +8,7 @@ from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS, Sampling
 from mmfusion.config.section import PathName, Section, faults
 
 ImageMetric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
-CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor", "spice"]
+CaptionMetric = Literal["bleu", "rouge_l", "cider", "meteor"]
 
 
 class Asked(Section):
@@ -57,7 +57,7 @@ class Drawn(Asked):
     reference: PathName | None = None
     """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
     features: list[str] = Field(["inception"], min_length=1)
-    """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, module:FILE, pixels."""
+    """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, pixels."""
     metrics: list[ImageMetric] = Field(
         ["fid", "sfid", "is", "precision", "recall", "kid"], min_length=1
     )
@@ -76,7 +76,7 @@ class TextToImage(Drawn):
     """Shards with captions; also the reference, if no other is given."""
     pictures: int = Field(30_000, gt=0)
     clip: str | None = None
-    """MODEL:WEIGHTS of the CLIP score and of the retrieval rank."""
+    """MODEL:WEIGHTS of the CLIP score."""
     cycle: bool = True
     """Measure how likely the prompt is as a caption of its picture, by the model itself."""
 
@@ -90,9 +90,7 @@ class ImageToText(Asked):
     """Shards with captions."""
     pictures: int | None = Field(None, gt=0)
     """Use only the first so many; default: all."""
-    metrics: list[CaptionMetric] = Field(
-        ["bleu", "rouge_l", "cider", "meteor", "spice"], min_length=1
-    )
+    metrics: list[CaptionMetric] = Field(["bleu", "rouge_l", "cider", "meteor"], min_length=1)
     tokenizer: Literal["auto", "ptb", "plain", "spaces"] = "auto"
     """auto: as published scores (ptb) where Java is, else plain."""
     clip: str | None = None

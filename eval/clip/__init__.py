@@ -1,1 +1,0 @@
-"""CLIP models: which weights, under which activation, and pictures and texts as embeddings."""
