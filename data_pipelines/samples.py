@@ -21,7 +21,7 @@ from mmfusion.codecs.text import clean
 from mmfusion.errors import CorruptSample, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
-FACTS = ("json", "txt", "cls")
+FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
 MOMENTS = "moments.npy"
 MOST_SHOWN = 4  # members that a message names
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
@@ -125,7 +125,7 @@ class Sample(dict[str, bytes]):
         """
         if self._facts is not None:
             return self._facts
-        for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
+        for ext, reason in FACTS.items():
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
                 raise self.corrupt(reason, f".{ext}: {size:,} bytes are more than {MOST_TEXT:,}")
         try:
@@ -180,23 +180,23 @@ class Sample(dict[str, bytes]):
         if array.dtype.kind != "f" or not fits or array.shape[2:] != (cells or array.shape[2:]):
             needed = ", ".join(map(str, cells or ("channels", "height", "width")))
             who = "the config's image section needs" if cells else "expected"
-            found = f"{array.dtype} latents of shape {array.shape}"
-            needed = f"{who} (1 or 2, 2, {needed}) floats"
-            raise self.corrupt("latents", f".{name}: {found}; {needed}")
-        if not (np.abs(array) <= MOST_LATENT).all():
-            what = f"holds numbers that are not finite, or above {MOST_LATENT:g}"
-            what += "; normalised latents have about unit variance"
+            what = (
+                f"{array.dtype} latents of shape {array.shape}; {who} (1 or 2, 2, {needed}) floats"
+            )
             raise self.corrupt("latents", f".{name}: {what}")
+        if not (np.abs(array) <= MOST_LATENT).all():
+            what = f".{name}: holds numbers that are not finite, or above {MOST_LATENT:g}"
+            raise self.corrupt("latents", f"{what}; normalised latents have about unit variance")
         return array
 
     def label(self, classes: int | None = None) -> int:
         """The number of a class: of `classes` many, or of any number of them."""
         label = self.json().get("label")
         if type(label) is not int or label < 0 or (classes is not None and label >= classes):
-            wanted = "a number from 0"
-            if classes is not None:
-                wanted = f"0 to {classes - 1} (the config's `classes`)"
-            raise self.corrupt("label", f".json: `label` is {shown(label)}; expected {wanted}")
+            last = "" if classes is None else f" to {classes - 1} (the config's `classes`)"
+            raise self.corrupt(
+                "label", f".json: `label` is {shown(label)}; expected a number from 0{last}"
+            )
         return label
 
     def captions(self) -> list[str]:

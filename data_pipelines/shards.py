@@ -93,38 +93,33 @@ class Shards:
         self.pattern = pattern if isinstance(pattern, str) else "".join(pattern[:1])
         self.lost: list[tuple[str, LostPart]] = []
         """What cannot be used, with the shard's path."""
-        self.paths: list[str] = []
-        self.header: dict[str, Any] = {}
-        """Of the shards, where they have one; that of the first."""
         found = storage.shard_paths(pattern, remedy) if isinstance(pattern, str) else pattern
-        indexes: dict[str, Index] = {}
+        indexes: list[Index] = []
         for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:
-                indexes[path] = open_index(path)
+                indexes.append(open_index(path))
             except CorruptSample as error:
                 self.lost.append((path, LostPart("", error.reason, str(error))))
-        headed = next((path for path, index in indexes.items() if index.header), None)
-        if headed:
-            self.header = indexes[headed].header
-        sizes = []
-        for path, index in indexes.items():
-            self.lost += [(path, lost) for lost in index.lost]
-            if index.header != self.header:
-                if index.lost and not index.header:
-                    self.lost.append(
-                        (path, LostPart("", "shard", "its header is lost; make it anew"))
-                    )
-                    continue
+        headed = [index for index in indexes if index.header][:1]
+        self.header: dict[str, Any] = headed[0].header if headed else {}
+        """Of the shards, where they have one; that of the first."""
+        for index in list(indexes):
+            self.lost += [(index.shard, lost) for lost in index.lost]
+            if index.header == self.header:
+                continue
+            if index.header or not index.lost:
                 raise UserError(
-                    f"{self.pattern}: {path} and {headed} were made with different settings; "
-                    "keep one kind in a folder"
+                    f"{self.pattern}: {index.shard} and {headed[0].shard} were made with different "
+                    "settings; keep one kind in a folder"
                 )
-            self.paths.append(path)
-            sizes.append(len(index))
-        digests = [(path.rpartition("/")[2], indexes[path].digest) for path in self.paths]
+            gone = LostPart("", "shard", "its header is lost; make it anew")
+            self.lost.append((index.shard, gone))
+            indexes.remove(index)
+        self.paths = [index.shard for index in indexes]
+        digests = [(index.shard.rpartition("/")[2], index.digest) for index in indexes]
         self.digest = hashlib.sha256(repr(digests).encode()).hexdigest()
         """Of the shards' names and contents."""
-        self.sizes = np.array(sizes, np.int64)
+        self.sizes = np.array([len(index) for index in indexes], np.int64)
         """Samples of each shard."""
         if not self.sizes.sum():
             why = f" ({self.lost[0][1].what})" if self.lost else ""
@@ -188,15 +183,15 @@ class Shards:
     ) -> Sample:
         """A sample by shard and number in there; out of `block` if that is at hand."""
         path = self.paths[shard]
-        key, members = block.entry(inner) if block else self._index(shard).sample(inner)
+        at_hand = block.entries[inner - block.first] if block else None
+        key, members = at_hand or self._index(shard).sample(inner)
         wanted = [member for member in members if only is None or member.ext in only]
         for member in wanted:
             if member.size > MOST_BYTES:
-                message = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
-                raise CorruptSample("member", f"{path}:{key}.{member.ext}: {message}")
-        fetch = block.fetch if block else self._fetch
+                what = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
+                raise CorruptSample("member", f"{path}:{key}.{member.ext}: {what}")
         data = {}
-        for member, found in zip(wanted, fetch(path, wanted), strict=True):
+        for member, found in zip(wanted, _fetch(path, wanted, block), strict=True):
             if hashlib.sha256(found).digest() != member.digest:
                 raise CorruptSample(
                     "member",
@@ -209,32 +204,15 @@ class Shards:
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""
-        index = self._index(shard)
-        start, stop, size = index.span(first, end)
-        if stop - start > 2 * size + SLACK * (end - first):
-            stop = start  # they do not lie together: each is read alone
-        return Block(self.paths[shard], start, stop, first, [*map(index.sample, range(first, end))])
-
-    @staticmethod
-    def _fetch(path: str, members: list[Member]) -> list[bytes]:
-        """The members' bytes, in one read where they lie together."""
-        if not members:
-            return []
-        start = min(m.offset for m in members)
-        end = max(m.offset + m.size for m in members)
-        if end - start > sum(m.size for m in members) + SLACK:
-            return [storage.read(path, m.offset, m.offset + m.size) for m in members]
-        data = storage.read(path, start, end)
-        return [data[m.offset - start : m.offset - start + m.size] for m in members]
+        return Block(self._index(shard), first, end)
 
     def _index(self, shard: int) -> Index:
         found = self._open.get(shard)
         if found is None:
             found = open_index(self.paths[shard], whole=True)
             if len(found) != self.sizes[shard]:
-                raise CorruptSample(
-                    "shard", f"shard {self.paths[shard]}: has changed while it was read"
-                )
+                what = f"shard {self.paths[shard]}: has changed while it was read"
+                raise CorruptSample("shard", what)
             self._open[shard] = found
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
@@ -244,25 +222,26 @@ class Shards:
 class Block:
     """Neighbouring samples of a shard: fetched at once if far away, announced if on a disk."""
 
-    def __init__(
-        self, path: str, start: int, end: int, first: int, entries: list[tuple[str, list[Member]]]
-    ) -> None:
-        self.start, self.first, self._entries = start, first, entries
+    def __init__(self, index: Index, first: int, end: int) -> None:
+        self.start, stop, size = index.span(first, end)
+        self.first, self.entries = first, [index.sample(number) for number in range(first, end)]
         self.data = b""
-        if start == end:
-            return
-        if storage.is_remote(path):
-            self.data = storage.read(path, start, end)
+        if not 0 < stop - self.start <= 2 * size + SLACK * (end - first):
+            return  # they do not lie together: each is read alone
+        if storage.is_remote(index.shard):
+            self.data = storage.read(index.shard, self.start, stop)
         else:
-            storage.advise(path, start, end)
+            storage.advise(index.shard, self.start, stop)
 
-    def entry(self, inner: int) -> tuple[str, list[Member]]:
-        """Key and members of a sample, by its number in the shard."""
-        return self._entries[inner - self.first]
 
-    def fetch(self, path: str, members: list[Member]) -> list[bytes]:
-        """Bytes of members of this block."""
-        if not self.data:
-            return Shards._fetch(path, members)
-        at = [member.offset - self.start for member in members]
-        return [self.data[a : a + m.size] for a, m in zip(at, members, strict=True)]
+def _fetch(path: str, members: list[Member], block: Block | None) -> list[bytes]:
+    """Bytes of members: of the block, or in one read where they lie together."""
+    if block and block.data:
+        start, data = block.start, block.data
+    else:
+        start = min((m.offset for m in members), default=0)
+        end = max((m.offset + m.size for m in members), default=0)
+        if end - start > sum(m.size for m in members) + SLACK:
+            return [storage.read(path, m.offset, m.offset + m.size) for m in members]
+        data = storage.read(path, start, end) if members else b""
+    return [data[m.offset - start : m.offset - start + m.size] for m in members]

@@ -104,7 +104,7 @@ JSON_KINDS = {
     "JSON in UTF-16": facts(CLASS, f"{{{GOOD}}}".encode("utf-16")),
     "JSON with a byte order mark": facts(CLASS, b"\xef\xbb\xbf{%s}" % GOOD.encode()),
     # labels
-    "label of another class": label("30", "expected 0 to 29"),
+    "label of another class": label("30", "expected a number from 0 to 29"),
     "label below 0": label("-1"),
     "label true": label("true", "`label` is True"),
     "label 3.0": label("3.0"),

@@ -116,8 +116,8 @@ def _indexed(path: str, reindex: bool, report: Report) -> Index:
         state = "made anew"
         with suppress(*NO_INDEX):
             found = Index(path, before[0])
-            found.check()
-            state = "there" if found.bytes >= storage.size(path) else state
+            if found.arrays and found.bytes >= storage.size(path):
+                state = "there"
     index = open_index(path, whole=True)
     report.indexes[state] += 1
     if state == "made anew":
