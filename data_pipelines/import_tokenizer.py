@@ -27,9 +27,7 @@ SAYS_END = ("tokenizer_config.json", "special_tokens_map.json")
 def take_tokenizer(source: str, path: Path) -> Path:
     """Write an existing tokenizer with our control symbols to `path`, whose ending says which kind.
 
-    Args:
-        source: a file, a folder that holds one, or a hub id.
-        path: ends in `.model` for a sentencepiece model, in `.json` for a `tokenizer.json`.
+    `source` is a file, a folder that holds one, or a hub id.
     """
     if path.suffix not in FILES:
         raise UserError(

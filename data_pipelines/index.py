@@ -33,8 +33,7 @@ class Index:
     def __init__(self, shard: str, path: Path) -> None:
         """Read the line; the arrays are read when they are first asked for.
 
-        Raises:
-            *NO_INDEX: it is not there, or is no index.
+        Where there is none, or it is damaged, both raise one of `NO_INDEX`.
         """
         self.shard, self.path = shard, path
         with path.open("rb") as file:
@@ -59,11 +58,7 @@ class Index:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What lies behind the line, checked: an index from elsewhere may be whole and still lie.
-
-        Raises:
-            *NO_INDEX: it is damaged.
-        """
+        """What lies behind the line. An index from elsewhere may be whole and still lie."""
         view = memoryview(self.path.read_bytes())[self._body :]
         if hashlib.sha256(view).hexdigest() != self.digest:
             raise ValueError("the index is damaged")

@@ -24,9 +24,8 @@ LATENTS = "-latents"
 def check_data(config: Config, name: str) -> None:
     """Check that all of a config's data are there; `name` is what the user calls the config.
 
-    Raises:
-        UserError: naming each missing piece and the command that prepares it, in the order in
-            which they are to be run.
+    A UserError names each missing piece and the command that prepares it, in the order in which
+    they are to be run.
     """
     from mmfusion.codecs.image import may_be_hub_id
 

@@ -77,10 +77,6 @@ def serves(members: Sequence[str], facts: Collection[str]) -> bool:
     """Whether a sample is of use: to a task, or as a picture by itself, as evaluations take them.
 
     Facts of any name may be captions or labels: the commands that make shards take their names.
-
-    Args:
-        members: its extensions.
-        facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
     return "content" in facts or (any(own) and (bool(facts) or all(own)))
@@ -98,8 +94,7 @@ def shown_members(members: Iterable[str]) -> str:
 class Sample(dict[str, bytes]):
     """Members of one sample by extension, with its key, and where it is for error messages.
 
-    Attributes:
-        extensions: of all its members, also of those that were not asked for.
+    `extensions` are those of all its members, also of those that were not asked for.
     """
 
     def __init__(
@@ -171,9 +166,7 @@ class Sample(dict[str, bytes]):
     def moments(self, name: str, cells: tuple[int, int, int] | None = None) -> np.ndarray:
         """Latents under an extension: means and deviations (F, 2, c, h, w), F being 1 or 2.
 
-        Args:
-            name: such as `0.moments.npy`.
-            cells: the (c, h, w) that a config needs; None takes any.
+        `cells` is the (c, h, w) that a config needs; None takes any.
         """
         array = self.array(name)
         fits = array.ndim == 5 and len(array) in (1, 2) and array.shape[1] == 2
@@ -237,8 +230,7 @@ class Sample(dict[str, bytes]):
 def npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and type of a `.npy` of `size` bytes, before memory is taken for it.
 
-    Raises:
-        ValueError: it holds objects, or is not as long as it says; damaged headers can raise more.
+    A ValueError where it holds objects, or is not as long as it says; a damaged header raises more.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

@@ -51,12 +51,9 @@ def write_shards(
 def write_shard(
     path: Path, samples: Iterable[tuple[str, Members]], header: dict[str, Any] | None = None
 ) -> Path:
-    """Write one shard and its index; it appears under its name only when it is complete.
+    """Write one shard, `x.tar`, and its index; it appears under its name only when it is complete.
 
-    Args:
-        path: `x.tar`.
-        samples: what it holds.
-        header: facts about all of the shard, kept in a member that other tools pass over.
+    `header` is facts about all of the shard, kept in a member that other tools pass over.
     """
     with files.writing(path) as part:
         # A fixed time and owner: the same data gives the same bytes.
@@ -131,7 +128,10 @@ class Shards:
         return int(self._ends[-1])
 
     def __getitem__(self, number: int) -> Sample:
-        """Sample `number`, each member checked against its SHA-256."""
+        """Sample `number`, each member checked against its SHA-256.
+
+        CorruptSample: the shard is gone, or a member is very large or not that of the index.
+        """
         return self.sample(number)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -168,10 +168,7 @@ class Shards:
         return total
 
     def sample(self, number: int, only: Container[str] | None = None) -> Sample:
-        """Sample `number`, or only its members of some extensions, each checked.
-
-        CorruptSample: the shard is gone, or a member is very large or not that of the index.
-        """
+        """Sample `number`, or only its members of some extensions, each checked."""
         return self.read(*self.locate(number), only)
 
     def read(

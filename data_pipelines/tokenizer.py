@@ -96,13 +96,8 @@ def corpus(
     r"""The captions and interleaved texts of shards, and the lines of text files.
 
     Of more than `most` lines, an equal share of each pattern and file, drawn at random; what one
-    of them lacks, the others give. The lines are in the order of the sources.
-
-    Args:
-        patterns: globs, braces or URLs of shards.
-        files: UTF-8 text: paths or globs. Lines end at \n alone.
-        most: lines that are returned.
-        report: gets a line on each source: how much of it was read.
+    of them lacks, the others give. The lines are in the order of the sources. Those of UTF-8 files
+    end at \n alone. `report` is told how much of each source was read.
     """
     sources: list[_Samples | _Lines] = [*map(_Samples, patterns)]
     sources += [_Lines(path, most) for given in files for path in _named(str(given))]

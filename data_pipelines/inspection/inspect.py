@@ -41,18 +41,14 @@ def inspect(
     pictures: int = 256,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of each pattern by itself, as JSON data; with `output`, sheets beside them.
+    """Figures of each pattern by itself, as JSON data.
 
     Args:
         patterns: globs, braces or URLs; without any, those of the config's sources.
-        output: `x.png` for the contact sheet; `x.json` has the figures and, with a config,
-            `x.rows.png` documents as packed rows.
-        config: says how samples become documents.
+        output: `x.png` for a contact sheet of `count` samples; `x.json` has the figures and, with a
+            config, `x.rows.png` documents as packed rows.
         task: read the patterns as this task; default: all for which the samples have the facts.
-        count: samples on the sheet, over all patterns.
-        most: samples of a pattern of which the facts are read.
-        pictures: samples of a pattern of which the pictures are decoded.
-        seed: of what is chosen.
+        most, pictures: samples of a pattern of which facts are read, and pictures decoded.
     """
     sources = [] if config is None or patterns else config.data.sources
     if not patterns and not sources:
@@ -133,7 +129,7 @@ def _decoder(config: Config | None, header: dict[str, Any]) -> Decode | None:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """The figures as lines for a terminal."""
+    """The figures of `inspect`."""
     said = [line for facts in result["patterns"] for line in _pattern(facts)]
     for source in result.get("documents", []):
         tokens, kinds = source["tokens"], source["mean_of_each_kind"]

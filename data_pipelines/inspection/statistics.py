@@ -38,15 +38,7 @@ def spread(values: Sequence[int]) -> dict[str, float]:
 def statistics(
     shards: Shards, most: int, pictures: int, seed: int, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
-    """All figures of some shards, as JSON data.
-
-    Args:
-        shards: of one kind.
-        most: samples of which the facts are read.
-        pictures: samples of which the pictures are decoded.
-        seed: of the choice.
-        tokenizer: for lengths in tokens.
-    """
+    """All figures of some shards, as JSON data; facts of `most` samples, pictures of `pictures`."""
     damage = Counter(lost.reason for _, lost in shards.lost)
     return {
         "pattern": shards.pattern,

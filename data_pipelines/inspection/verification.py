@@ -75,13 +75,9 @@ class Report:
 def verify(
     patterns: list[str], quick: bool = False, reindex: bool = False, listing: Path | None = None
 ) -> Report:
-    """Look at all shards of some patterns.
+    """Look at all shards of some patterns; `quick` at tar headers and checksums alone.
 
-    Args:
-        patterns: globs, braces or URLs.
-        quick: look at tar headers and checksums alone.
-        reindex: make all indexes anew first.
-        listing: JSON file for all that is found.
+    With `reindex`, all indexes are made anew first. All that is found goes to the JSON `listing`.
     """
     report = Report()
     paths = {path: pattern for pattern in patterns for path in storage.shard_paths(pattern)}
