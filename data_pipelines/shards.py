@@ -1,7 +1,7 @@
 """Tar shards in the webdataset layout: written whole, read by position.
 
 A sample is the members that share a key: `00012.json`, `00012.png`. Each shard has an index
-(data_pipelines/index.py), so any sample is one positioned read away, in any order and from any
+(data_pipelines/index.py), so any member is one positioned read away, in any order and from any
 worker, and a flipped bit is found out. Nothing in a shard is ever run.
 """
 
@@ -30,7 +30,8 @@ from .tar_index import HEADER, LostPart, Member
 Members = dict[str, Any]
 MOST_OPEN = 64  # indexes held at a time
 MOST_BYTES = 1 << 28  # of a member that is read into memory
-SLACK = 1 << 16  # bytes between members that are read along rather than apart
+MOST_BLOCK = 1 << 24  # bytes of neighbours that are read at once
+SLACK = 1 << 16  # bytes a sample that are read along rather than apart
 
 
 def write_shards(
@@ -182,21 +183,21 @@ class Shards:
         path = self.paths[shard]
         at_hand = block.entries[inner - block.first] if block else None
         key, members = at_hand or self._index(shard).sample(inner)
-        wanted = [member for member in members if only is None or member.ext in only]
-        for member in wanted:
+        data = {}
+        for member in members:
+            if only is not None and member.ext not in only:
+                continue
+            where = f"{path}:{key}.{member.ext}"
             if member.size > MOST_BYTES:
                 what = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
-                raise CorruptSample("member", f"{path}:{key}.{member.ext}: {what}")
-        data = {}
-        for member, found in zip(wanted, _fetch(path, wanted, block), strict=True):
-            if hashlib.sha256(found).digest() != member.digest:
+                raise CorruptSample("member", f"{where}: {what}")
+            data[member.ext] = _fetch(path, member, block)
+            if hashlib.sha256(data[member.ext]).digest() != member.digest:
                 raise CorruptSample(
                     "member",
-                    f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    "changed or is damaged (if on purpose, make its index anew: `mmfusion data "
-                    "verify --reindex`)",
+                    f"{where}: differs from the shard's index; the shard has changed or is damaged "
+                    "(if on purpose, make its index anew: `mmfusion data verify --reindex`)",
                 )
-            data[member.ext] = found
         return Sample(data, f"{path}:{key}", key, [member.ext for member in members])
 
     def block(self, shard: int, first: int, end: int) -> "Block":
@@ -217,28 +218,17 @@ class Shards:
 
 
 class Block:
-    """Neighbouring samples of a shard: fetched at once if far away, announced if on a disk."""
+    """Neighbouring samples of a shard: read at once where they lie together and are not large."""
 
     def __init__(self, index: Index, first: int, end: int) -> None:
         self.start, stop, size = index.span(first, end)
         self.first, self.entries = first, [index.sample(number) for number in range(first, end)]
-        self.data = b""
-        if not 0 < stop - self.start <= 2 * size + SLACK * (end - first):
-            return  # they do not lie together: each is read alone
-        if storage.is_remote(index.shard):
-            self.data = storage.read(index.shard, self.start, stop)
-        else:
-            storage.advise(index.shard, self.start, stop)
+        together = stop - self.start <= min(MOST_BLOCK, 2 * size + SLACK * (end - first))
+        self.data = storage.read(index.shard, self.start, stop) if together else b""
 
 
-def _fetch(path: str, members: list[Member], block: Block | None) -> list[bytes]:
-    """Bytes of members: of the block, or in one read where they lie together."""
+def _fetch(path: str, member: Member, block: Block | None) -> bytes:
     if block and block.data:
-        start, data = block.start, block.data
-    else:
-        start = min((m.offset for m in members), default=0)
-        end = max((m.offset + m.size for m in members), default=0)
-        if end - start > sum(m.size for m in members) + SLACK:
-            return [storage.read(path, m.offset, m.offset + m.size) for m in members]
-        data = storage.read(path, start, end) if members else b""
-    return [data[m.offset - start : m.offset - start + m.size] for m in members]
+        start = member.offset - block.start
+        return block.data[start : start + member.size]
+    return storage.read(path, member.offset, member.offset + member.size)

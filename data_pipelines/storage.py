@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -189,12 +189,6 @@ def _read_remote(url: str, start: int, end: int) -> bytes:
         except Exception:
             time.sleep(pause)
     return filesystem.cat_file(inner, start=start, end=end)
-
-
-def advise(path: str, start: int, end: int) -> None:
-    """Tell the system, if it can be told, that bytes of a local file will be wanted soon."""
-    with suppress(OSError, AttributeError), open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
 
 def open_file(path: str) -> BinaryIO:

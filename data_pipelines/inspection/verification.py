@@ -24,7 +24,7 @@ from mmfusion.codecs.image import flat
 from mmfusion.errors import CorruptSample
 
 from .. import storage
-from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
+from ..index import SUFFIX, Index, make_index, open_index
 from ..samples import Sample, is_image, is_moments, moments_name, serves, shown_members
 from ..shard_writer import THREADS, ahead
 from ..shards import Block, Shards
@@ -33,7 +33,6 @@ from ..tar_index import Contents, scan
 log = logging.getLogger("mmfusion")
 FIRST = 5  # findings of each reason that are told
 CHUNK = 16  # samples that a thread takes at a time
-MOST_BLOCK = 1 << 26  # bytes of neighbours that are read at once
 
 
 @dataclass
@@ -104,17 +103,12 @@ def verify(
 
 def _indexed(path: str, reindex: bool, report: Report) -> Index:
     """The index of a shard; one that is missing or does not fit is made."""
+    before = [(p, p.stat().st_ino) for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
+    index = make_index(path) if reindex else open_index(path, whole=True)
     state = "made"
-    before = [p for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
-    if reindex:
-        make_index(path)
-    elif before:
-        state = "made anew"
-        with suppress(*NO_INDEX):
-            found = Index(path, before[0])
-            if found.arrays and found.bytes >= storage.size(path):
-                state = "there"
-    index = open_index(path, whole=True)
+    if before and not reindex:
+        same = before == [(index.path, index.path.stat().st_ino)]
+        state = "there" if same else "made anew"
     report.indexes[state] += 1
     if state == "made anew":
         log.warning(
@@ -172,10 +166,9 @@ def _chunk(
 ) -> list[CorruptSample]:
     """What is damaged in `CHUNK` samples; `served` is set if one is of use."""
     end = min(first + CHUNK, len(index))
-    start, stop, _ = index.span(first, end)
     found: list[CorruptSample] = []
     try:
-        block = shards.block(0, first, end) if stop - start <= MOST_BLOCK else None
+        block = shards.block(0, first, end)
         for number in range(first, end):
             sample, damage = _read(shards, number, block)
             found += damage
@@ -190,7 +183,7 @@ def _chunk(
     return found
 
 
-def _read(shards: Shards, number: int, block: Block | None) -> tuple[Sample, list[CorruptSample]]:
+def _read(shards: Shards, number: int, block: Block) -> tuple[Sample, list[CorruptSample]]:
     """A sample without those of its members that are damaged, and what is said of these."""
     try:
         return shards.read(0, number, block=block), []
