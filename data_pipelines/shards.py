@@ -30,7 +30,7 @@ from .tar_index import HEADER, LostPart, Member
 Members = dict[str, Any]
 MOST_OPEN = 64  # indexes held at a time
 MOST_BYTES = 1 << 28  # of a member that is read into memory
-MOST_BLOCK = 1 << 24  # bytes of neighbours that are read at once
+MOST_BLOCK = 1 << 23  # bytes of neighbours that are read at once; each row slot holds some
 SLACK = 1 << 16  # bytes a sample that are read along rather than apart
 
 
