@@ -27,9 +27,7 @@ SAYS_END = ("tokenizer_config.json", "special_tokens_map.json")
 def take_tokenizer(source: str, path: Path) -> Path:
     """Write an existing tokenizer with our control symbols to `path`, whose ending says which kind.
 
-    Args:
-        source: a file, a folder that holds one, or a hub id.
-        path: ends in `.model` for a sentencepiece model, in `.json` for a `tokenizer.json`.
+    `source` is a file, a folder that holds one, or a hub id.
     """
     if path.suffix not in FILES:
         raise UserError(
@@ -37,8 +35,7 @@ def take_tokenizer(source: str, path: Path) -> Path:
             "(transformers)"
         )
     found = _find(source, path.suffix)
-    data = _with_json(found) if path.suffix == ".json" else _with_sentencepiece(found)
-    write(path, data)
+    write(path, _with_json(found) if path.suffix == ".json" else _with_sentencepiece(found))
     Tokenizer(path)
     return path
 
@@ -55,15 +52,10 @@ def _find(source: str, suffix: str) -> Path:
     for name in NAMES[suffix]:
         if (place / name).is_file():
             return place / name
-    for other, names in NAMES.items():
-        if other != suffix and any((place / name).is_file() for name in names):
-            raise UserError(
-                f"tokenizer {source}: has no {NAMES[suffix][0]}, but a file of the other kind; "
-                f"give -o a name that ends in {other}"
-            )
     raise UserError(
-        f"tokenizer {source}: has none of {', '.join(n for names in NAMES.values() for n in names)}"
-        "; a slow tokenizer of transformers has to be saved as a fast one first"
+        f"tokenizer {source}: has none of {', '.join(NAMES[suffix])}; give -o the other ending of "
+        ".model and .json if it is of the other kind, and save a slow tokenizer of transformers as "
+        "a fast one first"
     )
 
 
@@ -73,9 +65,7 @@ def _download(source: str, suffix: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        files = [*NAMES[".model"], *NAMES[".json"], *SAYS_END]
-        wanted = [name for name in files if name in SAYS_END or name in NAMES[suffix]]
-        return Path(snapshot_download(source, allow_patterns=wanted))
+        return Path(snapshot_download(source, allow_patterns=[*NAMES[suffix], *SAYS_END]))
     except Exception as error:  # the hub's many errors all mean: could not be had
         raise UserError(
             f"tokenizer {source}: no such file or folder, and the hub gave: {first_line(error)}"

@@ -8,6 +8,9 @@ positioned read away. Where it is missing, the shard is read once to make it.
 import hashlib
 import json
 import logging
+import math
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,6 @@ from .tar_index import Contents, LostPart, Member, scan
 log = logging.getLogger("mmfusion")
 SUFFIX = ".index"
 VERSION = 2
-FIRST_READ = 4096  # holds the line of an index, mostly
 
 
 class Index:
@@ -31,16 +33,12 @@ class Index:
     def __init__(self, shard: str, path: Path) -> None:
         """Read the line; the arrays are read when they are first asked for.
 
-        Raises:
-            *NO_INDEX: it is not there, or is no index.
+        Where there is none, or it is damaged, both raise one of `NO_INDEX`.
         """
         self.shard, self.path = shard, path
         with path.open("rb") as file:
-            start = file.read(FIRST_READ)
-            while b"\n" not in start and (more := file.read(FIRST_READ)):
-                start += more
-        line, _, _ = start.partition(b"\n")
-        digest, _, text = line.partition(b" ")
+            line = file.readline()
+        digest, _, text = line.rstrip(b"\n").partition(b" ")
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("the index is damaged")
         facts = json.loads(text)
@@ -53,79 +51,56 @@ class Index:
             raise ValueError("losses of unknown reasons")
         self.extensions = [str(ext) for ext in facts["extensions"]]
         self._members, self._samples = int(facts["members"]), int(facts["samples"])
-        self.digest, self._body = str(facts["sha256"]), len(line) + 1
-        self._arrays: dict[str, np.ndarray] | None = None
-        self._names: memoryview = memoryview(b"")
+        self.digest, self._body = str(facts["sha256"]), len(line)
 
     def __len__(self) -> int:
         return self._samples
 
-    def _map(self) -> dict[str, np.ndarray]:
-        if self._arrays is not None:
-            return self._arrays
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What lies behind the line. An index from elsewhere may be whole and still lie."""
         view = memoryview(self.path.read_bytes())[self._body :]
         if hashlib.sha256(view).hexdigest() != self.digest:
             raise ValueError("the index is damaged")
-        arrays, at = {}, 0
+        a, at = {}, 0
         for name, dtype, shape in _layout(self._samples, self._members):
-            count = int(np.prod(shape))
-            arrays[name] = np.frombuffer(view, dtype, count, at).reshape(shape)
-            at += arrays[name].nbytes
-        self._names = view[at:]
-        self._check(arrays)
-        self._arrays = arrays
-        return arrays
-
-    def _check(self, a: dict[str, np.ndarray]) -> None:
-        """An index from elsewhere may be whole and still lie."""
-        ends = (a["first"], self._members), (a["name"], len(self._names))
+            a[name] = np.frombuffer(view, dtype, math.prod(shape), at).reshape(shape)
+            at += a[name].nbytes
+        a["keys"] = np.frombuffer(view, np.uint8, offset=at)
+        ends = (a["first"], self._members), (a["name"], len(a["keys"]))
         sound = all(x[0] == 0 and x[-1] == end and np.all(np.diff(x) >= 0) for x, end in ends)
         offset, size = a["offset"], a["size"]
         sound &= bool(np.all((offset >= 0) & (size >= 0) & (size <= self.bytes - offset)))
         if not sound or np.any(a["extension"] >= len(self.extensions)):
             raise ValueError("the index contradicts itself")
+        return a
 
     def sample(self, number: int) -> tuple[str, list[Member]]:
         """Key and members of a sample."""
         try:
-            a = self._map()
+            a = self.arrays
         except NO_INDEX as error:
-            raise CorruptSample(
-                "shard", f"{self.path}: {error}; delete it to make it anew"
-            ) from None
-        key = bytes(self._names[a["name"][number] : a["name"][number + 1]]).decode(
-            "utf-8", "replace"
-        )
+            what = f"{self.path}: {error}; delete it to make it anew"
+            raise CorruptSample("shard", what) from None
+        key = a["keys"][a["name"][number] : a["name"][number + 1]].tobytes()
+        own = slice(a["first"][number], a["first"][number + 1])
         members = [
-            Member(
-                self.extensions[a["extension"][m]],
-                int(a["offset"][m]),
-                int(a["size"][m]),
-                a["digest"][m].tobytes(),
+            Member(self.extensions[ext], int(offset), int(size), digest.tobytes())
+            for ext, offset, size, digest in zip(
+                *(a[name][own] for name in ("extension", "offset", "size", "digest")), strict=True
             )
-            for m in range(a["first"][number], a["first"][number + 1])
         ]
-        return key, members
-
-    def check(self) -> None:
-        """Read the arrays now.
-
-        Raises:
-            *NO_INDEX: they are damaged.
-        """
-        self._map()
+        return key.decode("utf-8", "replace"), members
 
     def tally(self) -> dict[str, tuple[int, int]]:
         """How many members there are of each extension, and their bytes."""
-        a = self._map()
-        counts = np.bincount(a["extension"], minlength=len(self.extensions))
-        sizes = np.zeros(len(self.extensions), np.int64)
-        np.add.at(sizes, a["extension"], a["size"])
-        return {e: (int(counts[n]), int(sizes[n])) for n, e in enumerate(self.extensions)}
+        kinds, sizes = self.arrays["extension"], self.arrays["size"]
+        found = {ext: sizes[kinds == n] for n, ext in enumerate(self.extensions)}
+        return {ext: (len(own), int(own.sum())) for ext, own in found.items()}
 
     def span(self, first: int, end: int) -> tuple[int, int, int]:
         """From where to where the members of some samples lie in the shard, and their bytes."""
-        a = self._map()
+        a = self.arrays
         members = slice(a["first"][first], a["first"][end])
         offsets, sizes = a["offset"][members], a["size"][members]
         if not len(offsets):
@@ -157,11 +132,13 @@ def open_index(shard: str, whole: bool = False) -> Index:
     if found := _saved(shard, size, places, whole):
         return found
     with locks.locked(places[0], wait=True):
-        if found := _saved(shard, size, places, whole):
-            return found  # by another process meanwhile
-        if _fetch(shard, places[0]) and (found := _saved(shard, size, places, whole)):
-            return found
-        return make_index(shard)
+        found = _saved(shard, size, places, whole)  # by another process meanwhile
+        if not found and storage.is_remote(shard):
+            beside = f"{shard}{SUFFIX}"
+            with suppress(UserError):  # none is there
+                files.write(places[0], storage.read(beside, 0, storage.size(beside)))
+                found = _saved(shard, size, places, whole)
+        return found or make_index(shard)
 
 
 def make_index(shard: str) -> Index:
@@ -181,32 +158,17 @@ def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | No
         try:
             found = Index(shard, path)
             # A shard that has become shorter was cut: the index still knows what it held.
+            if whole or found.bytes > size:
+                _ = found.arrays
             if found.bytes > size:
-                found.check()
                 what = f"{size} bytes of {found.bytes}: it was cut short"
                 found.lost.append(LostPart("", "shard", what))
-                return found
-            if found.bytes == size:
-                if whole:
-                    found.check()
+            if found.bytes >= size:
                 return found
             log.warning("%s: is of a smaller %s, and is made anew", path, shard)
         except NO_INDEX as error:
             storage.refuse_shortage(error)
-            continue
     return None
-
-
-def _fetch(shard: str, path: Path) -> bool:
-    """Bring the index of a remote shard here."""
-    if not storage.is_remote(shard):
-        return False
-    try:
-        beside = f"{shard}{SUFFIX}"
-        files.write(path, storage.read(beside, 0, storage.size(beside)))
-    except (UserError, OSError):
-        return False
-    return True
 
 
 def save(contents: Contents, path: Path) -> None:

@@ -58,8 +58,7 @@ def write_latents(
         )
     for path, lost in shards.lost:
         log.warning("left out: %s: %s %s", path, lost.name, lost.what)
-    codec = AutoencoderCodec(config, device)
-    settings = {**fingerprint(config), "flip": flip}
+    codec, settings = AutoencoderCodec(config, device), {**fingerprint(config), "flip": flip}
 
     def part(shard: int) -> ShardJob[DecodedSample]:
         numbers = range(int(shards.sizes[shard]))
@@ -79,9 +78,7 @@ def write_latents(
 def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> None:
     """Make sure that latents come from the config's autoencoder: by the headers of their shards."""
     made = {where: header[LATENTS] for where, header in headers.items() if LATENTS in header}
-    if config.codec != "vae" or not made:
-        return
-    wanted = fingerprint(config)
+    wanted = fingerprint(config) if config.codec == "vae" and made else {}
     for where, found in made.items():
         for key, value in wanted.items():
             has = found.get(key) if isinstance(found, dict) else None
@@ -125,11 +122,9 @@ def _moments(
     pictures: list[PILImage.Image], codec: AutoencoderCodec, flip: bool, batch: int
 ) -> np.ndarray:
     """(B, F, 2, c, h, w) of B pictures, encoded `batch` at a time."""
-    forms = [pictures, [ImageOps.mirror(p) for p in pictures]] if flip else [pictures]
-    encoded = [
-        np.concatenate([codec.moments(form[at : at + batch]) for at in range(0, len(form), batch)])
-        for form in forms
-    ]
+    starts = range(0, len(pictures), batch)
+    forms = [pictures, [*map(ImageOps.mirror, pictures)]] if flip else [pictures]
+    encoded = [np.concatenate([codec.moments(f[at : at + batch]) for at in starts]) for f in forms]
     return np.stack(encoded, 1).astype(np.float16)
 
 

@@ -24,42 +24,41 @@ LATENTS = "-latents"
 def check_data(config: Config, name: str) -> None:
     """Check that all of a config's data are there; `name` is what the user calls the config.
 
-    Raises:
-        UserError: naming each missing piece and the command that prepares it, in the order in
-            which they are to be run.
+    A UserError names each missing piece and the command that prepares it, in the order in which
+    they are to be run.
     """
+    from mmfusion.codecs.image import may_be_hub_id
+
     pieces: dict[str, list[str]] = {}
-    if config.image.codec == "vae" and not _autoencoder(str(config.image.vae)):
-        pieces[f"image.vae: no folder {config.image.vae}"] = [
+    vae, sources = str(config.image.vae), config.data.sources
+    if config.image.codec == "vae" and not (Path(vae).is_dir() or may_be_hub_id(vae)):
+        pieces[f"image.vae: no folder {vae}"] = [
             "put a diffusers AutoencoderKL there, with safetensors weights; MAR's KL-16, of which "
             "github.com/LTH14/mar says where kl16.ckpt is:",
-            f"mmfusion import mar-vae kl16.ckpt {config.image.vae}",
+            f"mmfusion import mar-vae kl16.ckpt {vae}",
         ]
-    wanted: dict[str, list[SourceConfig]] = {}
-    for source in config.data.sources:
-        if not storage.expand(source.shards):
-            wanted.setdefault(source.shards, []).append(source)
-    for shards, sources in wanted.items():
-        names = ", ".join(source.name for source in sources)
-        pieces[f"data.sources {names}: no shards {shards}"] = _commands(config, sources, name)
+    for shards in dict.fromkeys(source.shards for source in sources):
+        if not storage.expand(shards):
+            readers = [source for source in sources if source.shards == shards]
+            piece = f"data.sources {_names(readers)}: no shards {shards}"
+            pieces[piece] = _commands(config, readers, name)
     if config.classes_file:
         folder = Path(config.classes_file).parent
         by = (c for commands in pieces.values() for c in commands if c.endswith(f" -o {folder}"))
         command = next(by, f"mmfusion data imagenet {IMAGENET} -o {folder}")
         pieces[f"classes_file: no file {config.classes_file}"] = [command]
     if config.text and not Path(config.text.tokenizer).is_file():
-        pieces[f"text.tokenizer: no file {config.text.tokenizer}"] = [
-            _tokenizer(config, Path(config.text.tokenizer))
-        ]
-    worded = [s.name for s in config.data.sources if s.task in ("text_to_image", "image_to_text")]
+        path = Path(config.text.tokenizer)
+        pieces[f"text.tokenizer: no file {path}"] = [_tokenizer(config, path)]
+    worded = [source for source in sources if source.task in ("text_to_image", "image_to_text")]
     if worded and not config.text:
-        pieces[f"text.tokenizer: not given, but text is read by {', '.join(worded)}"] = [
+        pieces[f"text.tokenizer: not given, but text is read by {_names(worded)}"] = [
             _tokenizer(config, Path("data/tokenizer.model")),
             "and text.tokenizer=data/tokenizer.model in the config",
         ]
-    labelled = [s.name for s in config.data.sources if s.task == "class_to_image"]
+    labelled = [source for source in sources if source.task == "class_to_image"]
     if labelled and not (config.classes or config.classes_file):
-        pieces[f"classes: not given, but labels are read by {', '.join(labelled)}"] = [
+        pieces[f"classes: not given, but labels are read by {_names(labelled)}"] = [
             "the names in the order of their numbers, or a classes_file, in the config"
         ]
     if pieces:
@@ -70,11 +69,8 @@ def check_data(config: Config, name: str) -> None:
         )
 
 
-def _autoencoder(vae: str) -> bool:
-    """Whether it is a folder, or may be a hub id (`owner/name`), which is fetched when used."""
-    from mmfusion.codecs.image import may_be_hub_id
-
-    return Path(vae).is_dir() or may_be_hub_id(vae)
+def _names(sources: list[SourceConfig]) -> str:
+    return ", ".join(source.name for source in sources)
 
 
 def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[str]:

@@ -32,14 +32,9 @@ class Order:
     def __init__(
         self, sizes: np.ndarray, slots: int, block: int, seed: int, name: str | int
     ) -> None:
-        """Take note of the shards.
+        """Shards of so many samples; blocks of one sample shuffle without regard to where they lie.
 
-        Args:
-            sizes: samples of each shard.
-            slots: streams that share out an epoch.
-            block: samples of a block; 1 shuffles without regard to where they lie.
-            seed: of everything.
-            name: of the source; sources of other names have other orders.
+        Sources of other names have other orders.
         """
         self.slots, self.seed, self.name = slots, seed, name
         self.size = int(sizes.sum())

@@ -21,7 +21,7 @@ from mmfusion.codecs.text import clean
 from mmfusion.errors import CorruptSample, first_line
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
-FACTS = ("json", "txt", "cls")
+FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
 MOMENTS = "moments.npy"
 MOST_SHOWN = 4  # members that a message names
 MOST_CHARACTERS = 1_000_000  # of a text are looked at
@@ -77,10 +77,6 @@ def serves(members: Sequence[str], facts: Collection[str]) -> bool:
     """Whether a sample is of use: to a task, or as a picture by itself, as evaluations take them.
 
     Facts of any name may be captions or labels: the commands that make shards take their names.
-
-    Args:
-        members: its extensions.
-        facts: which facts it has.
     """
     own = [ext in PICTURES or ext == MOMENTS for ext in members]
     return "content" in facts or (any(own) and (bool(facts) or all(own)))
@@ -98,8 +94,7 @@ def shown_members(members: Iterable[str]) -> str:
 class Sample(dict[str, bytes]):
     """Members of one sample by extension, with its key, and where it is for error messages.
 
-    Attributes:
-        extensions: of all its members, also of those that were not asked for.
+    `extensions` are those of all its members, also of those that were not asked for.
     """
 
     def __init__(
@@ -125,7 +120,7 @@ class Sample(dict[str, bytes]):
         """
         if self._facts is not None:
             return self._facts
-        for ext, reason in (("json", "json"), ("txt", "caption"), ("cls", "label")):
+        for ext, reason in FACTS.items():
             if (size := len(self.get(ext, b""))) > MOST_TEXT:
                 raise self.corrupt(reason, f".{ext}: {size:,} bytes are more than {MOST_TEXT:,}")
         try:
@@ -171,32 +166,30 @@ class Sample(dict[str, bytes]):
     def moments(self, name: str, cells: tuple[int, int, int] | None = None) -> np.ndarray:
         """Latents under an extension: means and deviations (F, 2, c, h, w), F being 1 or 2.
 
-        Args:
-            name: such as `0.moments.npy`.
-            cells: the (c, h, w) that a config needs; None takes any.
+        `cells` is the (c, h, w) that a config needs; None takes any.
         """
         array = self.array(name)
         fits = array.ndim == 5 and len(array) in (1, 2) and array.shape[1] == 2
         if array.dtype.kind != "f" or not fits or array.shape[2:] != (cells or array.shape[2:]):
             needed = ", ".join(map(str, cells or ("channels", "height", "width")))
             who = "the config's image section needs" if cells else "expected"
-            found = f"{array.dtype} latents of shape {array.shape}"
-            needed = f"{who} (1 or 2, 2, {needed}) floats"
-            raise self.corrupt("latents", f".{name}: {found}; {needed}")
-        if not (np.abs(array) <= MOST_LATENT).all():
-            what = f"holds numbers that are not finite, or above {MOST_LATENT:g}"
-            what += "; normalised latents have about unit variance"
+            what = (
+                f"{array.dtype} latents of shape {array.shape}; {who} (1 or 2, 2, {needed}) floats"
+            )
             raise self.corrupt("latents", f".{name}: {what}")
+        if not (np.abs(array) <= MOST_LATENT).all():
+            what = f".{name}: holds numbers that are not finite, or above {MOST_LATENT:g}"
+            raise self.corrupt("latents", f"{what}; normalised latents have about unit variance")
         return array
 
     def label(self, classes: int | None = None) -> int:
         """The number of a class: of `classes` many, or of any number of them."""
         label = self.json().get("label")
         if type(label) is not int or label < 0 or (classes is not None and label >= classes):
-            wanted = "a number from 0"
-            if classes is not None:
-                wanted = f"0 to {classes - 1} (the config's `classes`)"
-            raise self.corrupt("label", f".json: `label` is {shown(label)}; expected {wanted}")
+            last = "" if classes is None else f" to {classes - 1} (the config's `classes`)"
+            raise self.corrupt(
+                "label", f".json: `label` is {shown(label)}; expected a number from 0{last}"
+            )
         return label
 
     def captions(self) -> list[str]:
@@ -237,8 +230,7 @@ class Sample(dict[str, bytes]):
 def npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and type of a `.npy` of `size` bytes, before memory is taken for it.
 
-    Raises:
-        ValueError: it holds objects, or is not as long as it says; damaged headers can raise more.
+    A ValueError where it holds objects, or is not as long as it says; a damaged header raises more.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

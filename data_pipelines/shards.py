@@ -1,7 +1,7 @@
 """Tar shards in the webdataset layout: written whole, read by position.
 
 A sample is the members that share a key: `00012.json`, `00012.png`. Each shard has an index
-(data_pipelines/index.py), so any sample is one positioned read away, in any order and from any
+(data_pipelines/index.py), so any member is one positioned read away, in any order and from any
 worker, and a flipped bit is found out. Nothing in a shard is ever run.
 """
 
@@ -30,7 +30,8 @@ from .tar_index import HEADER, LostPart, Member
 Members = dict[str, Any]
 MOST_OPEN = 64  # indexes held at a time
 MOST_BYTES = 1 << 28  # of a member that is read into memory
-SLACK = 1 << 16  # bytes between members that are read along rather than apart
+MOST_BLOCK = 1 << 23  # bytes of neighbours that are read at once; each row slot holds some
+SLACK = 1 << 16  # bytes a sample that are read along rather than apart
 
 
 def write_shards(
@@ -51,12 +52,9 @@ def write_shards(
 def write_shard(
     path: Path, samples: Iterable[tuple[str, Members]], header: dict[str, Any] | None = None
 ) -> Path:
-    """Write one shard and its index; it appears under its name only when it is complete.
+    """Write one shard, `x.tar`, and its index; it appears under its name only when it is complete.
 
-    Args:
-        path: `x.tar`.
-        samples: what it holds.
-        header: facts about all of the shard, kept in a member that other tools pass over.
+    `header` is facts about all of the shard, kept in a member that other tools pass over.
     """
     with files.writing(path) as part:
         # A fixed time and owner: the same data gives the same bytes.
@@ -93,38 +91,33 @@ class Shards:
         self.pattern = pattern if isinstance(pattern, str) else "".join(pattern[:1])
         self.lost: list[tuple[str, LostPart]] = []
         """What cannot be used, with the shard's path."""
-        self.paths: list[str] = []
-        self.header: dict[str, Any] = {}
-        """Of the shards, where they have one; that of the first."""
         found = storage.shard_paths(pattern, remedy) if isinstance(pattern, str) else pattern
-        indexes: dict[str, Index] = {}
+        indexes: list[Index] = []
         for path in tqdm(found, f"opening {self.pattern}", leave=False, delay=2):
             try:
-                indexes[path] = open_index(path)
+                indexes.append(open_index(path))
             except CorruptSample as error:
                 self.lost.append((path, LostPart("", error.reason, str(error))))
-        headed = next((path for path, index in indexes.items() if index.header), None)
-        if headed:
-            self.header = indexes[headed].header
-        sizes = []
-        for path, index in indexes.items():
-            self.lost += [(path, lost) for lost in index.lost]
-            if index.header != self.header:
-                if index.lost and not index.header:
-                    self.lost.append(
-                        (path, LostPart("", "shard", "its header is lost; make it anew"))
-                    )
-                    continue
+        headed = [index for index in indexes if index.header][:1]
+        self.header: dict[str, Any] = headed[0].header if headed else {}
+        """Of the shards, where they have one; that of the first."""
+        for index in list(indexes):
+            self.lost += [(index.shard, lost) for lost in index.lost]
+            if index.header == self.header:
+                continue
+            if index.header or not index.lost:
                 raise UserError(
-                    f"{self.pattern}: {path} and {headed} were made with different settings; "
-                    "keep one kind in a folder"
+                    f"{self.pattern}: {index.shard} and {headed[0].shard} were made with different "
+                    "settings; keep one kind in a folder"
                 )
-            self.paths.append(path)
-            sizes.append(len(index))
-        digests = [(path.rpartition("/")[2], indexes[path].digest) for path in self.paths]
+            gone = LostPart("", "shard", "its header is lost; make it anew")
+            self.lost.append((index.shard, gone))
+            indexes.remove(index)
+        self.paths = [index.shard for index in indexes]
+        digests = [(index.shard.rpartition("/")[2], index.digest) for index in indexes]
         self.digest = hashlib.sha256(repr(digests).encode()).hexdigest()
         """Of the shards' names and contents."""
-        self.sizes = np.array(sizes, np.int64)
+        self.sizes = np.array([len(index) for index in indexes], np.int64)
         """Samples of each shard."""
         if not self.sizes.sum():
             why = f" ({self.lost[0][1].what})" if self.lost else ""
@@ -136,7 +129,10 @@ class Shards:
         return int(self._ends[-1])
 
     def __getitem__(self, number: int) -> Sample:
-        """Sample `number`, each member checked against its SHA-256."""
+        """Sample `number`, each member checked against its SHA-256.
+
+        CorruptSample: the shard is gone, or a member is very large or not that of the index.
+        """
         return self.sample(number)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -173,10 +169,7 @@ class Shards:
         return total
 
     def sample(self, number: int, only: Container[str] | None = None) -> Sample:
-        """Sample `number`, or only its members of some extensions, each checked.
-
-        CorruptSample: the shard is gone, or a member is very large or not that of the index.
-        """
+        """Sample `number`, or only its members of some extensions, each checked."""
         return self.read(*self.locate(number), only)
 
     def read(
@@ -188,53 +181,36 @@ class Shards:
     ) -> Sample:
         """A sample by shard and number in there; out of `block` if that is at hand."""
         path = self.paths[shard]
-        key, members = block.entry(inner) if block else self._index(shard).sample(inner)
-        wanted = [member for member in members if only is None or member.ext in only]
-        for member in wanted:
-            if member.size > MOST_BYTES:
-                message = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
-                raise CorruptSample("member", f"{path}:{key}.{member.ext}: {message}")
-        fetch = block.fetch if block else self._fetch
+        at_hand = block.entries[inner - block.first] if block else None
+        key, members = at_hand or self._index(shard).sample(inner)
         data = {}
-        for member, found in zip(wanted, fetch(path, wanted), strict=True):
-            if hashlib.sha256(found).digest() != member.digest:
+        for member in members:
+            if only is not None and member.ext not in only:
+                continue
+            where = f"{path}:{key}.{member.ext}"
+            if member.size > MOST_BYTES:
+                what = f"{member.size:,} bytes are more than {MOST_BYTES:,}"
+                raise CorruptSample("member", f"{where}: {what}")
+            data[member.ext] = _fetch(path, member, block)
+            if hashlib.sha256(data[member.ext]).digest() != member.digest:
                 raise CorruptSample(
                     "member",
-                    f"{path}:{key}.{member.ext}: differs from the shard's index; the shard has "
-                    "changed or is damaged (if on purpose, make its index anew: `mmfusion data "
-                    "verify --reindex`)",
+                    f"{where}: differs from the shard's index; the shard has changed or is damaged "
+                    "(if on purpose, make its index anew: `mmfusion data verify --reindex`)",
                 )
-            data[member.ext] = found
         return Sample(data, f"{path}:{key}", key, [member.ext for member in members])
 
     def block(self, shard: int, first: int, end: int) -> "Block":
         """Samples `first` to `end` of a shard, to be read soon."""
-        index = self._index(shard)
-        start, stop, size = index.span(first, end)
-        if stop - start > 2 * size + SLACK * (end - first):
-            stop = start  # they do not lie together: each is read alone
-        return Block(self.paths[shard], start, stop, first, [*map(index.sample, range(first, end))])
-
-    @staticmethod
-    def _fetch(path: str, members: list[Member]) -> list[bytes]:
-        """The members' bytes, in one read where they lie together."""
-        if not members:
-            return []
-        start = min(m.offset for m in members)
-        end = max(m.offset + m.size for m in members)
-        if end - start > sum(m.size for m in members) + SLACK:
-            return [storage.read(path, m.offset, m.offset + m.size) for m in members]
-        data = storage.read(path, start, end)
-        return [data[m.offset - start : m.offset - start + m.size] for m in members]
+        return Block(self._index(shard), first, end)
 
     def _index(self, shard: int) -> Index:
         found = self._open.get(shard)
         if found is None:
             found = open_index(self.paths[shard], whole=True)
             if len(found) != self.sizes[shard]:
-                raise CorruptSample(
-                    "shard", f"shard {self.paths[shard]}: has changed while it was read"
-                )
+                what = f"shard {self.paths[shard]}: has changed while it was read"
+                raise CorruptSample("shard", what)
             self._open[shard] = found
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
@@ -242,27 +218,17 @@ class Shards:
 
 
 class Block:
-    """Neighbouring samples of a shard: fetched at once if far away, announced if on a disk."""
+    """Neighbouring samples of a shard: read at once where they lie together and are not large."""
 
-    def __init__(
-        self, path: str, start: int, end: int, first: int, entries: list[tuple[str, list[Member]]]
-    ) -> None:
-        self.start, self.first, self._entries = start, first, entries
-        self.data = b""
-        if start == end:
-            return
-        if storage.is_remote(path):
-            self.data = storage.read(path, start, end)
-        else:
-            storage.advise(path, start, end)
+    def __init__(self, index: Index, first: int, end: int) -> None:
+        self.start, stop, size = index.span(first, end)
+        self.first, self.entries = first, [index.sample(number) for number in range(first, end)]
+        together = stop - self.start <= min(MOST_BLOCK, 2 * size + SLACK * (end - first))
+        self.data = storage.read(index.shard, self.start, stop) if together else b""
 
-    def entry(self, inner: int) -> tuple[str, list[Member]]:
-        """Key and members of a sample, by its number in the shard."""
-        return self._entries[inner - self.first]
 
-    def fetch(self, path: str, members: list[Member]) -> list[bytes]:
-        """Bytes of members of this block."""
-        if not self.data:
-            return Shards._fetch(path, members)
-        at = [member.offset - self.start for member in members]
-        return [self.data[a : a + m.size] for a, m in zip(at, members, strict=True)]
+def _fetch(path: str, member: Member, block: Block | None) -> bytes:
+    if block and block.data:
+        start = member.offset - block.start
+        return block.data[start : start + member.size]
+    return storage.read(path, member.offset, member.offset + member.size)

@@ -60,36 +60,33 @@ def expand(pattern: str) -> list[str]:
         parts = [folder + part for part in braceexpand(rest)]
     except ValueError as error:  # unbalanced
         raise UserError(f"{pattern}: {error}") from None
-    found: set[str] = set()
-    gaps = []
-    for part in parts:
-        if not is_remote(part):
-            folder, rest = _there(part)
-            matching = [folder]
-            if rest:
-                matching = [p for p in glob.glob(glob.escape(folder) + rest) if _is_shard(p)]
-            gaps += [] if matching else [part]
-            found.update(matching)
-            continue
-        filesystem, path = _filesystem(part)
-        try:
-            named = not glob.has_magic(path) or filesystem.exists(path)
-            paths = [path] if named else filesystem.glob(path)
-        except Exception as error:  # each kind of storage has errors of its own
-            raise UserError(f"{part}: cannot be listed ({first_line(error)})") from None
-        caches = "".join(f"{name}::" for name in part.split("::")[:-1])
-        found.update(caches + filesystem.unstrip_protocol(p) for p in paths)
-    if found and gaps:
+    found = {part: _remote(part) if is_remote(part) else _local(part) for part in parts}
+    gaps = [part for part in parts if not found[part]]
+    if 0 < len(gaps) < len(parts):
         raise UserError(f"{pattern}: nothing matches {gaps[0]} ({len(gaps)} of {len(parts)} parts)")
-    return sorted(found, key=_natural)
+    return sorted({path for paths in found.values() for path in paths}, key=_natural)
+
+
+def _local(pattern: str) -> list[str]:
+    folder, rest = _there(pattern)
+    if not rest:
+        return [folder]
+    return [path for path in glob.glob(glob.escape(folder) + rest) if _is_shard(path)]
+
+
+def _remote(url: str) -> list[str]:
+    filesystem, path = _filesystem(url)
+    try:
+        named = not glob.has_magic(path) or filesystem.exists(path)
+        paths = [path] if named else filesystem.glob(path)
+    except Exception as error:  # each kind of storage has errors of its own
+        raise UserError(f"{url}: cannot be listed ({first_line(error)})") from None
+    caches = "".join(f"{name}::" for name in url.split("::")[:-1])
+    return [caches + filesystem.unstrip_protocol(path) for path in paths]
 
 
 def shard_paths(pattern: str, remedy: str = "") -> list[str]:
-    """The shards that a pattern names; `remedy` is told where there are none.
-
-    Raises:
-        UserError: it names none, or is a folder.
-    """
+    """The shards that a pattern names; `remedy` is told where there are none."""
     found = expand(pattern)
     if not found:
         message = [pattern, remedy, beside(pattern)]
@@ -129,7 +126,7 @@ def beside(pattern: str) -> str:
         return ""
     folder, rest = _there(pattern)
     try:
-        names = sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
+        names = [name for name in os.listdir(folder or ".") if not name.startswith(".")]
     except OSError:
         return ""
     sought = rest.partition("/")[0]
@@ -156,9 +153,8 @@ def _readable(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         refuse_shortage(error)
-        raise CorruptSample(
-            "shard", f"shard {path}: cannot be read ({first_line(error)})"
-        ) from None
+        what = f"shard {path}: cannot be read ({first_line(error)})"
+        raise CorruptSample("shard", what) from None
 
 
 def size(path: str) -> int:
@@ -178,11 +174,8 @@ def read(path: str, start: int, end: int) -> bytes:
     with _readable(path):
         if is_remote(path):
             return _read_remote(path, start, end)
-        file = os.open(path, os.O_RDONLY)
-        try:
-            return os.pread(file, end - start, start)
-        finally:
-            os.close(file)
+        with open(path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), end - start, start)
 
 
 def _read_remote(url: str, start: int, end: int) -> bytes:
@@ -196,19 +189,6 @@ def _read_remote(url: str, start: int, end: int) -> bytes:
         except Exception:
             time.sleep(pause)
     return filesystem.cat_file(inner, start=start, end=end)
-
-
-def advise(path: str, start: int, end: int) -> None:
-    """Tell the system that these bytes of a local file will be wanted soon."""
-    if hasattr(os, "posix_fadvise") and not is_remote(path):
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError:
-            return  # whoever reads it says so
-        try:
-            os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(file)
 
 
 def open_file(path: str) -> BinaryIO:

@@ -142,43 +142,41 @@ def _take(member: tarfile.TarInfo, file: BinaryIO, contents: Contents, digests: 
     name = printable(member.name)
     file.seek(member.offset_data)
     if name == HEADER:
-        contents.header, lost = _header(file.read(min(member.size, MOST_HEADER + 1)))
-        if lost:
-            contents.lost.append(_lost(member, "json", lost))
+        header = _header(file.read(min(member.size, MOST_HEADER + 1)))
+        contents.header = header or {}
+        if header is None:
+            contents.lost.append(_lost(member, "json", "the shard's header is not valid JSON"))
         return
-    parts = name.split("/")
-    head, base = "/".join(parts[:-1]), parts[-1]
+    folder, slash, base = name.rpartition("/")
     key, dot, ext = base.partition(".")
-    ext = ext.lower()
     if not key or not dot or (key.startswith("__") and key.endswith("__")):
         return  # hidden, or no part of a sample
+    found = contents.samples.get(folder + slash + key, {})
     if name.startswith("/") or ".." in re.split(r"[/\\]", member.name):
-        contents.lost.append(_lost(member, "member", "a name that leads out of the shard"))
+        why = "a name that leads out of the shard"
+    elif len(name) > MOST_NAME:
+        why = f"a name of more than {MOST_NAME:,} characters"
+    elif ext.lower() in found:
+        why = "the name is there twice"
+    else:
+        digest, left = hashlib.sha256(), member.size * digests
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            digest.update(data)
+            left -= len(data)
+        found[ext.lower()] = Member(ext.lower(), member.offset_data, member.size, digest.digest())
+        contents.samples[folder + slash + key] = found
         return
-    if len(name) > MOST_NAME:
-        contents.lost.append(_lost(member, "member", "a name of more than 4,096 characters"))
-        return
-    sample = contents.samples.setdefault(f"{head}/{key}" if head else key, {})
-    if ext in sample:
-        contents.lost.append(_lost(member, "member", "the name is there twice"))
-        return
-    digest, left = hashlib.sha256(), member.size * digests
-    while left > 0 and (data := file.read(min(left, 1 << 20))):
-        digest.update(data)
-        left -= len(data)
-    sample[ext] = Member(ext, member.offset_data, member.size, digest.digest())
+    contents.lost.append(_lost(member, "member", why))
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], str]:
-    """A shard's header, or what is wrong with it."""
+def _header(data: bytes) -> dict[str, Any] | None:
+    """A shard's header; None where it cannot be read."""
     try:
-        if len(data) > MOST_HEADER:
-            raise ValueError("too long")
-        found = json.loads(data)
+        found = json.loads(data) if len(data) <= MOST_HEADER else None
         json.dumps([[found]])  # it must fit into the index, too
     except (ValueError, RecursionError):
-        found = None
-    return (found, "") if isinstance(found, dict) else ({}, "the shard's header is not valid JSON")
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _lost(member: tarfile.TarInfo, reason: str, what: str) -> LostPart:

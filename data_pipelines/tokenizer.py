@@ -1,11 +1,12 @@
 """A sentencepiece model from a corpus, with the control symbols of the decoder's sequences."""
 
+import heapq
 import io
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,29 +96,21 @@ def corpus(
     r"""The captions and interleaved texts of shards, and the lines of text files.
 
     Of more than `most` lines, an equal share of each pattern and file, drawn at random; what one
-    of them lacks, the others give. The lines are in the order of the sources.
-
-    Args:
-        patterns: globs, braces or URLs of shards.
-        files: UTF-8 text: paths or globs. Lines end at \n alone.
-        most: lines that are returned.
-        report: gets a line on each source: how much of it was read.
+    of them lacks, the others give. The lines are in the order of the sources. Those of UTF-8 files
+    end at \n alone. `report` is told how much of each source was read.
     """
-    sources: list[_Samples | _Lines] = [
-        *map(_Samples, patterns),
-        *(_Lines(Path(path), most) for given in files for path in _named(str(given))),
-    ]
+    sources: list[_Samples | _Lines] = [*map(_Samples, patterns)]
+    sources += [_Lines(path, most) for given in files for path in _named(str(given))]
     drawn: list[tuple[int, Place, str]] = []
     open_ = {number: source.draw() for number, source in enumerate(sources)}
     with tqdm(desc="reading texts", unit="line", disable=None) as bar:
         while open_ and len(drawn) < most:
             for number in list(open_)[: most - len(drawn)]:
-                line = next(open_[number], None)
-                if line is None:
+                if line := next(open_[number], None):
+                    drawn.append((number, *line))
+                    bar.update()
+                else:
                     del open_[number]
-                    continue
-                drawn.append((number, *line))
-                bar.update()
     counts = Counter(number for number, _, _ in drawn)
     for number, source in enumerate(sources):
         report(f"{source.name}: {counts[number]:,} lines of {source.told()}")
@@ -136,8 +129,7 @@ class _Samples:
     """The texts of shards in a random order; no more samples are read than are needed."""
 
     def __init__(self, pattern: str) -> None:
-        self.name = pattern
-        self.shards = Shards(pattern)
+        self.name, self.shards = pattern, Shards(pattern)
         self.read = self.damaged = 0
 
     def draw(self) -> Iterator[tuple[Place, str]]:
@@ -171,37 +163,29 @@ class _Samples:
 class _Lines:
     """At most `most` lines of a text file in a random order; it is read once, as a pipe can be."""
 
-    def __init__(self, path: Path, most: int) -> None:
-        self.name = str(path)
-        self.path = path
-        self.most = most
-        self.count = 0
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most, self.count = name, most, 0
 
     def draw(self) -> Iterator[tuple[Place, str]]:
         # Each line gets a random number; those with the lowest are kept.
-        random = generator("tokenizer", self.path.name)
-        kept: list[tuple[float, int, str]] = []
-        limit = 1.0
+        random = generator("tokenizer", Path(self.name).name)
         try:
-            with self.path.open("rb") as file:
-                first = begin(file.readline(), f"text {self.path}")
-                texts = (line.decode().rstrip("\r\n") for line in chain([first], file))
-                worded = (text for text in texts if text.strip())
-                while chunk := list(islice(worded, CHUNK)):
-                    for key, line in zip(random.random(len(chunk)).tolist(), chunk, strict=True):
-                        if key < limit:
-                            kept.append((key, self.count, line))
-                        self.count += 1
-                    if len(kept) > self.most + self.most // 4:
-                        kept = sorted(kept)[: self.most]
-                        limit = kept[-1][0]
+            kept = heapq.nsmallest(self.most, ((random.random(), *line) for line in self._all()))
         except (OSError, ValueError) as error:
-            raise UserError(f"text {self.path}: cannot be read as UTF-8 ({error})") from None
-        for _, number, line in sorted(kept)[: self.most]:
+            raise UserError(f"text {self.name}: cannot be read as UTF-8 ({error})") from None
+        for _, number, line in kept:
             yield (number, 0), line
 
     def told(self) -> str:
         return f"its {self.count:,}"
+
+    def _all(self) -> Iterator[tuple[int, str]]:
+        with open(self.name, "rb") as file:
+            first = begin(file.readline(), f"text {self.name}")
+            for line in chain([first], file):
+                if (text := line.decode().rstrip("\r\n")).strip():
+                    yield self.count, text
+                    self.count += 1
 
 
 def texts(facts: dict[str, Any]) -> Iterator[str]:

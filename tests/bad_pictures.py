@@ -129,15 +129,16 @@ FINE: dict[str, tuple[Callable[[], bytes], Colour]] = {
     "bytes after its end": (lambda: saved(solid("RGB", RED)) + b"PK\3\4" * 1000, RED),
 }
 
+NONE = "no picture format"
 # Those that are lost: bytes, and a part of what is said.
 LOST: dict[str, tuple[Callable[[], bytes], str]] = {
-    "zero bytes": (lambda: b"", "no picture format"),
-    "a web page": (lambda: b"<html>404 not found</html>", "no picture format"),
-    "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg" onload="x()"/>', "no picture format"),
-    "PostScript": (lambda: saved(noise, "eps"), "no picture format"),
-    "TIFF": (lambda: saved(noise, "tiff"), "no picture format"),
-    "float TIFF": (lambda: saved(solid("F", 0.5), "tiff"), "no picture format"),
-    "PDF": (lambda: saved(noise, "pdf"), "no picture format"),
+    "zero bytes": (lambda: b"", NONE),
+    "a web page": (lambda: b"<html>404 not found</html>", NONE),
+    "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg" onload="x()"/>', NONE),
+    "PostScript": (lambda: saved(noise, "eps"), NONE),
+    "TIFF": (lambda: saved(noise, "tiff"), NONE),
+    "float TIFF": (lambda: saved(solid("F", 0.5), "tiff"), NONE),
+    "PDF": (lambda: saved(noise, "pdf"), NONE),
     "float PFM": (lambda: b"Pf\n2 2\n-1.0\n" + bytes(16), "no known range"),
     "PGM of 16 bits": (lambda: b"P5\n4 4\n65535\n" + bytes(32), "no known range"),
     "20,000x20,000": (lambda: png(20_000, 20_000, 8, 0, bytes(20_000)), "400000000 pixels"),
@@ -146,10 +147,10 @@ LOST: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"GIF89a\xff\xff\xff\xff" + saved(solid("P", 1), "gif")[10:],
         "pixels",
     ),
-    "no pixels": (lambda: png(0, 8, 8, 0, b""), "not a readable picture"),
-    "PNG text bomb": (lambda: text_bomb(b"zTXt", b"a"), "not a readable picture"),
-    "PNG profile bomb": (lambda: text_bomb(b"iCCP", b"a"), "not a readable picture"),
-    "PNG with a wrong sum": (lambda: spoiled(saved(noise), 0.5), "not a readable picture"),
+    "no pixels": (lambda: png(0, 8, 8, 0, b""), "not a readable"),
+    "PNG text bomb": (lambda: text_bomb(b"zTXt", b"a"), "not a readable"),
+    "PNG profile bomb": (lambda: text_bomb(b"iCCP", b"a"), "not a readable"),
+    "PNG with a wrong sum": (lambda: spoiled(saved(noise), 0.5), "not a readable"),
     "palette index out of range": (
         lambda: png(
             4, 4, 8, 3, b"\xff" * 4, chunk(b"PLTE", b"\1\2\3"), chunk(b"tRNS", b"\1" * 600)

@@ -71,142 +71,109 @@ def holed(start: int, end: int, fill: bytes = b"\0") -> bytes:
     return data[: start * BLOCK] + fill * ((end - start) * BLOCK) + data[end * BLOCK :]
 
 
-def plain(members: list, **how: Any) -> Shard:
-    options = {key: how.pop(key) for key in ("format", "pax_headers") if key in how}
-    return Shard(lambda path: path.write_bytes(tar(members, **options)), **how)
+def raw(data: bytes, reason: str | None, said: str, used: bool = False) -> Shard:
+    return Shard(lambda path: path.write_bytes(data), reason, said, used)
 
 
-def raw(data: Callable[[], bytes], reason: str | None, said: str, used: bool = False) -> Shard:
-    return Shard(lambda path: path.write_bytes(data()), reason, said, used)
+def plain(members: list, reason: str | None = None, said: str = "", used: bool = True) -> Shard:
+    return raw(tar(members), reason, said, used)
+
+
+def paxed(members: list, reason: str | None = None, said: str = "", used: bool = True) -> Shard:
+    return raw(tar(members, tarfile.PAX_FORMAT), reason, said, used)
 
 
 def refused(*members: Any, said: str, used: bool = True) -> Shard:
     """Beside a whole sample, members that are lost."""
-    return plain([*SAMPLE, *members], reason="member", said=said, used=used)
+    return plain([*SAMPLE, *members], "member", said, used)
+
+
+def headed(header: bytes) -> Shard:
+    return plain([("__mmfusion__", header), *SAMPLE], "json", "header is not valid JSON")
 
 
 LONG = "deep/" * 40 + "odd"
 WHOLE = tar(SAMPLE)
 ONE = WHOLE[: 4 * BLOCK]  # both members, without an end mark
-LOST = f"bytes {len(ONE)} to"
+LOST, CUT = f"bytes {len(ONE)} to", "a.txt: it is cut short"
+OUT, TWICE = "a name that leads out", "the name is there twice"
+CODE = [f"odd.{ext}" for ext in ("py", "pyd", "pth", "so", "pkl", "pt", "pipe:touch ran")]
+CODE += ["conftest.py", "sitecustomize.py"]
 NOISE = np.random.default_rng(0).bytes(50_000)
+NO_TAR, PLAIN = "not a tar file with samples", "no plain file"
 SHARDS = {
     # not a tar
-    "empty": raw(lambda: b"", "shard", "cut short"),
-    "zeros": raw(lambda: bytes(100_000), "shard", "nothing in it is a part of a sample"),
-    "noise": raw(lambda: NOISE, "shard", "not a tar file with samples"),
-    "gzip": raw(lambda: gzip.compress(WHOLE), "shard", "not a tar file with samples"),
-    "zip": raw(lambda: b"PK\3\4" + bytes(5000), "shard", "not a tar file with samples"),
-    "a web page": raw(lambda: b"<html>denied</html>", "shard", "not a tar file with samples"),
-    "no samples": plain([("a" * 9, bytes(20_000))], reason="shard", said="nothing in it is a part"),
-    "a folder": Shard(Path.mkdir, "shard", "no plain file"),
-    "a pipe": Shard(os.mkfifo, "shard", "no plain file"),
+    "empty": raw(b"", "shard", "cut short"),
+    "zeros": raw(bytes(100_000), "shard", "nothing in it is a part of a sample"),
+    "noise": raw(NOISE, "shard", NO_TAR),
+    "gzip": raw(gzip.compress(WHOLE), "shard", NO_TAR),
+    "a web page": raw(b"<html>denied</html>", "shard", NO_TAR),
+    "no samples": plain([("a" * 9, bytes(20_000))], "shard", "nothing in it is a part", False),
+    "a folder": Shard(Path.mkdir, "shard", PLAIN),
+    "a pipe": Shard(os.mkfifo, "shard", PLAIN),
     "a link to nowhere": Shard(lambda path: path.symlink_to("gone"), "shard", "cannot be read"),
-    "a device": Shard(lambda path: path.symlink_to("/dev/zero"), "shard", "no plain file"),
+    "a device": Shard(lambda path: path.symlink_to("/dev/zero"), "shard", PLAIN),
     # cut, overwritten, lying
-    "no end mark": raw(lambda: WHOLE[: 4 * BLOCK], "shard", "the end mark is missing", True),
-    "cut in a member": raw(lambda: WHOLE[: 3 * BLOCK + 20], "shard", "it is cut short"),
-    "a hole of zeros": raw(lambda: holed(2, 4), "shard", "bytes 1024 to"),
-    "a hole of noise": raw(lambda: holed(2, 4, b"x"), "shard", "bytes 1024 to"),
-    "a hole at its start": raw(lambda: holed(0, 2), "shard", "bytes 0 to"),
-    "a size beyond the end": raw(
-        lambda: ONE + block("a.txt", 8**11 - 1), "shard", "a.txt: it is cut short", True
-    ),
-    "a size beyond all disks": raw(
-        lambda: ONE + block("a.txt", 2**62), "shard", "a.txt: it is cut short", True
-    ),
-    "a size below 0": raw(lambda: ONE + block("a.txt", -1024) + WHOLE, "shard", LOST, True),
+    "no end mark": raw(ONE, "shard", "the end mark is missing", True),
+    "cut in a member": raw(WHOLE[: 3 * BLOCK + 20], "shard", "it is cut short"),
+    "a hole of zeros": raw(holed(2, 4), "shard", "bytes 1024 to"),
+    "a hole of noise": raw(holed(2, 4, b"x"), "shard", "bytes 1024 to"),
+    "a hole at its start": raw(holed(0, 2), "shard", "bytes 0 to"),
+    "a size beyond the end": raw(ONE + block("a.txt", 8**11 - 1), "shard", CUT, True),
+    "a size beyond all disks": raw(ONE + block("a.txt", 2**62), "shard", CUT, True),
+    "a size below 0": raw(ONE + block("a.txt", -1024) + WHOLE, "shard", LOST, True),
     "a size that leads back": raw(
-        lambda: ONE + block("a.txt", 0) + block("b.txt", -1024) + WHOLE, "shard", "bytes", True
+        ONE + block("a.txt", 0) + block("b.txt", -1024) + WHOLE, "shard", "bytes", True
     ),
     "a size too small": raw(
-        lambda: ONE + block("a.txt", 3) + bytes(512) + b"x" * 512, "shard", "bytes", True
+        ONE + block("a.txt", 3) + bytes(512) + b"x" * 512, "shard", "bytes", True
     ),
     "a long name without an end": raw(
-        lambda: ONE + block("././@LongLink", 0, b"L") * 500 + WHOLE, "shard", LOST, True
+        ONE + block("././@LongLink", 0, b"L") * 500 + WHOLE, "shard", LOST, True
     ),
     "a long name of a terabyte": raw(
-        lambda: ONE + block("././@LongLink", 10**12, b"L") + WHOLE, "shard", LOST, True
+        ONE + block("././@LongLink", 10**12, b"L") + WHOLE, "shard", LOST, True
     ),
-    "pax that lies of its size": plain(
-        [*SAMPLE, *pax("a.txt", size="-5000"), ("b.txt", b"b")],
-        format=tarfile.PAX_FORMAT,
-        reason="shard",
-        said=LOST,
-        used=True,
+    "pax that lies of its size": paxed(
+        [*SAMPLE, *pax("a.txt", size="-5000"), ("b.txt", b"b")], "shard", LOST
     ),
-    "pax for all members": plain(
-        SAMPLE,
-        format=tarfile.PAX_FORMAT,
-        pax_headers={"path": "odd.json"},
-        reason="member",
-        said="the name is there twice",
+    "pax for all members": raw(
+        tar(SAMPLE, tarfile.PAX_FORMAT, pax_headers={"path": "odd.json"}),
+        "member", "the name is there twice",
     ),
     # sparse files
-    "GNU sparse": refused(info("a.png", tarfile.GNUTYPE_SPARSE), said="no plain file"),
-    "pax sparse": plain(
-        [*SAMPLE, *pax("a.png", GNU_sparse_major="1", GNU_sparse_minor="0")],
-        format=tarfile.PAX_FORMAT,
-        reason="shard",
-        said=LOST,
-        used=True,
+    "GNU sparse": refused(info("a.png", tarfile.GNUTYPE_SPARSE), said=PLAIN),
+    "pax sparse": paxed(
+        [*SAMPLE, *pax("a.png", GNU_sparse_major="1", GNU_sparse_minor="0")], "shard", LOST
     ),
     # names and kinds of members
-    "absolute path": refused(("/tmp/ran.txt", b"x"), said="/tmp/ran.txt: a name that leads out"),
-    "path upwards": refused(("../../ran.txt", b"x"), said="a name that leads out"),
-    "path upwards for Windows": refused(
-        ("odd\\..\\..\\ran.txt", b"x"), said="a name that leads out"
-    ),
-    "symbolic link": refused(info("a.png", tarfile.SYMTYPE, "/etc/passwd"), said="no plain file"),
-    "hard link": refused(info("a.png", tarfile.LNKTYPE, "../x"), said="no plain file"),
-    "device": refused(info("a.png", tarfile.CHRTYPE), said="no plain file"),
-    "pipe": refused(info("a.png", tarfile.FIFOTYPE), said="no plain file"),
-    "a kind of its own": refused(info("a.png", b"V"), said="no plain file"),
-    "member twice": refused(("odd.png", b"again"), said="odd.png: the name is there twice"),
+    "absolute path": refused(("/tmp/ran.txt", b"x"), said=f"/tmp/ran.txt: {OUT}"),
+    "path upwards": refused(("../../ran.txt", b"x"), said=OUT),
+    "path upwards for Windows": refused(("odd\\..\\..\\ran.txt", b"x"), said=OUT),
+    "symbolic link": refused(info("a.png", tarfile.SYMTYPE, "/etc/passwd"), said=PLAIN),
+    "hard link": refused(info("a.png", tarfile.LNKTYPE, "../x"), said=PLAIN),
+    "device": refused(info("a.png", tarfile.CHRTYPE), said=PLAIN),
+    "pipe": refused(info("a.png", tarfile.FIFOTYPE), said=PLAIN),
+    "a kind of its own": refused(info("a.png", b"V"), said=PLAIN),
+    "member twice": refused(("odd.png", b"again"), said=f"odd.png: {TWICE}"),
     "terminal codes in a name": refused(
-        ("\x1b[2J\nodd.png", b"x"), ("\x1b[2J\nodd.png", b"x"), said=r"\x1b[2J\nodd.png: the name"
+        *[("\x1b[2J\nodd.png", b"x")] * 2, said=rf"\x1b[2J\nodd.png: {TWICE}"
     ),
-    "a name of 5,000 characters": plain(
-        [*SAMPLE, ("a" * 5000 + ".txt", b"x")], reason="member", said="more than 4,096", used=True
-    ),
-    "a name of no UTF-8": refused(
-        ("\udcff.txt", b"x"), ("\udcff.txt", b"x"), said=r"\udcff.txt: the name is there twice"
-    ),
-    "a header that is no JSON": plain(
-        [("__mmfusion__", b"{"), *SAMPLE], reason="json", said="header is not valid JSON", used=True
-    ),
-    "a deep header": plain(
-        [("__mmfusion__", b"[" * 5000), *SAMPLE], reason="json", said="not valid JSON", used=True
-    ),
-    "a header of 2 MB": plain(
-        [("__mmfusion__", b"{}" + b" " * 2_000_000), *SAMPLE],
-        reason="json",
-        said="not valid",
-        used=True,
-    ),
+    "a name of 5,000 characters": refused(("a" * 5000 + ".txt", b"x"), said="more than 4,096"),
+    "a name of no UTF-8": refused(*[("\udcff.txt", b"x")] * 2, said=rf"\udcff.txt: {TWICE}"),
+    "a header that is no JSON": headed(b"{"),
+    "a deep header": headed(b"[" * 5000),
+    "a header of 2 MB": headed(b"{}" + b" " * 2_000_000),
     # odd but fine
-    "names in pax": plain(
-        [(f"{LONG}ü.json", JSON), (f"{LONG}ü.png", PNG)], format=tarfile.PAX_FORMAT, used=True
-    ),
-    "long names": plain([(f"{LONG}.json", JSON), (f"{LONG}.png", PNG)], used=True),
-    "keys that differ in case": plain([*SAMPLE, ("ODD.json", JSON), ("ODD.png", PNG)], used=True),
-    "a member in capitals": plain([("odd.JSON", JSON), ("odd.PNG", PNG)], used=True),
-    "members out of order": plain(
-        [("odd.png", PNG), ("a.txt", b"a"), ("odd.json", JSON)], used=True
-    ),
-    "a colon in a key": plain([("a:b.json", JSON), ("a:b.png", PNG)], used=True),
-    "a jpg that is a PNG": plain([("odd.json", JSON), ("odd.jpg", PNG)], used=True),
-    "code beside a sample": plain(
-        [
-            *SAMPLE,
-            *((f"odd.{ext}", EVIL) for ext in ("py", "pyd", "pth", "so", "pkl", "pt")),
-            ("conftest.py", EVIL),
-            ("sitecustomize.py", EVIL),
-            ("odd.pipe:touch ran", EVIL),
-        ],
-        used=True,
-    ),
-    "bytes after the end": raw(lambda: WHOLE + b"x" * 3000, None, "", True),
-    "a tar after the end": raw(lambda: WHOLE + tar([("a.txt", b"a")]), "shard", LOST, True),
-    "the kind of a folder": plain([info("folder", tarfile.DIRTYPE), *SAMPLE], used=True),
-}
+    "names in pax": paxed([(f"{LONG}ü.json", JSON), (f"{LONG}ü.png", PNG)]),
+    "long names": plain([(f"{LONG}.json", JSON), (f"{LONG}.png", PNG)]),
+    "keys that differ in case": plain([*SAMPLE, ("ODD.json", JSON), ("ODD.png", PNG)]),
+    "a member in capitals": plain([("odd.JSON", JSON), ("odd.PNG", PNG)]),
+    "members out of order": plain([("odd.png", PNG), ("a.txt", b"a"), ("odd.json", JSON)]),
+    "a colon in a key": plain([("a:b.json", JSON), ("a:b.png", PNG)]),
+    "a jpg that is a PNG": plain([("odd.json", JSON), ("odd.jpg", PNG)]),
+    "code beside a sample": plain([*SAMPLE, *((name, EVIL) for name in CODE)]),
+    "bytes after the end": raw(WHOLE + b"x" * 3000, None, "", True),
+    "a tar after the end": raw(WHOLE + tar([("a.txt", b"a")]), "shard", LOST, True),
+    "the kind of a folder": plain([info("folder", tarfile.DIRTYPE), *SAMPLE]),
+}  # fmt: skip

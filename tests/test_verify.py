@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import shutil
-import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from material import REAL, encoded, run, save
-from ranks import launch
 
 from mmfusion.data_pipelines.index import open_index
-from mmfusion.data_pipelines.inspection.damage_report import FIRST, Report
-from mmfusion.data_pipelines.inspection.verification import verify
+from mmfusion.data_pipelines.inspection.verification import FIRST, verify
 from mmfusion.data_pipelines.shards import write_shard, write_shards
 from mmfusion.data_pipelines.tar_index import scan
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import UserError
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -31,12 +28,8 @@ def npy(array: np.ndarray) -> bytes:
 
 GREYMAP = b"Pf 2 2 1.0\n" + bytes(16)  # 32 bits a pixel
 MOMENTS = np.ones((1, 2, 4, 2, 2), np.float16)
-CONTENT = [
-    {"image": "0.png"},
-    {"text": "then"},
-    {"answer": "b"},
-    {"image": "1.jpg", "target": True},
-]
+CONTENT = [{"image": "0.png"}, {"text": "then"}, {"answer": "b"}]
+CONTENT += [{"image": "1.jpg", "target": True}]
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("class", {"json": {"label": 3, "other": None}, "png": encoded(0)}),
     ("words", {"json": {"captions": ["a dog", " "]}, "jpg": encoded(1, "jpeg")}),
@@ -73,11 +66,7 @@ def test_sound_shards_of_all_kinds_are_well(shard: Path):
 
 DAMAGED: list[tuple[str, str, dict[str, Any]]] = [
     ("json", "not valid JSON", {"json": b"{", "png": encoded(0)}),
-    (
-        "label",
-        "`label` is '3'; expected a number from 0",
-        {"json": {"label": "3"}, "png": encoded(0)},
-    ),
+    ("label", "`label` is '3'", {"json": {"label": "3"}, "png": encoded(0)}),
     ("label", "expected the number of a class", {"cls": b"x", "png": encoded(0)}),
     ("caption", "must be a list of strings", {"json": {"captions": "a"}, "png": encoded(0)}),
     ("content", "content 0 is {'txt': 'a'}", {"json": {"content": [{"txt": "a"}]}}),
@@ -98,8 +87,8 @@ def test_each_damage_has_its_reason_and_is_found_alone(
     path = write_shard(tmp_path / "a.tar", [*GOOD, ("bad", members)])
     report = verify([str(path)])
     assert report.damaged == {reason: 1}
-    assert what in report.first[reason][0]
-    assert f"{path}:bad" in report.first[reason][0]
+    assert what in report.first(reason)[0]
+    assert f"{path}:bad" in report.first(reason)[0]
     assert not verify([str(path)], quick=True).damaged
 
 
@@ -110,7 +99,7 @@ def test_changed_bytes_are_found_also_two_in_one_sample(shard: Path):
     for quick in (False, True):
         report = verify([str(shard)], quick=quick)
         assert report.damaged == {"member": 3}
-        assert sorted(told.partition(": ")[0] for told in report.first["member"]) == [
+        assert sorted(told.partition(": ")[0] for told in report.first("member")) == [
             f"{shard}:{name}" for name in ("mixed.0.png", "mixed.json", "words.jpg")
         ]
     assert verify([str(shard)], quick=True, reindex=True).damaged == {}  # changed on purpose
@@ -134,7 +123,7 @@ def test_a_truncated_shard(shard: Path, indexed: bool, caplog: pytest.LogCapture
         report = verify([str(shard)])
     # An index of before still knows what there was behind the cut.
     assert report.damaged == ({"shard": 1, "member": 4} if indexed else {"shard": 1})
-    assert f"{shard}:mixed.1.moments.npy: it is cut short" in report.first["shard"][0]
+    assert f"{shard}:mixed.1.moments.npy: it is cut short" in report.first("shard")[0]
     assert report.indexes == {"there" if indexed else "made": 1}
     assert "did not fit its shard" not in caplog.text
 
@@ -147,7 +136,7 @@ def test_a_damaged_header_that_the_index_still_knows(shard: Path):
     shard.write_bytes(data)
     report = verify([str(shard)])
     assert report.damaged == {"shard": 1}
-    assert f"bytes {at} to {len(data)} are lost" in report.first["shard"][0]
+    assert f"bytes {at} to {len(data)} are lost" in report.first("shard")[0]
 
 
 def test_members_that_the_index_does_not_know(tmp_path: Path, shard: Path):
@@ -158,7 +147,7 @@ def test_members_that_the_index_does_not_know(tmp_path: Path, shard: Path):
     )
     report = verify([str(shard)])
     assert report.damaged == {"member": 1}
-    assert report.first["member"] == [
+    assert report.first("member") == [
         f"{shard}:alone.png: not in the shard's index; if the shard was changed on purpose, verify "
         "it with --reindex"
     ]
@@ -184,55 +173,13 @@ def test_what_is_no_tar_and_what_does_not_belong_together(tmp_path: Path, shard:
     no_tar = save(tmp_path / "s/b.tar", b"not a tar file")
     report = verify([str(shard), str(no_tar)])
     assert (report.shards, report.samples, report.damaged) == (2, 7, {"shard": 1})
-    assert f"shard {no_tar}: not a tar file with samples" in report.first["shard"][0]
+    assert f"shard {no_tar}: not a tar file with samples" in report.first("shard")[0]
     no_tar.unlink()
     other = write_shard(tmp_path / "s/c.tar", GOOD, {"made": "otherwise"})
     assert not verify([str(shard), str(other)]).damaged  # two patterns: two kinds
     report = verify([f"{tmp_path}/s/*.tar"])
     assert report.damaged == {"shard": 1}
-    assert f"{other} and {shard} were made with different settings" in report.first["shard"][0]
-
-
-def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_shards(tmp_path, "a", GOOD, per_shard=2)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    reports = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        reports.append(verify([f"{tmp_path}/*.tar"], listing=tmp_path / "r.json"))
-    assert [report.shards for report in reports] == [2, 1, 1]
-    assert sum(report.samples for report in reports) == len(GOOD)
-    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["r.0.json", "r.1.json", "r.2.json"]
-
-
-def test_processes_of_a_launcher_report_together(tmp_path: Path):
-    write_shards(tmp_path, "a", GOOD, per_shard=2)
-    command = [sys.executable, "-m", "mmfusion", "data", "verify", f"{tmp_path}/*.tar"]
-    said = launch(command, ranks=2)
-    assert said.count("looked at 4 shards: 7 samples, 15 members") == 1
-
-
-def test_processes_of_a_launcher_find_what_one_process_finds(tmp_path: Path):
-    write_shard(tmp_path / "a.tar", GOOD, {"flip": False})
-    other = write_shard(tmp_path / "b.tar", GOOD, {"flip": True})
-    command = [sys.executable, "-m", "mmfusion", "data", "verify", f"{tmp_path}/*.tar"]
-    with pytest.raises(AssertionError) as failed:
-        launch(command, ranks=2)
-    said = str(failed.value)
-    assert "damaged, shard: 1" in said
-    assert f"{other} and {tmp_path}/a.tar were made with different settings" in said
-    assert "all is well" not in said
-
-
-def test_headers_of_several_reports_are_compared():
-    one, two, three = Report(), Report(), Report()
-    assert one.mixed(0, "a", {"flip": 0}) is None
-    assert one.mixed(0, "c", {"flip": 0}) is None
-    assert two.mixed(0, "b", {"flip": 1}) is None
-    assert two.mixed(1, "x", {"flip": 1}) is None
-    assert three.mixed(1, "y", {"flip": 1}) is None
-    assert two.plus(three).damaged == {}
-    assert one.plus(two).plus(three).damaged == {"shard": 1}
+    assert f"{other} and {shard} were made with different settings" in report.first("shard")[0]
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
@@ -259,17 +206,6 @@ def test_a_huge_extended_header_is_not_read_into_memory(tmp_path: Path, kind: by
     assert list(found.samples) == [key for key, _ in GOOD[:-1]]
 
 
-def test_reports_add_up():
-    one, two = Report(1, 2, 3, 4), Report(1, 1, 1, 1)
-    for report, reason in ((one, "json"), (two, "json"), (two, "label")):
-        for n in range(FIRST):
-            report.add(CorruptSample(reason, f"{reason} {n}"))
-    both = one.plus(two)
-    assert (both.shards, both.samples, both.members, both.bytes) == (2, 3, 4, 5)
-    assert both.damaged == {"json": 2 * FIRST, "label": FIRST}
-    assert both.first == {r: [f"{r} {n}" for n in range(FIRST)] for r in ("json", "label")}
-
-
 def test_remote_shards(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
@@ -280,7 +216,7 @@ def test_remote_shards(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     memory.pipe("/verified/a.tar", shard.read_bytes())
     report = verify(["memory://verified/{a..a}.tar"])
     assert report.damaged == {"member": 1}
-    assert "verified/a.tar:class.png: differs" in report.first["member"][0]
+    assert "verified/a.tar:class.png: differs" in report.first("member")[0]
 
 
 # The command
@@ -320,14 +256,12 @@ def test_real_shards_are_well(tmp_path: Path, name: str):
     assert not report.damaged
 
 
-USELESS = {
-    "keys with dots": [
-        (f"photo.v{n}", {"jpg": encoded(0), "json": {"label": 1}}) for n in range(3)
-    ],
+TABLE = {"jpg": encoded(0), "json": {"label": 1}}
+USELESS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "keys with dots": [(f"photo.v{n}", TABLE) for n in range(3)],
     "other names": [(f"{n}", {"input.jpg": encoded(0), "caption.txt": b"a"}) for n in range(3)],
-    "a caption that nobody finds": [
-        (f"{n}", {"png": encoded(0), "caption.txt": b"a"}) for n in "ab"
-    ],
+    "a caption that nobody finds": [(n, {"png": encoded(0), "caption.txt": b"a"}) for n in "ab"],
+    "facts that nobody knows": [("s", {"json": {}, "png": encoded(0)})],
     "facts alone": [(f"{n}", {"json": {"url": "x"}, "mp4": b"a"}) for n in range(3)],
 }
 
@@ -338,7 +272,7 @@ def test_shards_that_no_task_can_read_are_not_well(tmp_path: Path, name: str, qu
     path = write_shard(tmp_path / "a.tar", USELESS[name])
     report = verify([str(path)], quick)
     assert report.damaged == {"shard": 1}
-    (told,) = report.first["shard"]
+    (told,) = report.first("shard")
     key = USELESS[name][0][0].partition(".")[0]
     assert f"the first, {key}, has {key}." in told
     assert "first dot" in told
@@ -350,13 +284,6 @@ def test_shards_of_one_good_sample_and_of_pictures_alone_are_well(tmp_path: Path
     mixed = [*USELESS["other names"], ("good", {"png": encoded(0), "cls": b"1"})]
     for n, samples in enumerate((mixed, [(f"{n}", {"png": encoded(0)}) for n in range(3)])):
         assert not verify([str(write_shard(tmp_path / f"{n}.tar", samples))]).damaged
-
-
-def test_pictures_that_serve_no_task_are_found(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "a.tar", [("s", {"json": {}, "png": encoded(0)})])
-    assert verify([str(path)]).damaged
-    alone = write_shard(tmp_path / "b.tar", [("s", {"png": encoded(0)})])
-    assert not verify([str(alone)]).damaged  # pictures by themselves, as evaluations take them
 
 
 def test_a_folder_is_told_how_its_shards_are_named(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ side by side; what is learned of it has a coloured frame.
 """
 
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
@@ -25,54 +24,48 @@ MOST_PARTS = 2 * COLUMNS - 1  # of an interleaved sample
 LEARNED = "#d1495b"
 
 Decode = Callable[[np.ndarray], PILImage.Image]
-Part = tuple[PILImage.Image | str, bool]
 
 
-@dataclass
-class Shown:
-    """What the sheet shows of one sample.
+class Cell(NamedTuple):
+    """A picture or a text, whether it is learned, and the lines below it."""
 
-    Attributes:
-        key: where it is.
-        title: its class.
-        parts: pictures and texts in their order, and whether each is learned.
-        caption: the first of its captions, and how many more there are.
-        strip: whether it is interleaved.
-    """
-
-    key: str
-    title: str = ""
-    parts: list[Part] = field(default_factory=list)
-    caption: str = ""
-    strip: bool = False
+    what: PILImage.Image | str
+    learned: bool = False
+    below: Sequence[str] = ()
 
 
-def show(sample: Sample, classes: list[str], decode: Decode | None = None) -> Shown:
+def show(sample: Sample, classes: list[str], decode: Decode | None = None) -> list[Cell]:
     """What is to be shown of a sample; what is damaged of it is said in words."""
-    shown = Shown(sample.where.rpartition(":")[2])
     try:
         facts = sample.json()
         if "content" in facts:
-            shown.strip = True
-            content = sample.content()
-            for part in content[:MOST_PARTS]:
-                image = part.kind == "image"
-                what = _pictured(sample, part.value, decode) if image else part.value
-                shown.parts.append((what, part.target or part.kind == "answer"))
-            if len(content) > MOST_PARTS:
-                shown.parts.append((f"and {len(content) - MOST_PARTS} more", False))
-            return shown
-        shown.parts.append((_pictured(sample, None, decode), False))
+            return _strip(sample, decode)
+        below = [sample.key]
         if "label" in facts:
             label = sample.label()
-            shown.title = f"{label}: {classes[label]}" if label < len(classes) else f"class {label}"
+            below += [f"{label}: {classes[label]}" if label < len(classes) else f"class {label}"]
         if "captions" in facts:
             first, *rest = sample.captions()
-            shown.caption = f"{first} (and {len(rest)} more)" if rest else first
+            below += [f"{first} (and {len(rest)} more)" if rest else first]
     except CorruptSample as error:
-        shown.title = f"damaged, {error.reason}"
-        shown.caption = str(error).removeprefix(sample.where)
-    return shown
+        below = [sample.key, _damaged(sample, error)]
+    return [Cell(_pictured(sample, None, decode), False, below)]
+
+
+def _strip(sample: Sample, decode: Decode | None) -> list[Cell]:
+    """An interleaved sample, part by part, with the key below the first."""
+    cells, content = [], sample.content()
+    for part in content[:MOST_PARTS]:
+        image = part.kind == "image"
+        what = _pictured(sample, part.value, decode) if image else part.value
+        cells.append(Cell(what, part.target or part.kind == "answer"))
+    if len(content) > MOST_PARTS:
+        cells.append(Cell(f"and {len(content) - MOST_PARTS} more"))
+    return [cells[0]._replace(below=[sample.key]), *cells[1:]]
+
+
+def _damaged(sample: Sample, error: CorruptSample) -> str:
+    return f"damaged, {error.reason}: {str(error).removeprefix(sample.where)}"
 
 
 def _pictured(sample: Sample, name: str | None, decode: Decode | None) -> PILImage.Image | str:
@@ -81,7 +74,7 @@ def _pictured(sample: Sample, name: str | None, decode: Decode | None) -> PILIma
             return flat(sample.picture(name))
         moments = sample.moments(moments_name(name))
     except CorruptSample as error:
-        return f"damaged, {error.reason}: {str(error).removeprefix(sample.where)}"
+        return _damaged(sample, error)
     mean = moments[0, 0].astype(np.float32)
     return decode(mean) if decode else false_colour(mean)
 
@@ -94,43 +87,37 @@ def false_colour(latents: np.ndarray) -> PILImage.Image:
     return PILImage.fromarray(np.rint(scaled.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def draw_sheet(sections: list[tuple[str, list[Shown]]]) -> "Figure":
-    """All samples below their section's heading, `COLUMNS` cells in a line."""
+def draw_sheet(sections: dict[str, list[Cell]]) -> "Figure":
+    """All cells below their section's heading, `COLUMNS` of them in a line."""
     from matplotlib.figure import Figure
 
-    heights = [-(-sum(max(1, len(s.parts)) for s in shown) // COLUMNS) for _, shown in sections]
-    ratios = [2.3 * lines + 0.4 for lines in heights]
-    figure = Figure((2 * COLUMNS, sum(ratios)), layout="constrained")
-    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=ratios)[:, 0]
-    for part, lines, (heading, shown) in zip(parts, heights, sections, strict=True):
+    lines = [-(-len(cells) // COLUMNS) for cells in sections.values()]
+    heights = [2.3 * count + 0.4 for count in lines]
+    figure = Figure((2 * COLUMNS, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, count, (heading, cells) in zip(parts, lines, sections.items(), strict=True):
         part.suptitle(heading, fontsize=11, parse_math=False)
-        axes = list(part.subplots(max(1, lines), COLUMNS, squeeze=False).flat)
-        for each in axes:
-            each.axis("off")
-        cells = iter(axes)
-        for sample in shown:
-            for number, (what, learned) in enumerate(sample.parts or [("", False)]):
-                _draw(next(cells), sample, what, learned, first=number == 0)
+        grid = list(part.subplots(count, COLUMNS, squeeze=False).flat)
+        for axes, cell in zip(grid, cells, strict=False):
+            _draw(axes, cell)
+        for axes in grid[len(cells) :]:
+            axes.axis("off")
     return figure
 
 
-def _draw(axes: Any, sample: Shown, what: PILImage.Image | str, learned: bool, first: bool) -> None:
-    """A part of a sample; under the first of them the sample's key, class and caption."""
-    axes.axis("on")
+def _draw(axes: Any, cell: Cell) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color=LEARNED if learned else "#d6d9e0", linewidth=2 if learned else 0.5)
-    colour = LEARNED if learned else "black"
+        spine.set(
+            color=LEARNED if cell.learned else "#d6d9e0", linewidth=2 if cell.learned else 0.5
+        )
     small = {"fontsize": 7, "parse_math": False}
-    if isinstance(what, str):
-        text = textwrap.fill(what, 24, max_lines=9, placeholder="…")
+    if isinstance(cell.what, str):
+        text = textwrap.fill(cell.what, 24, max_lines=9, placeholder="…")
+        colour = LEARNED if cell.learned else "black"
         axes.text(0.5, 0.5, text, color=colour, ha="center", va="center", **small)
     else:
-        axes.imshow(
-            what.convert("RGB"),
-            interpolation="nearest" if what.width < 100 else "antialiased",
-        )
-    if first:
-        said = [sample.key, sample.title, sample.caption]
-        lines = [textwrap.fill(s, 34, max_lines=3, placeholder="…") for s in said if s]
-        axes.set_xlabel("\n".join(lines), loc="left", **small)
+        smooth = "antialiased" if cell.what.width >= 100 else "nearest"
+        axes.imshow(cell.what.convert("RGB"), interpolation=smooth)
+    lines = [textwrap.fill(line, 34, max_lines=3, placeholder="…") for line in cell.below]
+    axes.set_xlabel("\n".join(lines), loc="left", **small)

@@ -3,9 +3,9 @@
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -16,17 +16,13 @@ from mmfusion.config import Config, SourceConfig
 from mmfusion.config.run import TaskName
 from mmfusion.errors import CorruptSample, UserError
 from mmfusion.rng import generator
-from mmfusion.sequence import Row
 
-from ..documents import DocumentMaker
 from ..latents import check_latents
 from ..shards import Shards
-from .contact_sheet import Decode, Shown, draw_sheet, show
-from .plot_rows import PlottedRow, packed, plot_rows, told
-from .statistics import document_lengths, some_documents, statistics
+from .contact_sheet import Cell, Decode, draw_sheet, show
+from .plot_rows import PlottedRow, plot_rows, plotted
+from .statistics import some_documents, statistics
 
-DOCUMENTS = 200  # of a source, for the estimate of their length
-DRAWN = 4  # documents of a row that is drawn
 TASKS: dict[TaskName, str] = {  # what samples must have to serve as a task
     "class_to_image": "label",
     "text_to_image": "captions",
@@ -45,42 +41,34 @@ def inspect(
     pictures: int = 256,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of each pattern by itself, as JSON data; with `output`, sheets beside them.
+    """Figures of each pattern by itself, as JSON data.
 
     Args:
         patterns: globs, braces or URLs; without any, those of the config's sources.
-        output: `x.png` for the contact sheet; `x.json` has the figures and, with a config,
-            `x.rows.png` documents as packed rows.
-        config: says how samples become documents.
+        output: `x.png` for a contact sheet of `count` samples; `x.json` has the figures and, with a
+            config, `x.rows.png` documents as packed rows.
         task: read the patterns as this task; default: all for which the samples have the facts.
-        count: samples on the sheet, over all patterns.
-        most: samples of a pattern of which the facts are read.
-        pictures: samples of a pattern of which the pictures are decoded.
-        seed: of what is chosen.
+        most, pictures: samples of a pattern of which facts are read, and pictures decoded.
     """
     sources = [] if config is None or patterns else config.data.sources
     if not patterns and not sources:
         raise UserError("inspect: give shards, or --config to look at those of its sources")
-    patterns = list(dict.fromkeys(patterns or [source.shards for source in sources]))
-    shards = {pattern: Shards(pattern) for pattern in patterns}
+    shards = {name: Shards(name) for name in patterns or [source.shards for source in sources]}
     tokenizer = Tokenizer(config.text.tokenizer) if config and config.text else None
     found = [statistics(s, most, pictures, seed, tokenizer) for s in shards.values()]
     result: dict[str, Any] = {"seed": seed, "patterns": found}
     rows: list[PlottedRow] = []
     if config:
-        chosen = list(sources) or [
-            source for facts in found for source in _sources(facts, task, config)
-        ]
+        sources = sources or [s for facts in found for s in _sources(facts, task, config)]
         result["documents"] = []
-        for source in chosen:
-            lengths, row = _documents(config, source, shards[source.shards], tokenizer, seed)
-            result["documents"].append(lengths)
-            rows += [row] if row else []
+        for source in sources:
+            of = shards[source.shards]
+            documents, figures = some_documents(config, source, of, tokenizer, seed)
+            result["documents"].append(figures)
+            rows += plotted(config, source, documents, tokenizer)
     if output:
-        sections = [
-            _section(s, config, max(1, count // len(shards)), seed) for s in shards.values()
-        ]
-        save(draw_sheet(sections), output)
+        each = max(1, count // len(shards))
+        save(draw_sheet(dict(_section(s, config, each, seed) for s in shards.values())), output)
         if rows:
             save(plot_rows(rows), output.with_suffix(".rows.png"))
         text = json.dumps(result, indent=1, ensure_ascii=False)
@@ -100,56 +88,35 @@ def save(figure: Any, path: Path) -> None:
 
 def _sources(facts: dict[str, Any], task: TaskName | None, config: Config) -> list[SourceConfig]:
     """The tasks that a pattern's samples can serve, as sources."""
-    fitting = [name for name in get_args(TaskName) if facts["kinds"].get(TASKS[name])]
+    tasks = [name for name, fact in TASKS.items() if facts["kinds"].get(fact)]
     if not config.text:
-        fitting = [name for name in fitting if name == "class_to_image"]
-    tasks = [task] if task else fitting
-    return [SourceConfig(name=name, shards=facts["pattern"], task=name) for name in tasks]
-
-
-def _documents(
-    config: Config, source: SourceConfig, shards: Shards, tokenizer: Tokenizer | None, seed: int
-) -> tuple[dict[str, Any], PlottedRow | None]:
-    """How long a source's documents are, and a row of some of them."""
-    check_latents({f"data source {source.name}": shards.header}, config.image)
-    maker = DocumentMaker(config, tokenizer)
-    documents, lost = some_documents(source, shards, maker, DOCUMENTS, seed)
-    lengths = document_lengths(config, source, documents, lost)
-    empty = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
-    row, taken = packed(documents, empty, DRAWN)
-    if not taken:
-        return lengths, None
-    name = source.name if source.name == source.task else f"{source.name}: {source.task}"
-    heading = f"{name}, {len(taken)} documents in {row.used} of {row.length} tokens"
-    lines = [f"doc {n}: {told(document, tokenizer)}" for n, document in enumerate(taken)]
-    return lengths, PlottedRow(row, heading, lines)
+        tasks = [name for name in tasks if name == "class_to_image"]
+    shards = facts["pattern"]
+    return [SourceConfig(name=t, shards=shards, task=t) for t in ([task] if task else tasks)]
 
 
 def _section(
     shards: Shards, config: Config | None, count: int, seed: int
-) -> tuple[str, list[Shown]]:
-    """Some samples of some shards, as the sheet shows them, and a heading."""
+) -> tuple[str, list[Cell]]:
+    """A heading, and some samples of some shards as the sheet shows them."""
     numbers = generator("inspect", "sheet", seed).choice(
         len(shards), min(count, len(shards)), replace=False
     )
     decode = _decoder(config, shards.header)
-    classes = config.classes if config else []
-    shown = [_shown(shards, int(number), classes, decode) for number in numbers]
+    classes = list(config.classes) if config else []
+    cells: list[Cell] = []
+    for number in numbers.tolist():
+        try:
+            cells += show(shards[number], classes, decode)
+        except CorruptSample as error:
+            cells.append(Cell(str(error), below=[shards.place(number)[1]]))
     how = ""
     if any("moments.npy" in ext for ext in shards.extensions(int(numbers[0]))):
         how = ", latents decoded" if decode else ", latents in false colour"
-    return f"{shards.pattern}: {len(numbers)} of {len(shards):,} samples{how}", shown
+    return f"{shards.pattern}: {len(numbers)} of {len(shards):,} samples{how}", cells
 
 
-def _shown(shards: Shards, number: int, classes: list[str], decode: Decode | None) -> Shown:
-    try:
-        sample = shards[number]
-    except CorruptSample as error:
-        return Shown(shards.place(number)[1], f"damaged, {error.reason}", [(str(error), False)])
-    return show(sample, list(classes), decode)
-
-
-def _decoder(config: Config | None, header: dict[str, Any]) -> Callable | None:
+def _decoder(config: Config | None, header: dict[str, Any]) -> Decode | None:
     """What makes pictures of latents (c, h, w), where the config's autoencoder is at hand."""
     if config is None or config.image.codec != "vae" or not Path(str(config.image.vae)).is_dir():
         return None
@@ -158,9 +125,12 @@ def _decoder(config: Config | None, header: dict[str, Any]) -> Callable | None:
     return lambda latents: codec.decode(patches(np.asarray(latents), patch)[None])[0]
 
 
+# The figures as lines for a terminal
+
+
 def lines(result: dict[str, Any]) -> list[str]:
-    """The figures as lines for a terminal."""
-    said = [line for facts in result["patterns"] for line in _pattern_lines(facts)]
+    """The figures of `inspect`."""
+    said = [line for facts in result["patterns"] for line in _pattern(facts)]
     for source in result.get("documents", []):
         tokens, kinds = source["tokens"], source["mean_of_each_kind"]
         head = f"documents of {source['source']} ({source['task']})"
@@ -176,14 +146,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     return said
 
 
-def _pattern_lines(facts: dict[str, Any]) -> list[str]:
+def _pattern(facts: dict[str, Any]) -> list[str]:
     captions, labels, pictures = facts["captions"], facts["labels"], facts["pictures"]
-    members = {f"{m['count']:,} {e}": _bytes(m["bytes"]) for e, m in facts["members"].items()}
+    members = [(f"{m['count']:,} {e}", _bytes(m["bytes"])) for e, m in facts["members"].items()]
     kinds = ", ".join(f"{n:,} with {kind}" for kind, n in facts["kinds"].items())
     some = f"{pictures['decoded']} pictures of {pictures['samples']} random samples"
-    header = json.dumps(facts["header"], ensure_ascii=False) if facts["header"] else ""
     table = {
-        "members": _named(members.items()),
+        "members": _named(members),
         f"of {facts['read']:,} samples": kinds or "no facts",
         "captions of a sample": _spread(captions["per_sample"]),
         "captions' characters": _spread(captions["characters"]),
@@ -195,7 +164,7 @@ def _pattern_lines(facts: dict[str, Any]) -> list[str]:
         "  width": _spread(pictures["width"]),
         "  height": _spread(pictures["height"]),
         "  modes": _named(pictures["modes"].items()),
-        "header": header,
+        "header": json.dumps(facts["header"], ensure_ascii=False) if facts["header"] else "",
         "damaged, of what was read": _lost(facts["damage"]) or "nothing",
     }
     return [
@@ -205,7 +174,7 @@ def _pattern_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _named(pairs: Iterable[tuple[Any, Any]]) -> str:
+def _named(pairs: Iterable[Iterable[Any]]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in pairs)
 
 
@@ -216,14 +185,11 @@ def _lost(damage: dict[str, int]) -> str:
 def _spread(figures: dict[str, float]) -> str:
     if not figures:
         return ""
-    return (
-        f"mean {figures['mean']:,g}, median {figures['median']:,}, 99% up to {figures['p99']:,}, "
-        f"most {figures['most']:,}"
-    )
+    said = "mean {mean:,g}, median {median:,}, 99% up to {p99:,}, most {most:,}"
+    return said.format(**figures)
 
 
 def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} bytes"
+    power = min(3, max(0, count.bit_length() - 1) // 10)
+    unit = ("bytes", "KiB", "MiB", "GiB")[power]
+    return f"{count / 1024**power:,.1f} {unit}" if power else f"{count} bytes"

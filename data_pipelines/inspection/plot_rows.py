@@ -4,19 +4,22 @@ Above, four bands over the tokens of a row: kind, document, order and stream. Be
 axis, the visibility mask that follows from them (mmfusion/mask.py).
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import Config, SourceConfig
 from mmfusion.mask import dense_mask
 from mmfusion.sequence import IMAGE, LABEL, TEXT, Document, Image, Label, Row, Text, count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DRAWN = 4  # documents of a row
+MOST_TOLD = 110  # characters about a document
 KINDS = {
     "padding": "#e3e5ea",
     "text, given": "#5b8def",
@@ -38,16 +41,14 @@ earlier in order, and what shares its order and its stream: text is a triangle; 
 picture and an AR step are squares"""
 
 
-@dataclass(frozen=True)
-class PlottedRow:
+class PlottedRow(NamedTuple):
     """A row with a heading, and a line about each of its documents."""
 
     row: Row
-    heading: str
-    lines: list[str]
+    about: list[str]
 
 
-def rgb(colours: "tuple[str, ...] | list[str]") -> np.ndarray:
+def rgb(colours: Iterable[str]) -> np.ndarray:
     """Colours (n, 3), uint8, of their names."""
     return np.array([list(bytes.fromhex(colour[1:])) for colour in colours], np.uint8)
 
@@ -56,24 +57,26 @@ def bands(row: Row) -> dict[str, np.ndarray]:
     """Colours (L, 3), uint8, of the tokens of a row: by kind, document, order and stream."""
     from matplotlib import colormaps
 
-    answer = row.predict >= 0
-    answer[1:] |= answer[:-1].copy()
-    kind = np.select(
-        [row.doc < 0, (row.kind == TEXT) & answer, row.kind == TEXT, row.kind == LABEL,
-         (row.kind == IMAGE) & (row.stream > 0), row.kind == IMAGE],
-        [0, 2, 1, 3, 5, 4],
-    )  # fmt: skip
+    learned = row.predict >= 0
+    learned[1:] |= learned[:-1].copy()
+    shown = {
+        "padding": row.doc < 0,
+        "text, learned": (row.kind == TEXT) & learned,
+        "text, given": row.kind == TEXT,
+        "label": row.kind == LABEL,
+        "image, noisy": (row.kind == IMAGE) & (row.stream > 0),
+        "image, clean": row.kind == IMAGE,
+    }
+    kinds = rgb(KINDS[name] for name in shown)
     last = max(1, int(row.order[row.doc >= 0].max(initial=1)))
-    order = colormaps["viridis"](np.clip(row.order / last, 0, 1), bytes=True)[:, :3]
     copy = np.where(row.stream > 0, (row.stream - 1) % (len(STREAMS) - 1) + 1, 0)
     found = {
-        "kind": rgb(list(KINDS.values()))[kind],
+        "kind": kinds[np.argmax(list(shown.values()), 0)],
         "doc": rgb(DOCUMENTS)[row.doc % len(DOCUMENTS)],
-        "order": order,
+        "order": colormaps["viridis"](np.clip(row.order / last, 0, 1), bytes=True)[:, :3],
         "stream": rgb(STREAMS)[copy],
     }
-    padding = row.doc[:, None] < 0
-    return {name: np.where(padding, rgb([KINDS["padding"]]), c) for name, c in found.items()}
+    return {name: np.where(row.doc[:, None] < 0, kinds[0], c) for name, c in found.items()}
 
 
 def mask(row: Row, length: int) -> np.ndarray:
@@ -83,15 +86,20 @@ def mask(row: Row, length: int) -> np.ndarray:
     return np.where(visible[..., None], bands(row)["kind"][:length, None], np.uint8(255))
 
 
-def packed(documents: list[Document], row: Row, most: int) -> tuple[Row, list[Document]]:
-    """The documents that the row takes, one after another as in training, at most so many."""
-    taken: list[Document] = []
-    for document in documents:
-        if len(taken) == most or row.used + count(document, row.label_tokens).tokens > row.length:
+def plotted(
+    config: Config, source: SourceConfig, documents: list[Document], tokenizer: Tokenizer | None
+) -> list[PlottedRow]:
+    """A row of the first few documents, one after another as in training; none if none fits."""
+    row = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+    about: list[str] = []
+    for document in documents[:DRAWN]:
+        if row.used + count(document, row.label_tokens).tokens > row.length:
             break
         row.document(document)
-        taken.append(document)
-    return row, taken
+        about.append(f"doc {len(about)}: {told(document, tokenizer)}"[:MOST_TOLD])
+    name = source.name if source.name == source.task else f"{source.name}: {source.task}"
+    heading = f"{name}, {len(about)} documents in {row.used} of {row.length} tokens"
+    return [PlottedRow(row, [heading, *about])] if about else []
 
 
 def told(document: Document, tokenizer: Tokenizer | None) -> str:
@@ -119,27 +127,25 @@ def plot_rows(rows: list[PlottedRow]) -> "Figure":
 
     lines = -(-len(rows) // 2)
     figure = Figure((16, 9.5 * lines + 2.2), layout="constrained")
-    parts: Any = figure.subfigures(lines + 1, 1, height_ratios=[9.5] * lines + [2.2])
-    pairs = [part.subfigures(1, 2) for part in parts[:-1]]
-    for number, plotted in enumerate(rows):
-        _plot(pairs[number // 2][number % 2], plotted)
-    below = parts[-1]
+    ratios = [9.5 * lines, 2.2]
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios).flat
+    parts = above.subfigures(lines, 2, squeeze=False).flat
+    for part, plotted in zip(parts, rows, strict=False):
+        _plot(part, plotted)
     patches = [Patch(color=colour, label=name) for name, colour in KINDS.items()]
     below.legend(handles=patches, loc="upper center", ncols=len(patches), frameon=False)
     below.text(0.1, 0.8, ABOUT, va="top")
     return figure
 
 
-def _plot(figure: "Figure", plotted: PlottedRow) -> None:
+def _plot(figure: Any, plotted: PlottedRow) -> None:
     row = plotted.row
     length = min(row.length, row.used + max(2, row.used // 16))  # not all of the padding
-    about = [plotted.heading, *(line[:110] for line in plotted.lines)]
-    figure.suptitle("\n".join(about), fontsize=10, ha="left", x=0.02, parse_math=False)
-    *strips, below = figure.subplots(5, 1, height_ratios=[1, 1, 1, 1, 26], sharex=True)
-    for axes, (name, colours) in zip(strips, bands(row).items(), strict=True):
-        axes.imshow(colours[None, :length], aspect="auto", interpolation="none")
+    figure.suptitle("\n".join(plotted.about), fontsize=10, ha="left", x=0.02, parse_math=False)
+    shown = {name: colours[None, :length] for name, colours in bands(row).items()}
+    shown["mask"] = mask(row, length)
+    parts = figure.subplots(len(shown), 1, height_ratios=[1, 1, 1, 1, 26], sharex=True)
+    for axes, (name, colours) in zip(parts, shown.items(), strict=True):
+        axes.imshow(colours, aspect="auto", interpolation="none")
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    below.imshow(mask(row, length), aspect="auto", interpolation="none")
-    below.set_ylabel("mask", rotation=0, ha="right", va="center")
-    for axes in (*strips, below):
         axes.set(xticks=[], yticks=[])

@@ -4,11 +4,9 @@ Shards, samples, members and bytes are of all; they come from the indexes. What 
 is counted over a random subset, and each figure says of how many samples it is.
 """
 
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -24,14 +22,9 @@ from ..index import open_index
 from ..samples import FACTS, is_image, is_moments
 from ..shards import Shards
 
+T = TypeVar("T")
 EXTREMES = 5  # classes, or sizes, that are named
-
-
-def subset(shards: Shards, most: int, seed: int, what: str) -> np.ndarray:
-    """Numbers of at most so many random samples, in the order in which they lie."""
-    if len(shards) <= most:
-        return np.arange(len(shards))
-    return np.sort(generator("inspect", what, seed).choice(len(shards), most, replace=False))
+DOCUMENTS = 200  # of a source, for the estimate of their length
 
 
 def spread(values: Sequence[int]) -> dict[str, float]:
@@ -45,15 +38,7 @@ def spread(values: Sequence[int]) -> dict[str, float]:
 def statistics(
     shards: Shards, most: int, pictures: int, seed: int, tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
-    """All figures of some shards, as JSON data.
-
-    Args:
-        shards: of one kind.
-        most: samples of which the facts are read.
-        pictures: samples of which the pictures are decoded.
-        seed: of the choice.
-        tokenizer: for lengths in tokens.
-    """
+    """All figures of some shards, as JSON data; facts of `most` samples, pictures of `pictures`."""
     damage = Counter(lost.reason for _, lost in shards.lost)
     return {
         "pattern": shards.pattern,
@@ -62,126 +47,117 @@ def statistics(
         "bytes": sum(open_index(path).bytes for path in shards.paths),
         "members": {e: {"count": n, "bytes": b} for e, (n, b) in shards.tally().items()},
         "header": shards.header,
-        **_facts(shards, subset(shards, most, seed, "facts"), tokenizer, damage),
-        "pictures": _pictures(shards, subset(shards, pictures, seed, "pictures"), damage),
+        **_facts(shards, _subset(shards, most, seed, "facts"), tokenizer, damage),
+        "pictures": _pictures(shards, _subset(shards, pictures, seed, "pictures"), damage),
         "damage": dict(damage.most_common()),
     }
 
 
+def _subset(shards: Shards, most: int, seed: int, what: str) -> list[int]:
+    """Numbers of at most so many random samples, in the order in which they lie."""
+    if len(shards) <= most:
+        return list(range(len(shards)))
+    chosen = generator("inspect", what, seed).choice(len(shards), most, replace=False)
+    return np.sort(chosen).tolist()
+
+
+def _usable(damage: Counter, look: Callable[..., T], *arguments: Any) -> T | None:
+    """What is looked at; None, and counted by its reason, where it cannot be used."""
+    try:
+        return look(*arguments)
+    except CorruptSample as error:
+        damage[error.reason] += 1
+        return None
+
+
 def _facts(
-    shards: Shards, numbers: np.ndarray, tokenizer: Tokenizer | None, damage: Counter
+    shards: Shards, numbers: list[int], tokenizer: Tokenizer | None, damage: Counter
 ) -> dict[str, Any]:
-    kinds = Counter[str]()
+    pictured = latents = 0
     labels = Counter[int]()
-    per_sample, characters, tokens, parts = (array("q") for _ in range(4))
+    groups: list[list[str]] = []
+    parts: list[int] = []
     for number in tqdm(numbers, desc="facts", unit="sample", disable=len(numbers) < 10_000):
-        extensions = shards.extensions(int(number))
-        kinds["pictures"] += any(map(is_image, extensions))
-        kinds["latents"] += any(map(is_moments, extensions))
-        with _counted(damage):
-            sample = shards.sample(int(number), only=FACTS)
-            facts = sample.json()
-            if "label" in facts:
-                with _counted(damage):
-                    labels[sample.label()] += 1
-                    kinds["label"] += 1
-            if "captions" in facts:
-                with _counted(damage):
-                    captions = sample.captions()
-                    kinds["captions"] += 1
-                    per_sample.append(len(captions))
-                    characters.extend(map(len, captions))
-                    if tokenizer:
-                        tokens.extend(len(tokenizer.encode(caption)) for caption in captions)
-            if "content" in facts:
-                with _counted(damage):
-                    parts.append(len(sample.content()))
-                    kinds["content"] += 1
-    ranked = labels.most_common()
+        extensions = shards.extensions(number)
+        pictured += any(map(is_image, extensions))
+        latents += any(map(is_moments, extensions))
+        sample = _usable(damage, shards.sample, number, FACTS)
+        if sample is None or not (facts := _usable(damage, sample.json)):
+            continue
+        if "label" in facts and (label := _usable(damage, sample.label)) is not None:
+            labels[label] += 1
+        if "captions" in facts and (captions := _usable(damage, sample.captions)):
+            groups.append(captions)
+        if "content" in facts and (content := _usable(damage, sample.content)):
+            parts.append(len(content))
+    texts = [caption for captions in groups for caption in captions]
+    kinds = {
+        "pictures": pictured, "latents": latents, "label": labels.total(),
+        "captions": len(groups), "content": len(parts),
+    }  # fmt: skip
+    ranked = [list(pair) for pair in labels.most_common()]
     return {
         "read": len(numbers),
         "kinds": {kind: n for kind, n in kinds.items() if n},
         "captions": {
-            "per_sample": spread(per_sample),
-            "characters": spread(characters),
-            "tokens": spread(tokens),
+            "per_sample": spread([*map(len, groups)]),
+            "characters": spread([*map(len, texts)]),
+            "tokens": spread([len(tokenizer.encode(t)) for t in texts] if tokenizer else []),
         },
         "labels": {
             "classes": len(labels),
-            "most": [list(pair) for pair in ranked[:EXTREMES]],
-            "least": [list(pair) for pair in ranked[EXTREMES:][-EXTREMES:]],
+            "most": ranked[:EXTREMES],
+            "least": ranked[EXTREMES:][-EXTREMES:],
         },
         "content_parts": spread(parts),
     }
 
 
-@contextmanager
-def _counted(damage: Counter) -> Iterator[None]:
-    """What cannot be used is counted by its reason."""
-    try:
-        yield
-    except CorruptSample as error:
-        damage[error.reason] += 1
-
-
-def _pictures(shards: Shards, numbers: np.ndarray, damage: Counter) -> dict[str, Any]:
-    modes = Counter[str]()
-    sizes: list[tuple[int, int]] = []
-    for number in numbers.tolist():
-        extensions = tuple(filter(is_image, shards.extensions(number)))
-        with _counted(damage):
-            sample = shards.sample(number, only=extensions)
-            for ext in extensions:
-                with _counted(damage):
-                    picture = sample.picture(ext)
-                    modes[picture.mode] += 1
-                    sizes.append(picture.size)
-    counts = Counter(f"{width} x {height}" for width, height in sizes)
+def _pictures(shards: Shards, numbers: list[int], damage: Counter) -> dict[str, Any]:
+    modes, sizes = Counter[str](), Counter[tuple[int, int]]()
+    for number in numbers:
+        extensions = [*filter(is_image, shards.extensions(number))]
+        sample = _usable(damage, shards.sample, number, extensions)
+        if sample is None:
+            continue
+        for ext in extensions:
+            if picture := _usable(damage, sample.picture, ext):
+                modes[picture.mode] += 1
+                sizes[picture.size] += 1
     return {
         "samples": len(numbers),
         "decoded": modes.total(),
-        "sizes": dict(counts.most_common(EXTREMES)),
-        "different_sizes": len(counts),
-        "width": spread([width for width, _ in sizes]),
-        "height": spread([height for _, height in sizes]),
+        "sizes": {f"{w} x {h}": n for (w, h), n in sizes.most_common(EXTREMES)},
+        "different_sizes": len(sizes),
+        "width": spread([width for width, _ in sizes.elements()]),
+        "height": spread([height for _, height in sizes.elements()]),
         "modes": dict(modes.most_common()),
     }
 
 
 def some_documents(
-    source: SourceConfig, shards: Shards, maker: DocumentMaker, most: int, seed: int
-) -> tuple[list[Document], list[CorruptSample]]:
-    """Documents of random samples, as training would make them, and why others give none."""
+    config: Config, source: SourceConfig, shards: Shards, tokenizer: Tokenizer | None, seed: int
+) -> tuple[list[Document], dict[str, Any]]:
+    """Documents of random samples, as training would make them, and their figures."""
+    maker = DocumentMaker(config, tokenizer)
     documents: list[Document] = []
     lost: list[CorruptSample] = []
-    numbers = generator("inspect", "documents", seed).permutation(
-        subset(shards, most, seed, "documents")
-    )
-    for number in numbers.tolist():
+    numbers = _subset(shards, DOCUMENTS, seed, "documents")
+    for number in generator("inspect", "documents", seed).permutation(numbers).tolist():
         rng = generator(seed, "document", source.name, 0, number, source.task)
         try:
             documents.append(maker.make(source, shards[number], rng))
         except CorruptSample as error:
             lost.append(error)
-    return documents, lost
-
-
-def document_lengths(
-    config: Config, source: SourceConfig, documents: list[Document], lost: list[CorruptSample]
-) -> dict[str, Any]:
-    """How long the documents of a source are, and what of them a row holds."""
     counts = [count(document, config.decoder.label_tokens) for document in documents]
-    mean = {
-        name: round(float(np.mean([getattr(c, name) for c in counts])), 2)
-        for name in (Counts._fields if counts else ())
-    }
+    means = [round(float(mean), 2) for mean in (np.mean(counts, 0) if counts else ())]
     tokens = spread([c.tokens for c in counts])
-    return {
+    return documents, {
         "source": source.name,
         "task": source.task,
         "documents": len(documents),
         "tokens": tokens,
-        "mean_of_each_kind": mean,
+        "mean_of_each_kind": dict(zip(Counts._fields, means, strict=False)),
         "per_row": round(config.row_length / tokens["mean"], 2) if tokens else 0,
         "too_long": sum(c.tokens > config.row_length for c in counts),
         "damage": dict(Counter(error.reason for error in lost).most_common()),

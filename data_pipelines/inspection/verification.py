@@ -2,127 +2,113 @@
 
 Three things are looked at: the tar's own headers, each member's SHA-256 against the shard's index,
 and whether the members are what docs/data.md says, by the same code that the loader reads them
-with. What is held in memory is one shard's index and a few samples.
+with.
 """
 
+import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from tqdm import tqdm
 
-from mmfusion import launcher
+from mmfusion import files
+from mmfusion.codecs.image import flat
 from mmfusion.errors import CorruptSample
 
 from .. import storage
-from ..index import NO_INDEX, SUFFIX, Index, make_index, open_index
-from ..samples import Sample, serves
-from ..shard_writer import BAR, THREADS, ahead
+from ..index import SUFFIX, Index, make_index, open_index
+from ..samples import Sample, is_image, is_moments, moments_name, serves, shown_members
+from ..shard_writer import THREADS, ahead
 from ..shards import Block, Shards
-from ..tar_index import Contents, Member, scan
-from .damage_report import Report, listed
-from .validate import findings
+from ..tar_index import Contents, scan
 
 log = logging.getLogger("mmfusion")
+FIRST = 5  # findings of each reason that are told
 CHUNK = 16  # samples that a thread takes at a time
-MOST_BLOCK = 1 << 26  # bytes of neighbours that are read at once
+
+
+@dataclass
+class Report:
+    """What was looked at and found; `indexes` were there, made, or made anew."""
+
+    shards: int = 0
+    samples: int = 0
+    members: int = 0
+    bytes: int = 0
+    indexes: Counter = field(default_factory=Counter)
+    damaged: Counter = field(default_factory=Counter)
+    findings: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, shard: str, damage: CorruptSample) -> None:
+        """Count a finding by its reason."""
+        self.damaged[damage.reason] += 1
+        self.findings.append({"shard": shard, "reason": damage.reason, "what": str(damage)})
+
+    def first(self, reason: str) -> list[str]:
+        """The first few findings of a reason."""
+        return [found["what"] for found in self.findings if found["reason"] == reason][:FIRST]
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        said = [
+            f"looked at {self.shards} shards: {self.samples:,} samples, {self.members:,} members, "
+            f"{self.bytes:,} bytes"
+        ]
+        if self.indexes:
+            said.append("indexes: " + ", ".join(f"{n} {what}" for what, n in self.indexes.items()))
+        for reason, count in self.damaged.most_common():
+            said += [f"damaged, {reason}: {count}", *(f"  {each}" for each in self.first(reason))]
+            if count > FIRST:
+                said.append(f"  and {count - FIRST} more")
+        return [*said, "damaged" if self.damaged else "all is well"]
 
 
 def verify(
     patterns: list[str], quick: bool = False, reindex: bool = False, listing: Path | None = None
 ) -> Report:
-    """Look at all shards of some patterns; of several processes, each at its share of them.
+    """Look at all shards of some patterns; `quick` at tar headers and checksums alone.
 
-    Args:
-        patterns: globs, braces or URLs.
-        quick: look at tar headers and checksums alone.
-        reindex: make all indexes anew first.
-        listing: JSON file for all that is found.
+    With `reindex`, all indexes are made anew first. All that is found goes to the JSON `listing`.
     """
-    rank, world, *_ = launcher.place()
-    groups = [storage.shard_paths(pattern) for pattern in patterns]
-    if listing and world > 1:
-        listing = listing.with_suffix(f".{rank}{listing.suffix}")
     report = Report()
-    group = {path: n for n, found in enumerate(groups) for path in found}
-    paths = list(group)[rank::world]
-    bar = tqdm(total=len(paths), desc="verify", unit="shard", bar_format=BAR, disable=rank > 0)
-    with bar, ThreadPoolExecutor(THREADS) as pool, listed(listing, report) as write:
-        for path in paths:
-            for damage in _shard(path, group[path], quick, reindex, pool, report, bar):
-                report.add(damage)
-                write({"shard": path, "reason": damage.reason, "what": str(damage)})
+    paths = {path: pattern for pattern in patterns for path in storage.shard_paths(pattern)}
+    first: dict[str, Index] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, pattern in tqdm(paths.items(), "verify", unit="shard"):
             report.shards += 1
-            bar.n = report.shards
-            bar.update(0)
+            try:
+                walked, index = scan(path, digests=False), _indexed(path, reindex, report)
+                report.bytes += index.bytes
+                report.samples += len(index)
+                report.members += sum(count for count, _ in index.tally().values())
+                for damage in _tar(path, index, walked, first.setdefault(pattern, index)):
+                    report.add(path, damage)
+                torn = {lost.name for lost in walked.lost}
+                for damage in _samples(path, index, torn, quick, pool) if len(index) else ():
+                    report.add(path, damage)
+            except CorruptSample as error:
+                report.add(path, error)
+    if listing:
+        files.write(listing, json.dumps(vars(report), indent=1).encode())
     return report
-
-
-def _shard(
-    path: str,
-    pattern: int,
-    quick: bool,
-    reindex: bool,
-    pool: ThreadPoolExecutor,
-    report: Report,
-    bar: tqdm,
-) -> Iterator[CorruptSample]:
-    """What is damaged in one shard."""
-    try:
-        walked = scan(path, digests=False)
-        index = _indexed(path, reindex, report)
-        shards = Shards([path]) if len(index) else None
-    except CorruptSample as error:
-        yield error
-        return
-    report.bytes += index.bytes
-    report.samples += len(index)
-    if mixed := report.mixed(pattern, path, index.header):
-        yield mixed
-    yield from (lost.at(path) for lost in walked.lost)
-    torn = {lost.name for lost in walked.lost}
-    yield from _compare(path, index, walked, report)
-    del walked
-    if not shards:
-        return
-    starts, served, sound = range(0, len(index), CHUNK), Event(), True
-    look = partial(_chunk, shards, index, torn, quick, served)
-    for number, found in enumerate(ahead(pool, look, starts), 1):
-        sound = sound and not found
-        yield from found
-        bar.n = report.shards + number / len(starts)
-        bar.update(0)
-    if sound and not served.is_set():
-        yield _no_use(path, *index.sample(0))
-
-
-def _no_use(path: str, key: str, members: list[Member]) -> CorruptSample:
-    names = ", ".join(f"{key}.{member.ext}" for member in members[:4])
-    return CorruptSample(
-        "shard",
-        f"{path}: no task can use any of its samples; the first, {key}, has {names}. A name is "
-        "cut at its first dot; a sample needs KEY.png, .jpg, .jpeg, .webp or .moments.npy, and "
-        "KEY.txt, KEY.cls or KEY.json",
-    )
 
 
 def _indexed(path: str, reindex: bool, report: Report) -> Index:
     """The index of a shard; one that is missing or does not fit is made."""
+    before = [(p, p.stat().st_ino) for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
+    index = make_index(path) if reindex else open_index(path, whole=True)
     state = "made"
-    before = [p for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
-    if reindex:
-        make_index(path)
-    elif before:
-        state = "made anew"
-        with suppress(*NO_INDEX):
-            found = Index(path, before[0])
-            found.check()
-            state = "there" if found.bytes >= storage.size(path) else state
-    index = open_index(path, whole=True)
+    if before and not reindex:
+        same = before == [(index.path, index.path.stat().st_ino)]
+        state = "there" if same else "made anew"
     report.indexes[state] += 1
     if state == "made anew":
         log.warning(
@@ -133,24 +119,46 @@ def _indexed(path: str, reindex: bool, report: Report) -> Index:
     return index
 
 
-def _compare(path: str, index: Index, walked: Contents, report: Report) -> Iterator[CorruptSample]:
-    """What the tar holds and the index does not know: nobody would read it."""
-    for number in range(len(index)):
-        key, members = index.sample(number)
-        report.members += len(members)
-        found = walked.samples.pop(key, {})
-        for ext in found.keys() - {member.ext for member in members}:
-            yield _unknown(path, f"{key}.{ext}")
-    for key, found in walked.samples.items():
-        for ext in found:
-            yield _unknown(path, f"{key}.{ext}")
-    if index.header != walked.header:
-        yield _unknown(path, "its header")
+def _tar(path: str, index: Index, walked: Contents, first: Index) -> Iterator[CorruptSample]:
+    """What of a tar cannot be read, or is not in its index, and so would be read by nobody."""
+    if index.header != first.header:
+        what = f"{path} and {first.shard} were made with different settings"
+        yield CorruptSample("shard", f"{what}; keep one kind in a folder")
+    yield from (lost.at(path) for lost in walked.lost)
+    known = {
+        f"{key}.{member.ext}"
+        for key, members in map(index.sample, range(len(index)))
+        for member in members
+    }
+    unknown = [
+        name
+        for key, sample in walked.samples.items()
+        for name in (f"{key}.{ext}" for ext in sample)
+        if name not in known
+    ]
+    for name in unknown + ["its header"] * (index.header != walked.header):
+        what = f"{path}:{name}: not in the shard's index; if the shard was changed on purpose"
+        yield CorruptSample("member", f"{what}, verify it with --reindex")
 
 
-def _unknown(path: str, what: str) -> CorruptSample:
-    told = f"{path}:{what}: not in the shard's index; if the shard was changed on purpose, verify"
-    return CorruptSample("member", f"{told} it with --reindex")
+def _samples(
+    path: str, index: Index, torn: set[str], quick: bool, pool: ThreadPoolExecutor
+) -> Iterator[CorruptSample]:
+    """What is damaged in a shard's samples; if nothing is, whether any task can use one."""
+    served, sound = Event(), True
+    look = partial(_chunk, Shards([path]), index, torn, quick, served)
+    for found in ahead(pool, look, range(0, len(index), CHUNK)):
+        sound = sound and not found
+        yield from found
+    if sound and not served.is_set():
+        key, members = index.sample(0)
+        names = ", ".join(f"{key}.{member.ext}" for member in members[:4])
+        yield CorruptSample(
+            "shard",
+            f"{path}: no task can use any of its samples; the first, {key}, has {names}. A name is "
+            "cut at its first dot; a sample needs KEY.png, .jpg, .jpeg, .webp or .moments.npy, and "
+            "KEY.txt, KEY.cls or KEY.json",
+        )
 
 
 def _chunk(
@@ -158,43 +166,77 @@ def _chunk(
 ) -> list[CorruptSample]:
     """What is damaged in `CHUNK` samples; `served` is set if one is of use."""
     end = min(first + CHUNK, len(index))
-    start, stop, _ = index.span(first, end)
-    block = None
+    found: list[CorruptSample] = []
     try:
-        if stop - start <= MOST_BLOCK:
-            block = shards.block(0, first, end)
-        return [
-            damage
-            for number in range(first, end)
-            for damage in _sample(shards, number, block, torn, quick, served)
-        ]
+        block = shards.block(0, first, end)
+        for number in range(first, end):
+            sample, damage = _read(shards, number, block)
+            found += damage
+            with suppress(CorruptSample):
+                if serves(sample.extensions, sample.json()):
+                    served.set()
+            if not quick:
+                cut = any(name.startswith(f"{sample.key}.") for name in torn)
+                found += findings(sample, whole=not damage and not cut)
     except CorruptSample as damage:  # the shard has gone, or its storage does not answer
-        return [damage]
+        found.append(damage)
+    return found
 
 
-def _sample(
-    shards: Shards, number: int, block: Block | None, torn: set[str], quick: bool, served: Event
-) -> Iterator[CorruptSample]:
-    whole = True
+def _read(shards: Shards, number: int, block: Block) -> tuple[Sample, list[CorruptSample]]:
+    """A sample without those of its members that are damaged, and what is said of these."""
     try:
-        sample = shards.read(0, number, block=block)
+        return shards.read(0, number, block=block), []
     except CorruptSample as damage:
         if damage.reason != "member":
             raise
-        whole, sample = False, Sample({}, "")
-        for ext in shards.extensions(number):
-            try:
-                part = shards.read(0, number, (ext,), block)
-            except CorruptSample as each:
-                if each.reason != "member":
-                    raise
-                yield each
-            else:
-                sample.where = part.where
-                sample.update(part)
-    with suppress(CorruptSample):
-        if serves(sample.extensions, sample.json()):
-            served.set()
-    if not quick:
-        key = sample.where.rpartition(":")[2]
-        yield from findings(sample, whole and not any(n.startswith(f"{key}.") for n in torn))
+    sample, found = Sample({}, ""), []
+    for ext in shards.extensions(number):
+        try:
+            part = shards.read(0, number, (ext,), block)
+            sample.where, sample.key = part.where, part.key
+            sample.update(part)
+        except CorruptSample as damage:
+            found.append(damage)
+    return sample, found
+
+
+def findings(sample: Sample, whole: bool = True) -> Iterator[CorruptSample]:
+    """What of a sample could not be used by any task; unless `whole`, members are known to lack."""
+    facts: dict[str, Any] = {}
+    pictures = [ext for ext in sample if is_image(ext)]
+    looks: list[Callable[[], Any]] = [partial(_picture, sample, ext) for ext in pictures]
+    looks += [partial(sample.moments, ext) for ext in sample if is_moments(ext)]
+    try:
+        facts = sample.json()
+    except CorruptSample as damage:
+        yield damage
+    kinds: dict[str, Callable[[], Any]] = {
+        "label": sample.label,
+        "captions": sample.captions,
+        "content": partial(_content, sample, whole),
+    }
+    for look in looks + [look for kind, look in kinds.items() if kind in facts]:
+        try:
+            look()
+        except CorruptSample as damage:
+            yield damage
+    pictured = any("." not in ext for ext in pictures) or moments_name() in sample
+    needed = "content" not in facts and ("label" in facts or "captions" in facts)
+    if whole and needed and not pictured:
+        lacking = f": no picture in this sample{shown_members(sample.extensions)}"
+        yield sample.corrupt("picture", lacking)
+
+
+def _picture(sample: Sample, ext: str) -> None:
+    try:
+        flat(sample.picture(ext))
+    except CorruptSample as damage:
+        raise damage.at(f"{sample.where}.{ext}") from None
+
+
+def _content(sample: Sample, whole: bool) -> None:
+    for part in sample.content():
+        there = part.value in sample or moments_name(part.value) in sample
+        if whole and part.kind == "image" and not there:
+            raise sample.corrupt("picture", f": no picture {part.value} in this sample")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmfusion import launcher
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -244,13 +243,9 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
 ) -> None:
     """Read every member of every shard; exits with 1 when something is damaged."""
-    from mmfusion.data_pipelines.inspection.damage_report import together
     from mmfusion.data_pipelines.inspection.verification import verify
 
-    report = together(verify(shards, quick, reindex, json))
-    # One process speaks for all: a launcher stops it when another one ends with an exit code.
-    if launcher.place().rank > 0 and os.environ.get("MASTER_ADDR"):
-        return
+    report = verify(shards, quick, reindex, json)
     for line in report.lines():
         typer.echo(line)
     if report.damaged:
