@@ -7,6 +7,7 @@ left alone. Items that cannot be used are left out, counted by reason and listed
 """
 
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,9 +25,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mmfusion import files, jsonl, launcher, locks
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import CorruptSample, UserError, printable
 from mmfusion.rng import generator
 
+from . import storage
+from .images import ImageReader
 from .shards import Members, write_shard
 from .storage import LOST
 
@@ -73,6 +76,50 @@ class ShardJob(Generic[T]):
         return self.make(int(self.items[place]))
 
 
+Parts = dict[Path, Callable[[], ShardJob[T]]]  # shard to be made -> what opens its part
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a corpus goes, and how its pictures and samples become shards.
+
+    Attributes:
+        folder: of the shards.
+        name: how their names begin.
+        reader: how pictures become members.
+        seed: of the shuffle; None keeps the order.
+        per_shard: items of a shard.
+        most_lost: share of the items that may be unusable.
+    """
+
+    folder: Path
+    name: str = "train"
+    reader: ImageReader = ImageReader()  # noqa: RUF009 (frozen)
+    seed: int | None = 0
+    per_shard: int = 2000
+    most_lost: float = 0.1
+
+    def parts(self, jobs: Iterable[Callable[[], ShardJob[T]]]) -> Parts[T]:
+        """A shard for each job, `name-00000.tar` and so on."""
+        return {self.folder / f"{self.name}-{n:05d}.tar": job for n, job in enumerate(jobs)}
+
+    def cut(self, order: np.ndarray, make: Callable[[int], T]) -> Parts[T]:
+        """Items in an order, as parts of `per_shard`."""
+
+        def job(start: int) -> ShardJob[T]:
+            return ShardJob(order[start : start + self.per_shard], make)
+
+        return self.parts(partial(job, start) for start in range(0, len(order), self.per_shard))
+
+    def write(
+        self, parts: Parts[list[Sample]], source: str | Path, inputs: str, **settings: Any
+    ) -> Made:
+        """Make the shards of a source; `inputs` is the digest of its files."""
+        given = {"from": printable(str(source)), "seed": self.seed, "per_shard": self.per_shard}
+        given |= {**asdict(self.reader), **settings, "input_files": inputs}
+        return write_parts(parts, self.name, str(source), given, most_lost=self.most_lost)
+
+
 def shuffled(count: int, seed: int | None) -> np.ndarray:
     """The numbers from 0, shuffled by `seed`; None keeps their order.
 
@@ -82,19 +129,10 @@ def shuffled(count: int, seed: int | None) -> np.ndarray:
 
 
 def cut(
-    output: Path,
-    name: str,
-    order: np.ndarray,
-    make: Callable[[int], T],
-    per_shard: int = 2000,
-) -> dict[Path, Callable[[], ShardJob[T]]]:
-    """Items in an order, such as `shuffled`, as parts of one size for `name-00000.tar`, ..."""
-
-    def part(start: int) -> ShardJob[T]:
-        return ShardJob(order[start : start + per_shard], make)
-
-    starts = range(0, len(order), per_shard)
-    return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
+    output: Path, name: str, order: np.ndarray, make: Callable[[int], T], per_shard: int = 2000
+) -> Parts[T]:
+    """Items in an order, such as `shuffled`, as parts of one size."""
+    return Output(output, name, per_shard=per_shard).cut(order, make)
 
 
 def write_parts(
@@ -283,12 +321,29 @@ def _there(paths: list[Path], name: str) -> bool:
     return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
 
 
-def facts(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that a line holds."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptSample("json", f"{where}: not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise CorruptSample("json", f"{where}: expected a JSON object")
-    return found
+def digest(files: Iterable[str | Path | None], listing: Iterable[bytes] = ()) -> str:
+    """What shards are made of, as 16 hex digits for their settings.
+
+    They change when a file's name, size or time, or what is listed, changes. Nothing is read of the
+    files. Of a folder, all files in it count; of a URL, only its size.
+    """
+    found = hashlib.sha256()
+    for given in files:
+        for path in _files(str(given)) if given is not None else ("",):
+            found.update(f"{path}\0{_state(path)}\0".encode("utf-8", "surrogateescape"))
+    for entry in listing:
+        found.update(b"%d\0%b" % (len(entry), entry))
+    return found.hexdigest()[:16]
+
+
+def _files(path: str) -> list[str]:
+    if storage.is_remote(path) or not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+
+
+def _state(path: str) -> str:
+    if not path or storage.is_remote(path):
+        return path and str(storage.size(path))
+    found = os.stat(path)
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -19,7 +19,7 @@ from material import REAL, encoded, jsonl, pixels, run, save
 
 from mmfusion.data_pipelines.converters.annotations import Wanted
 from mmfusion.data_pipelines.converters.captions import write_captions
-from mmfusion.data_pipelines.shard_writer import lost_items
+from mmfusion.data_pipelines.shard_writer import Made, Output, lost_items
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 
@@ -38,6 +38,16 @@ def made(folder: Path) -> dict[str, list[str]]:
     names = {data: name for name, data in JPEGS.items()}
     samples = Shards(f"{folder}/train-*.tar")
     return {names[sample["jpg"]]: sample.json()["captions"] for sample in samples}
+
+
+def convert(
+    source: Any,
+    folder: Path,
+    wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+    caption_key: str | None = None,
+    **shards: Any,
+) -> Made:
+    return write_captions(source, Output(folder, **shards), wanted, caption_key)
 
 
 # Tables
@@ -64,7 +74,7 @@ def test_captions_become_shards_and_bad_lines_are_counted(
         {"caption": "a"},
     )
     with caplog.at_level(logging.WARNING):
-        made = write_captions(lines, tmp_path / "out", seed=None)
+        made = convert(lines, tmp_path / "out", seed=None)
     first, second = Shards(f"{tmp_path}/out/*.tar")
     assert first.json() == {"captions": ["a \u2028 dog", "ein Hund"], "label": 3}
     assert first["jpg"] == encoded(0, "jpeg")
@@ -110,7 +120,7 @@ def test_each_form_of_a_table_joins_the_captions_of_a_picture(
     data = HEADERS[name].encode()
     path = save(tmp_path / f"lists/{name}{'.gz' if packed else ''}",
                 gzip.compress(data) if packed else data)  # fmt: skip
-    write_captions(path, tmp_path / "out", wanted=Wanted(pictures))
+    convert(path, tmp_path / "out", wanted=Wanted(pictures))
     assert made(tmp_path / "out") == TWO
 
 
@@ -146,20 +156,20 @@ def test_karpathys_splits_are_taken_by_name(pictures: Path, tmp_path: Path):
     assert run(*command, tmp_path / "more", "--split", "restval") == 0
     assert sorted(made(tmp_path / "more")) == ["a.jpg", "b.jpg", "d.jpg"]
     with pytest.raises(UserError, match="--split train"):
-        write_captions(path, tmp_path / "out")
+        convert(path, tmp_path / "out")
     with pytest.raises(UserError, match="split tset; it has restval, train, val"):
-        write_captions(path, tmp_path / "out", wanted=Wanted(splits=("train", "tset")))
+        convert(path, tmp_path / "out", wanted=Wanted(splits=("train", "tset")))
     plain = save(tmp_path / "a.csv", b"image,caption\na.jpg,a\n")
-    with pytest.raises(UserError, match=r"has no column `split`"):
-        write_captions(plain, tmp_path / "out", wanted=Wanted(splits=("train",)))
+    with pytest.raises(UserError, match="which column holds the split"):
+        convert(plain, tmp_path / "out", wanted=Wanted(splits=("train",)))
 
 
 def test_columns_are_named_where_they_are_unusual(pictures: Path, tmp_path: Path):
     path = save(tmp_path / "odd.csv", b"where,says\npictures/a.jpg,a dog\n")
     with pytest.raises(UserError, match=r"It has where, says; .*--image-column"):
-        write_captions(path, tmp_path / "out")
+        convert(path, tmp_path / "out")
     with pytest.raises(UserError, match="--caption-column"):
-        write_captions(path, tmp_path / "out", wanted=Wanted(image="where"))
+        convert(path, tmp_path / "out", wanted=Wanted(image="where"))
     command = ("data", "captions", path, "--image-column", "where", "--caption-column", "says")
     assert run(*command, "-o", tmp_path / "out") == 0
     assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
@@ -172,7 +182,7 @@ def test_bad_entries_of_json_are_told(pictures: Path, tmp_path: Path):
                         {"image_id": 3, "caption": "x"}, {"image_id": 1, "caption": 7}],
     }  # fmt: skip
     path = save(tmp_path / "coco.json", json.dumps(coco).encode())
-    lost = write_captions(path, tmp_path / "out", wanted=Wanted(pictures)).lost
+    lost = convert(path, tmp_path / "out", wanted=Wanted(pictures)).lost
     assert lost == {"json": 1, "caption": 2, "picture": 1}
     assert made(tmp_path / "out") == {"a.jpg": ["a ? dog"]}
     whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
@@ -204,14 +214,14 @@ UTF16 = '{"image": "a.jpg", "caption": "ä"}\n'.encode("utf-16")
 def test_what_is_no_table_is_refused(tmp_path: Path, name: str, data: bytes, told: str):
     save(tmp_path / name, data)
     with pytest.raises(UserError, match=told):
-        write_captions(f"{tmp_path}/a.*", tmp_path / "out")
+        convert(f"{tmp_path}/a.*", tmp_path / "out")
 
 
 def test_tables_are_read_one_at_a_time(tmp_path: Path):
     for name in "ab":
         save(tmp_path / f"{name}.csv", b"image,caption\n")
     with pytest.raises(UserError, match="2 files"):
-        write_captions(f"{tmp_path}/*.csv", tmp_path / "out")
+        convert(f"{tmp_path}/*.csv", tmp_path / "out")
 
 
 def test_odd_paths_lose_their_row_alone(pictures: Path, tmp_path: Path):
@@ -219,7 +229,7 @@ def test_odd_paths_lose_their_row_alone(pictures: Path, tmp_path: Path):
     odd = ["\0", "x" * 5000, ".", "pipe.jpg", "/dev/zero", "\ud800", "~", "a.jpg/b.jpg"]
     lines = [{"image": path, "caption": "odd"} for path in odd]
     path = jsonl(pictures / "list.jsonl", {"image": "a.jpg", "caption": "a dog"}, *lines)
-    result = write_captions(path, tmp_path / "out")
+    result = convert(path, tmp_path / "out")
     assert result.lost == {"picture": len(odd)}
     assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
 
@@ -228,7 +238,7 @@ def test_paths_lead_anywhere_unless_a_folder_is_named(pictures: Path, tmp_path: 
     paths = [str(pictures / "a.jpg"), "../pictures/b.jpg"]
     (tmp_path / "lists").mkdir()
     path = jsonl(tmp_path / "lists/l.jsonl", *({"image": p, "caption": "x"} for p in paths))
-    write_captions(path, tmp_path / "free")
+    convert(path, tmp_path / "free")
     assert sorted(made(tmp_path / "free")) == ["a.jpg", "b.jpg"]
     save(tmp_path / "secret.jpg", encoded(9, "jpeg"))
     path = jsonl(
@@ -238,7 +248,7 @@ def test_paths_lead_anywhere_unless_a_folder_is_named(pictures: Path, tmp_path: 
             for p in (paths[0], "../secret.jpg", "/etc/passwd", "b.jpg")
         ),
     )
-    result = write_captions(path, tmp_path / "kept", wanted=Wanted(pictures))
+    result = convert(path, tmp_path / "kept", wanted=Wanted(pictures))
     assert sorted(made(tmp_path / "kept")) == ["a.jpg", "b.jpg"]
     assert result.lost == {"picture": 2}
     whats = [entry["what"] for entry in lost_items(tmp_path / "kept/train-00000.tar")]
@@ -276,19 +286,19 @@ def test_rows_without_pictures_are_lost_unless_they_were_never_had(tmp_path: Pat
     }
     path = tmp_path / "t.parquet"
     pa.parquet.write_table(pa.table(table), path)
-    result = write_captions(path, tmp_path / "out", wanted=Wanted(splits=("train",)))
+    result = convert(path, tmp_path / "out", wanted=Wanted(splits=("train",)))
     assert result.lost == {"picture": 2, "caption": 1}
     assert made(tmp_path / "out") == {"a.jpg": ["a dog"]}
     whats = [entry["what"] for entry in lost_items(tmp_path / "out/train-00000.tar")]
     assert f"{path}: row 3: holds no picture" in whats
     assert any(f"{path}: row 4: not a readable picture" in what for what in whats)
     with pytest.raises(UserError, match=r"has nothing of the split trian"):
-        write_captions(path, tmp_path / "none", wanted=Wanted(splits=("trian",)))
+        convert(path, tmp_path / "none", wanted=Wanted(splits=("trian",)))
     data = bytearray(path.read_bytes())
     data[4:2000] = bytes(1996)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"items cannot be used \(\d shard\)"):
-        write_captions(path, tmp_path / "damaged")
+        convert(path, tmp_path / "damaged")
 
 
 # Tars
@@ -313,7 +323,7 @@ def test_tars_become_a_shard_each_in_their_order(tmp_path: Path):
     assert third.json()["captions"] == ["c", "cc"]
     assert first.picture().size == (8, 8)
     with pytest.raises(UserError, match=r"holds the shards that are read"):
-        write_captions(source, tmp_path / "in")
+        convert(source, tmp_path / "in")
 
 
 def test_captions_under_another_key_or_in_the_table_beside_the_tar(tmp_path: Path):
@@ -325,18 +335,18 @@ def test_captions_under_another_key_or_in_the_table_beside_the_tar(tmp_path: Pat
     assert run("data", "captions", tar, "--caption-key", "name", "-o", tmp_path / "key") == 0
     assert made(tmp_path / "key") == {"a.jpg": ["dog"], "b.jpg": ["a", "b"]}
     with pytest.raises(UserError, match=r"a-00000\.tar:d: has no caption: .*--caption-key"):
-        write_captions(tar, tmp_path / "none")
+        convert(tar, tmp_path / "none")
     with pytest.raises(UserError, match=r"has no caption under title"):
-        write_captions(tar, tmp_path / "none", caption_key="title")
-    write_captions(tar, tmp_path / "none", caption_key="name")  # nothing was made: try again
+        convert(tar, tmp_path / "none", caption_key="title")
+    convert(tar, tmp_path / "none", caption_key="name")  # nothing was made: try again
     table = {"key": ["a", "b", "c"], "caption": ["one", "two", None], "status": ["success"] * 3}
     pa.parquet.write_table(pa.table(table), tmp_path / "in/a-00000.parquet")
-    result = write_captions(tar, tmp_path / "beside")
+    result = convert(tar, tmp_path / "beside")
     assert made(tmp_path / "beside") == {"a.jpg": ["one"], "b.jpg": ["two"]}
     assert result.lost == {"caption": 2}
     save(tmp_path / "in/a-00000.parquet", b"PAR1")
     with pytest.raises(UserError, match=r"a-00000\.parquet: cannot be read"):
-        write_captions(tar, tmp_path / "damaged")
+        convert(tar, tmp_path / "damaged")
 
 
 def test_what_a_tar_has_lost_is_counted(tmp_path: Path):
@@ -346,7 +356,7 @@ def test_what_a_tar_has_lost_is_counted(tmp_path: Path):
         last = archive.getmembers()[-1]
     path.write_bytes(path.read_bytes()[: last.offset_data])
     Path(f"{path}.index").unlink()
-    result = write_captions(path, tmp_path / "out")
+    result = convert(path, tmp_path / "out")
     assert result.lost == {"shard": 1, "caption": 1}
     assert sorted(made(tmp_path / "out")) == sorted(JPEGS)[:5]
 
@@ -360,7 +370,7 @@ def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.L
     half.write_bytes(data[: len(data) // 2])
     source = f"{tmp_path}/in/*.tar"
     with caplog.at_level(logging.WARNING):
-        lost = write_captions(source, tmp_path / "out").lost
+        lost = convert(source, tmp_path / "out").lost
     assert lost["shard"] == 1
     assert f"{half}: is damaged" in caplog.text
     assert f"{whole}: is damaged" not in caplog.text
@@ -371,11 +381,11 @@ def test_damage_of_a_tar_is_told_under_its_name(tmp_path: Path, caplog: pytest.L
     whole.write_bytes(b"no tar" * 1000)
     Path(f"{whole}.index").unlink()
     with pytest.raises(UserError, match=r"a-00000\.tar: not a tar .*copy it anew, or leave it out"):
-        write_captions(source, tmp_path / "none")
+        convert(source, tmp_path / "none")
     whole.unlink()
     whole.symlink_to(tmp_path / "gone.tar")
     with pytest.raises(UserError, match=r"a-00000\.tar: cannot be read .*; copy it anew, or leave"):
-        write_captions(source, tmp_path / "none")
+        convert(source, tmp_path / "none")
 
 
 # Options and inputs
@@ -398,26 +408,26 @@ def test_options_that_would_go_unheeded_are_refused(pictures: Path, tmp_path: Pa
         (held, Wanted(pictures), None, "--images .* that hold the pictures"),
     ):
         with pytest.raises(UserError, match=told):
-            write_captions(source, tmp_path / "out", wanted=wanted, caption_key=key)
+            convert(source, tmp_path / "out", wanted=wanted, caption_key=key)
     assert not (tmp_path / "out").exists()
     lines = jsonl(pictures / "t.jsonl", {"image": "a.jpg", "caption": "a"})
     with pytest.raises(UserError, match=r"no rows of the split train; it has no splits"):
-        write_captions(lines, tmp_path / "out", wanted=Wanted(splits=("train",)))
+        convert(lines, tmp_path / "out", wanted=Wanted(splits=("train",)))
 
 
 def test_a_changed_table_or_tar_is_refused(pictures: Path, tmp_path: Path):
     told = r"with other settings \(input_files: '[0-9a-f]{16}', now '[0-9a-f]{16}'\)"
     table = save(pictures / "t.csv", b"image,caption\na.jpg,a dog\n")
-    write_captions(table, tmp_path / "out")
-    assert write_captions(table, tmp_path / "out").new == 0
+    convert(table, tmp_path / "out")
+    assert convert(table, tmp_path / "out").new == 0
     save(table, b"image,caption\na.jpg,a cat\n")
     with pytest.raises(UserError, match=told):
-        write_captions(table, tmp_path / "out")
+        convert(table, tmp_path / "out")
     (tar,) = write_shards(tmp_path / "in", "a", [("a", {"jpg": JPEGS["a.jpg"], "txt": b"x"})])
-    write_captions(tar, tmp_path / "tar")
+    convert(tar, tmp_path / "tar")
     write_shards(tmp_path / "in", "a", [("a", {"jpg": JPEGS["a.jpg"], "txt": b"y"})])
     with pytest.raises(UserError, match=told):
-        write_captions(tar, tmp_path / "tar")
+        convert(tar, tmp_path / "tar")
 
 
 def test_the_shuffle_and_the_losses_are_the_users_choice(pictures: Path, tmp_path: Path):
@@ -508,7 +518,7 @@ CLOSED = {
 @pytest.mark.parametrize("name", [*QUOTED, *CLOSED])
 def test_a_stray_quote_is_a_part_of_its_caption(pictures: Path, tmp_path: Path, name: str):
     table = save(tmp_path / name, {**QUOTED, **CLOSED}[name].encode())
-    write_captions(table, tmp_path / "out", wanted=Wanted(pictures))
+    convert(table, tmp_path / "out", wanted=Wanted(pictures))
     second = '"quoted"' if name in QUOTED else "quoted"
     assert made(tmp_path / "out") == {
         "a.jpg": ['"the sea'], "b.jpg": [second], "c.jpg": ['at night"']
@@ -520,9 +530,7 @@ def test_quotes_that_close_hold_delimiters_and_line_ends(pictures: Path, tmp_pat
         'caption,image\r\n"red, white\r\nand ""blue""",a.jpg\r\n"""hey"", he said",b.jpg\r\n'
         '"so" it is,c.jpg\r\nan "inner" one,d.jpg\r\n'
     )
-    write_captions(
-        save(tmp_path / "t.csv", data.encode()), tmp_path / "out", wanted=Wanted(pictures)
-    )
+    convert(save(tmp_path / "t.csv", data.encode()), tmp_path / "out", wanted=Wanted(pictures))
     assert made(tmp_path / "out") == {
         "a.jpg": ['red, white\r\nand "blue"'],
         "b.jpg": ['"hey", he said'],
@@ -531,7 +539,7 @@ def test_quotes_that_close_hold_delimiters_and_line_ends(pictures: Path, tmp_pat
     }
     all_quoted = '"filename"\t"text"\n"a.jpg"\t"say ""hi"""\n'
     table = save(tmp_path / "r.tsv", all_quoted.encode())
-    write_captions(table, tmp_path / "all", wanted=Wanted(pictures))
+    convert(table, tmp_path / "all", wanted=Wanted(pictures))
     assert made(tmp_path / "all") == {"a.jpg": ['say "hi"']}
 
 
@@ -554,7 +562,7 @@ WIDE = b'image,caption\na.jpg,"x, y\nb.jpg,ok\nc.jpg\n\nd.jpg,"p",q\ne.jpg,nul \
 def test_bad_rows_are_counted_by_their_lines(
     pictures: Path, tmp_path: Path, data: bytes, kept: dict, lost: dict
 ):
-    write_captions(save(pictures / "t.csv", data), tmp_path / "out", seed=None)
+    convert(save(pictures / "t.csv", data), tmp_path / "out", seed=None)
     assert made(tmp_path / "out") == kept
     items = lost_items(tmp_path / "out/train-00000.tar")
     numbered = {int(item["what"].partition("t.csv:")[2].split(":")[0]): item for item in items}
@@ -574,7 +582,7 @@ def test_one_picture_has_one_path(pictures: Path, tmp_path: Path, bound: bool):
     os.symlink(tmp_path / "elsewhere/deep", pictures / "link")
     (pictures / "c.jpg").write_bytes(JPEGS["d.jpg"])
     wanted = Wanted(pictures if bound else None)
-    lost = write_captions(table, tmp_path / "out", wanted=wanted).lost
+    lost = convert(table, tmp_path / "out", wanted=wanted).lost
     assert made(tmp_path / "out") == {
         "a.jpg": [f"caption {n}" for n in range(5)], "b.jpg": ["caption 5"], "d.jpg": ["inside"]
     }  # fmt: skip

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.data_pipelines.converters import interleaved, records
-from mmfusion.data_pipelines.converters.image_files import ImageFiles, read_table
+from mmfusion.data_pipelines.converters.image_files import ImageFiles, read_urls
 from mmfusion.data_pipelines.converters.interleaved import write_interleaved
 from mmfusion.data_pipelines.converters.interleaved_formats import ImageItem, Reading
 from mmfusion.data_pipelines.converters.records import open_all
@@ -28,7 +28,7 @@ from mmfusion.data_pipelines.converters.splitting import Limits
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.loader import Loader
-from mmfusion.data_pipelines.shard_writer import Made, lost_items
+from mmfusion.data_pipelines.shard_writer import Made, Output, lost_items
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import CorruptSample, UserError
 from mmfusion.sequence import IMAGE, Image, Row, Text, count
@@ -63,11 +63,17 @@ def obelics(*parts: Any) -> dict:
     }
 
 
+def convert(pattern: Any, folder: Path, **options: Any) -> Made:
+    """Options of the shards, and others."""
+    shards = {key: options.pop(key) for key in ("seed", "per_shard") if key in options}
+    return write_interleaved(pattern, Output(folder, **shards), **options)
+
+
 def make(tmp_path: Path, *lines: Any, **options: Any) -> Made:
     """Write records as `out/train-*.tar`, in their order."""
     options = {"seed": None, "images": tmp_path / "p", **options}
     file = jsonl(tmp_path / "documents.jsonl", *lines)
-    return write_interleaved(file, tmp_path / "out", **options)
+    return convert(file, tmp_path / "out", **options)
 
 
 def contents(tmp_path: Path) -> list[list[dict]]:
@@ -83,7 +89,7 @@ def keys(tmp_path: Path) -> list[str]:
 
 
 def test_our_own_format_says_itself_what_is_learned(tmp_path: Path):
-    made = write_interleaved(interleaved_lines(tmp_path), tmp_path / "out", seed=None)
+    made = convert(interleaved_lines(tmp_path), tmp_path / "out", seed=None)
     first, second = Shards(f"{tmp_path}/out/*.tar")
     assert first.json()["content"] == [
         {"image": "0.jpg"}, {"text": "then comes"}, {"answer": "this"},
@@ -93,7 +99,7 @@ def test_our_own_format_says_itself_what_is_learned(tmp_path: Path):
     assert second.json()["content"] == [{"image": "0.png"}, {"answer": "one"}]
     assert made.lost == {"content": 5}
     opening = {"content": [{"image": "p/b.png", "target": True}]}  # drawn from nothing
-    write_interleaved(jsonl(tmp_path / "one.jsonl", opening), tmp_path / "one")
+    convert(jsonl(tmp_path / "one.jsonl", opening), tmp_path / "one")
     assert Shards(f"{tmp_path}/one/*.tar")[0].json() == {
         "content": [{**opening["content"][0], "image": "0.png"}]
     }
@@ -158,7 +164,7 @@ def test_obelics_parquet_holds_pictures_or_paths(tmp_path: Path, pictures: Path)
     file = tmp_path / "o.parquet"
     parquet.write_table(pa.Table.from_pylist(rows, schema), file, row_group_size=2)
     assert open_all(str(file), ("images", "texts")).files[0].sizes == [2, 2, 1]
-    write_interleaved(file, tmp_path / "out", images=pictures, seed=None, per_shard=3)
+    convert(file, tmp_path / "out", images=pictures, seed=None, per_shard=3)
     samples = list(Shards(f"{tmp_path}/out/*.tar"))
     for n, sample in enumerate(samples):
         assert sample.json()["content"] == [
@@ -187,7 +193,7 @@ def test_urls_are_found_in_a_table(tmp_path: Path, pictures: Path, suffix: str):
         {"path": None, "more": "x", "url": f"{URL}2"},
     ]
     table = write_table(tmp_path / f"table.{suffix}", rows)
-    assert read_table(table) == {
+    assert read_urls(table) == {
         f"{URL}0": tmp_path / "3.png", f"{URL}1": pictures / "4.png"
     }  # fmt: skip
     page = obelics("a", (f"{URL}0",), "b", (f"{URL}1",), (f"{URL}2",))
@@ -209,7 +215,7 @@ def test_urls_are_found_in_a_table(tmp_path: Path, pictures: Path, suffix: str):
         ("t.csv", b"url,path\n\xff,b\n", r"t\.csv: is not UTF-8"),
         ("t.csv.gz", b"url,path\na,b\n", "cannot be read"),
         ("t.parquet", b"url,path\na,b\n", "cannot be read"),
-        ("t.parquet", pa.table({"url": ["a"]}), "has no column `path`"),
+        ("t.parquet", pa.table({"url": ["a"]}), "which column holds the path"),
         ("none/t.jsonl", None, "cannot be read"),
     ],
 )
@@ -220,7 +226,7 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, name: str, data: Any, m
     elif data is not None:
         save(file, data)
     with pytest.raises(UserError, match=message):
-        read_table(file)
+        read_urls(file)
 
 
 # Damaged records
@@ -332,7 +338,7 @@ def test_pictures_are_looked_for_in_their_folder_alone(tmp_path: Path, pictures:
     assert contents(tmp_path) == [[{"answer": "a"}, {"image": "0.png", "target": True}]]
     # The user's own list may name any file.
     own = {"content": [{"image": str(tmp_path / "secret.png")}, {"answer": "a"}]}
-    write_interleaved(jsonl(tmp_path / "own.jsonl", own), tmp_path / "own", images=pictures)
+    convert(jsonl(tmp_path / "own.jsonl", own), tmp_path / "own", images=pictures)
 
 
 def test_pictures_none_of_which_is_there_stop_the_job(
@@ -361,8 +367,8 @@ def test_a_gzip_is_read_like_what_is_in_it(
     plain = jsonl(tmp_path / "a.jsonl", *lines)
     packed = save(tmp_path / "a.jsonl.gz", gzip.compress(plain.read_bytes(), mtime=0))
     options: Any = {"images": pictures, "seed": None, "per_shard": 4}
-    one = write_interleaved(plain, tmp_path / "one", **options)
-    two = write_interleaved(packed, tmp_path / "two", **options)
+    one = convert(plain, tmp_path / "one", **options)
+    two = convert(packed, tmp_path / "two", **options)
     assert one.lost == two.lost == {"json": 1}
     for shard in sorted((tmp_path / "one").glob("*.tar")):
         assert shard.read_bytes() == (tmp_path / "two" / shard.name).read_bytes()
@@ -431,7 +437,7 @@ def test_files_that_hold_no_records_are_refused(tmp_path: Path, name: str, data:
     elif data is not None:
         save(tmp_path / name, data)
     with pytest.raises(UserError, match=message):
-        write_interleaved(f"{tmp_path}/a.*", tmp_path / "out")
+        convert(f"{tmp_path}/a.*", tmp_path / "out")
 
 
 def test_changed_documents_or_tables_are_refused(tmp_path: Path, pictures: Path):
@@ -441,7 +447,7 @@ def test_changed_documents_or_tables_are_refused(tmp_path: Path, pictures: Path)
     jsonl(table, {"url": f"{URL}0", "path": "1.png"})
     told = r"with other settings \(input_files: '[0-9a-f]{16}', now"
     with pytest.raises(UserError, match=told):
-        write_interleaved(tmp_path / "documents.jsonl", tmp_path / "out", seed=None,
+        convert(tmp_path / "documents.jsonl", tmp_path / "out", seed=None,
                           images=tmp_path / "p", image_table=table)  # fmt: skip
 
 
@@ -455,7 +461,7 @@ def test_a_damaged_row_group_loses_no_other(tmp_path: Path):
     data = bytearray(file.read_bytes())
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     file.write_bytes(data)
-    made = write_interleaved(file, tmp_path / "out", seed=None)
+    made = convert(file, tmp_path / "out", seed=None)
     assert made.lost == {"shard": 4}
     items = lost_items(tmp_path / "out/train-00000.tar")
     assert [item["item"] for item in items] == [12, 13, 14, 15]
@@ -473,7 +479,7 @@ def test_parquet_text_that_is_not_utf_8_loses_its_row(tmp_path: Path):
         }
     )
     parquet.write_table(table, tmp_path / "a.parquet")
-    made = write_interleaved(tmp_path / "a.parquet", tmp_path / "out", seed=None)
+    made = convert(tmp_path / "a.parquet", tmp_path / "out", seed=None)
     assert made.lost == {"member": 1}
     assert contents(tmp_path) == [[{"answer": "good"}]]
 
@@ -598,7 +604,7 @@ def test_a_table_of_urls_is_read_as_it_is_quoted_and_bound_by_its_folder(tmp_pat
     save(tmp_path / "t.tsv", "".join(f"{u}\t{p}\n" for u, p in [("url", "path"), *rows]).encode())
     for name in ("t.csv", "t.tsv"):
         files = ImageFiles(
-            ImageReader(), tmp_path / "in", read_table(tmp_path / name, tmp_path / "in")
+            ImageReader(), tmp_path / "in", read_urls(tmp_path / name, tmp_path / "in")
         )
         for url, _ in rows[:2]:
             assert files.read(ImageItem(url=url), tmp_path, anywhere=True)[0] == "png"
@@ -606,4 +612,4 @@ def test_a_table_of_urls_is_read_as_it_is_quoted_and_bound_by_its_folder(tmp_pat
             files.read(ImageItem(url="http://x/o"), tmp_path, anywhere=True)
     save(tmp_path / "ragged.csv", b"url,path\nhttp://x/a,b,a.png\n")
     with pytest.raises(UserError, match=r"ragged\.csv:2: has 3 columns"):
-        read_table(tmp_path / "ragged.csv")
+        read_urls(tmp_path / "ragged.csv")

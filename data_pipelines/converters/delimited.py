@@ -8,44 +8,74 @@ are rows by themselves, its quote is a part of the text, too.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
+from mmfusion.errors import CorruptSample
 from mmfusion.texts import begin
 
 from ..images import SUFFIXES
-from .records import open_bytes
+from .records import AT_ONCE, Columns, Rows, TableRows, open_bytes, reading
 
 TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
 ENDS = tuple(suffix.encode() for suffix in SUFFIXES)
-
-
-class Line(NamedTuple):
-    """The cells of a row, and the number of its first line from 1."""
-
-    number: int
-    cells: list[bytes]
+NAMES = ["image", "caption"]  # of the columns, where no head says them
 
 
 class Form(NamedTuple):
     """How a file's rows are written.
 
     Attributes:
-        names: of the columns; None where the first row is one of the others.
-        width: how many columns there are.
+        names: of the columns.
+        head: whether the first row says them.
         flickr: whether the rows are `name.jpg#0<tab>caption`.
     """
 
-    names: list[str] | None
-    width: int
+    names: list[str]
+    head: bool
     delimiter: bytes
     quoted: bool
     flickr: bool = False
 
 
-def lines(path: Path) -> Iterator[bytes]:
+def open_delimited(path: Path, columns: Columns, image: str) -> list[Rows]:
+    """The rows of a file in memory, as bytes, and after them those that cannot be split.
+
+    `image` is the column that holds paths of pictures.
+    """
+    with reading(path):
+        form = _form_of(path, columns)
+        at = {what: form.names.index(n) for what, n in columns.all_of(path, form.names).items()}
+        numbers, broken = array("q"), list[CorruptSample]()
+
+        def whole() -> Iterator[list[bytes]]:
+            for number, cells in _rows(path, form, at[image]):
+                if len(cells) == len(form.names):
+                    numbers.append(number)
+                    yield cells
+                else:
+                    told = f"{path}:{number}: has {len(cells)} columns, not {len(form.names)}; "
+                    told += "put cells with a delimiter in quotes"
+                    broken.append(CorruptSample("caption", told))
+
+        given, chunks = whole(), list[pa.Table]()
+        while some := list(islice(given, AT_ONCE)):
+            if form.flickr:
+                some = [[re.sub(rb"#\d+$", b"", name), text] for name, text in some]
+            cells = {
+                what: pa.array([row[n] for row in some], pa.binary()) for what, n in at.items()
+            }
+            chunks.append(pa.table(cells))
+    table = [Rows(path, TableRows(pa.concat_tables(chunks)), numbers=numbers)] if chunks else []
+    return [*table, Rows(path, broken)]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     r"""Lines with their ends, which are \n alone, or \r in a file that has no other."""
     with open_bytes(path) as file:
         first = begin(file.readline(), path)
@@ -55,66 +85,57 @@ def lines(path: Path) -> Iterator[bytes]:
         yield from chain([first], file)
 
 
-def form_of(path: Path, known: Callable[[list[str]], bool]) -> Form:
-    """How a file is written, by its first line.
-
-    Args:
-        path: of the file; `.tsv` says that it has tabs.
-        known: whether names of columns are such as are looked for.
-    """
-    head = next(lines(path)).rstrip(b"\r\n")
+def _form_of(path: Path, columns: Columns) -> Form:
+    """How a file is written, by its first line; `.tsv` says that it has tabs."""
+    head = next(_lines(path)).rstrip(b"\r\n")
     if TOKEN.match(head):
-        return Form(None, 2, b"\t", quoted=False, flickr=True)
+        return Form(NAMES, False, b"\t", quoted=False, flickr=True)
     there = [d for d in (b"\t", b"|", b",", b";") if d in head]
-    forms = [_form(head, d, known) for d in ([b"\t"] if ".tsv" in path.suffixes else there)]
-    fitting = (form for form in forms if form.names is None or known(form.names))
-    return next(fitting, forms[0] if forms else _form(head, b",", known))
+    forms = [_form(head, d) for d in ([b"\t"] if ".tsv" in path.suffixes else there or [b","])]
+    fitting = (
+        f for f in forms if not f.head or columns.needed.keys() <= columns.of(f.names).keys()
+    )
+    return next(fitting, forms[0])
 
 
-def _form(head: bytes, delimiter: bytes, known: Callable[[list[str]], bool]) -> Form:
+def _form(head: bytes, delimiter: bytes) -> Form:
     found = head.split(delimiter)
     quoted = delimiter in b",;" or all(len(c) > 1 and c[:1] == c[-1:] == b'"' for c in found)
     if quoted:
         found, _ = _Cells(delimiter).of(head)
     if len(found) == 2 and found[0].lower().endswith(ENDS):
-        return Form(None, 2, delimiter, quoted)  # no head: the first line names a picture
+        return Form(NAMES, False, delimiter, quoted)  # the first line names a picture
     names = [name.decode("utf-8", "replace").strip() for name in found]
     names = [n if names.index(n) == at else f"{n}.{at}" for at, n in enumerate(names)]
-    return Form(names, len(names), delimiter, quoted)
+    return Form(names, True, delimiter, quoted)
 
 
-def rows(path: Path, form: Form, image: int) -> Iterator[Line]:
-    """All rows in order, without empty lines; not all have as many cells as there are columns.
-
-    Args:
-        path: of the file.
-        form: how it is written.
-        image: the column that holds paths of pictures.
-    """
-    cells, given = _Cells(form.delimiter), _Ahead(lines(path))
-    if form.names is not None:
+def _rows(path: Path, form: Form, image: int) -> Iterator[tuple[int, list[bytes]]]:
+    """First line from 1 and cells of all rows but empty ones; not all have a cell a column."""
+    cells, given = _Cells(form.delimiter), _Ahead(_lines(path))
+    if form.head:
         given.take()
 
     def is_row(line: bytes) -> bool:
         found, _ = cells.of(line.rstrip(b"\r\n"))
-        return len(found) == form.width and found[image].lower().endswith(ENDS)
+        return len(found) == len(form.names) and found[image].lower().endswith(ENDS)
 
     while (line := given.take()) is not None:
         number, text = given.number, line.rstrip(b"\r\n")
         if not form.quoted or b'"' not in text:
             if text:
-                yield Line(number, text.split(form.delimiter))
+                yield number, text.split(form.delimiter)
             continue
         found, opened = cells.of(text)
         if opened:
             more = _until_closed(line, given, cells)
             whole, opened = cells.of(b"".join([line, *more]).rstrip(b"\r\n"))
-            fits = not opened and len(whole) == form.width
+            fits = not opened and len(whole) == len(form.names)
             if fits and not (is_row(line) and any(map(is_row, more))):
                 found = whole
             else:
                 given.back(more)
-        yield Line(number, found)
+        yield number, found
 
 
 class _Cells:

@@ -45,14 +45,6 @@ class Limits:
         return lambda text: len(tokenizer.encode(text)) + ENDS
 
 
-def opened(piece: Sequence[Item], web: bool) -> list[Item]:
-    """The parts of a piece, of which a picture that opens it is given if it is found on the web."""
-    first = piece[0]
-    if web and isinstance(first, ImageItem):
-        return [replace(first, learned=False), *piece[1:]]
-    return list(piece)
-
-
 def split(
     parts: Sequence[Item], limits: Limits, count: Callable[[str], int], web: bool = False
 ) -> tuple[list[list[Item]], list[list[Item]]]:
@@ -87,22 +79,24 @@ def split(
     best: list[tuple[tuple[int, int, int], int]] = [((0, 0, 0), 0)]
     best += [((len(atoms) + text[-1] + 1, 0, 0), 0)] * len(atoms)
     for start in range(len(atoms)):
-        (lost, pieces, poor), _ = best[start]
+        (lost, before, poor), _ = best[start]
         poor += poorly_opened(start)
         for end in range(start + 1, len(atoms) + 1):
             shown, said = pictures[end] - pictures[start], text[end] - text[start]
             if end > start + 1 and (shown > limits.pictures or said > limits.tokens):
                 break
             dropped = 0 if teaches(start, end) else shown + said
-            best[end] = min(best[end], ((lost + dropped, pieces + 1, poor), start))
-    taught: list[list[Item]] = []
+            best[end] = min(best[end], ((lost + dropped, before + 1, poor), start))
+    pieces: list[list[Item]] = []
     dropped_pieces: list[list[Item]] = []
     end = len(atoms)
     while end:
         start = best[end][1]
-        (taught if teaches(start, end) else dropped_pieces).append(opened(atoms[start:end], web))
+        first = replace(atoms[start], learned=atoms[start].learned and not given[start])
+        taught = pieces if teaches(start, end) else dropped_pieces
+        taught.append([first, *atoms[start + 1 : end]])
         end = start
-    return taught[::-1], dropped_pieces[::-1]
+    return pieces[::-1], dropped_pieces[::-1]
 
 
 def _cut(part: Item, most: int, count: Callable[[str], int]) -> Iterator[Item]:

@@ -14,32 +14,30 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="folder of the shards")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="folder of the shards")]
 Name = Annotated[str, typer.Option(help="how the shards' names begin")]
 Size = Annotated[
     int | None, typer.Option(min=1, help="keep only a centre square of so many pixels a side")
 ]
-PerShard = Annotated[int, typer.Option(min=1, help="samples in a shard")]
+Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
+Seed = Annotated[int, typer.Option(help="of the shuffle")]
+PerShard = Annotated[int, typer.Option(min=1, help="samples or documents of a shard")]
 MostLost = Annotated[
     float, typer.Option(min=0, max=1, help="share of the items that may be unusable")
 ]
-Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
 
 
 @app.command()
-def digits(output: Output = Path("runs/digits/data")) -> None:
+def digits(output: Folder = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
     from mmfusion.data_pipelines.converters.digits import write_digits
 
-    if not write_digits(output):
-        typer.echo(f"already there: {output}")
-        return
-    typer.echo(f"wrote {output}")
+    typer.echo(f"{'wrote' if write_digits(output) else 'already there:'} {output}")
 
 
 @app.command()
 def emoji(
-    output: Output = Path("runs/emoji/data"),
+    output: Folder = Path("runs/emoji/data"),
     font: Annotated[
         Path | None, typer.Option(help="bitmap colour font; default: Debian's NotoColorEmoji.ttf")
     ] = None,
@@ -56,7 +54,7 @@ def imagenet(
     source: Annotated[
         str, typer.Argument(help="folder with a folder a class, or tars ('train/*.tar')")
     ],
-    output: Output = Path("data/imagenet"),
+    output: Folder = Path("data/imagenet"),
     names: Annotated[
         Path | None, typer.Option(help="imagenet_class_index.json: {number: [folder, name]}")
     ] = None,
@@ -68,7 +66,7 @@ def imagenet(
     ] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    seed: Seed = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
     most_lost: MostLost = 0.1,
@@ -76,12 +74,11 @@ def imagenet(
     """Write pictures by class as shards, and classes.json."""
     from mmfusion.data_pipelines.converters.imagenet import write_imagenet
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
     reader = ImageReader(size, format)
-    made = write_imagenet(
-        source, output, name, names, reader, seed, per_shard, labels, captions, most_lost
-    )
-    _say(made, output)
+    shards = Output(output, name, reader, seed, per_shard, most_lost)
+    _say(write_imagenet(source, shards, names, labels, captions), output)
 
 
 @app.command()
@@ -89,7 +86,7 @@ def captions(
     source: Annotated[
         str, typer.Argument(help="table (JSONL, JSON, CSV, TSV, parquet) or tars ('*.tar')")
     ],
-    output: Output = Path("data/captions"),
+    output: Folder = Path("data/captions"),
     images: Annotated[Path | None, typer.Option(help="folder in which paths begin")] = None,
     split: Annotated[list[str] | None, typer.Option(help="only these rows (repeatable)")] = None,
     image_column: Annotated[str | None, typer.Option(help="of paths, or of pictures")] = None,
@@ -99,7 +96,7 @@ def captions(
     ] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle of a table's pictures")] = 0,
+    seed: Seed = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
     most_lost: MostLost = 0.1,
@@ -108,13 +105,12 @@ def captions(
     from mmfusion.data_pipelines.converters.annotations import Wanted
     from mmfusion.data_pipelines.converters.captions import write_captions
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
-    wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
     reader = ImageReader(size, format)
-    made = write_captions(
-        source, output, name, reader, seed, per_shard, wanted, caption_key, most_lost
-    )
-    _say(made, output)
+    shards = Output(output, name, reader, seed, per_shard, most_lost)
+    wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
+    _say(write_captions(source, shards, wanted, caption_key), output)
 
 
 @app.command()
@@ -122,7 +118,7 @@ def interleaved(
     documents: Annotated[
         str, typer.Argument(help="JSONL, JSONL.gz or parquet; a glob in quotes for several files")
     ],
-    output: Output = Path("data/interleaved"),
+    output: Folder = Path("data/interleaved"),
     images: Annotated[
         Path | None, typer.Option(help="folder of the pictures; default: that of the documents")
     ] = None,
@@ -142,9 +138,9 @@ def interleaved(
     ] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    seed: Seed = 0,
+    per_shard: PerShard = 2000,
     name: Name = "train",
-    per_shard: Annotated[int, typer.Option(min=1, help="documents of a shard")] = 2000,
     most_lost: MostLost = 0.1,
 ) -> None:
     """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
@@ -152,27 +148,19 @@ def interleaved(
     from mmfusion.data_pipelines.converters.interleaved_formats import Reading
     from mmfusion.data_pipelines.converters.splitting import Limits
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
-    made = write_interleaved(
-        documents,
-        output,
-        name,
-        ImageReader(size, format),
-        seed,
-        Reading(learn, min_similarity),
-        Limits(max_pictures, max_tokens, tokenizer),
-        images,
-        image_table,
-        per_shard,
-        most_lost,
-    )
-    _say(made, output)
+    reader = ImageReader(size, format)
+    shards = Output(output, name, reader, seed, per_shard, most_lost)
+    reading = Reading(learn, min_similarity)
+    limits = Limits(max_pictures, max_tokens, tokenizer)
+    _say(write_interleaved(documents, shards, reading, limits, images, image_table), output)
 
 
 @app.command()
 def latents(
     shards: Annotated[str, typer.Argument(help="glob of shards of pictures, in quotes")],
-    output: Output,
+    output: Folder,
     config: Annotated[str, typer.Option(help="whose image section names the autoencoder")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="of mirrored pictures too")] = False,
