@@ -125,7 +125,7 @@ def _json(path: Path, split: bool) -> Rows:
             raise UserError(f"{path}: not valid JSON ({error})") from None
     match found:
         case {"images": list(images), "annotations": list(annotations)}:
-            return Rows(path, list(_coco(images, annotations)), "annotation")
+            return Rows(path, list(_coco(images, annotations)))
         case {"images": list(images)}:
             splits = {str(image.get("split")) for image in images if isinstance(image, dict)}
             if not split and len(splits) > 1:
@@ -133,9 +133,9 @@ def _json(path: Path, split: bool) -> Rows:
                     f"{path}: holds the splits {', '.join(sorted(splits))}; say which are wanted, "
                     "as --split train"
                 )
-            return Rows(path, list(map(_karpathy, images)), "image")
+            return Rows(path, list(map(_karpathy, images)))
         case list():
-            return Rows(path, found, "object")
+            return Rows(path, found)
     raise UserError(
         f"{path}: expected a list of objects, or an object with `images` and `annotations` (COCO) "
         "or with `images` that have `sentences` (Karpathy)"

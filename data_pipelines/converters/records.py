@@ -110,20 +110,14 @@ class Rows:
 
     plain = False
 
-    def __init__(
-        self,
-        path: Path,
-        entries: Any = (),
-        unit: str = "row",
-        numbers: Sequence[int] | np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, path: Path, entries: Any = (), numbers: Any = None) -> None:
         """Take the entries, and the lines on which they begin."""
-        self.path, self._entries, self._unit, self._numbers = path, entries, unit, numbers
+        self.path, self._entries, self._numbers = path, entries, numbers
         self.sizes: Sequence[int] = [len(entries)]
 
     def where(self, row: int) -> str:
         """File and row, for messages."""
-        at = f" {self._unit} {row + 1}" if self._numbers is None else str(self._numbers[row])
+        at = f" row {row + 1}" if self._numbers is None else str(self._numbers[row])
         return f"{self.path}:{at}"
 
     def read(self, stretch: int) -> Any:
@@ -152,7 +146,7 @@ class Lines(Rows):
         if not starts:
             raise UserError(f"{path}: holds no lines; expected one JSON object a line")
         self._starts = np.array(starts)
-        super().__init__(path, self, numbers=np.array(numbers))
+        super().__init__(path, self, np.array(numbers))
 
     def __len__(self) -> int:
         return len(self._starts)
