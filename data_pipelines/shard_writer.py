@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -46,21 +46,13 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} lef
 
 @dataclass
 class Made:
-    """What a job did.
+    """What a job did."""
 
-    Attributes:
-        shards: how many are there now.
-        new: how many of them this process made.
-        missing: how many other processes are still at work on.
-        items: how many this process looked at.
-        lost: how many of all items were left out, by reason.
-    """
-
-    shards: int = 0
-    new: int = 0
-    missing: int = 0
-    items: int = 0
-    lost: Counter = field(default_factory=Counter)
+    shards: int = 0  # that are there now
+    new: int = 0  # of them, by this process
+    missing: int = 0  # other processes are still at work on them
+    items: int = 0  # that this process looked at
+    lost: Counter = field(default_factory=Counter)  # of all items, by reason
 
 
 class ShardJob(Generic[T]):
@@ -81,23 +73,14 @@ Parts = dict[Path, Callable[[], ShardJob[T]]]  # shard to be made -> what opens 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a corpus goes, and how its pictures and samples become shards.
-
-    Attributes:
-        folder: of the shards.
-        name: how their names begin.
-        reader: how pictures become members.
-        seed: of the shuffle; None keeps the order.
-        per_shard: items of a shard.
-        most_lost: share of the items that may be unusable.
-    """
+    """Where a corpus goes, and how its pictures and samples become shards."""
 
     folder: Path
-    name: str = "train"
+    name: str = "train"  # how the shards' names begin
     reader: ImageReader = ImageReader()  # noqa: RUF009 (frozen)
-    seed: int | None = 0
+    seed: int | None = 0  # of the shuffle; None keeps the order
     per_shard: int = 2000
-    most_lost: float = 0.1
+    most_lost: float = 0.1  # share of the items that may be unusable
 
     def parts(self, jobs: Iterable[Callable[[], ShardJob[T]]]) -> Parts[T]:
         """A shard for each job, `name-00000.tar` and so on."""
@@ -105,11 +88,9 @@ class Output:
 
     def cut(self, order: np.ndarray, make: Callable[[int], T]) -> Parts[T]:
         """Items in an order, as parts of `per_shard`."""
-
-        def job(start: int) -> ShardJob[T]:
-            return ShardJob(order[start : start + self.per_shard], make)
-
-        return self.parts(partial(job, start) for start in range(0, len(order), self.per_shard))
+        starts = range(0, len(order), self.per_shard)
+        pieces = (order[start : start + self.per_shard] for start in starts)
+        return self.parts(partial(ShardJob, piece, make) for piece in pieces)
 
     def write(
         self, parts: Parts[list[Sample]], source: str | Path, inputs: str, **settings: Any
@@ -136,7 +117,7 @@ def cut(
 
 
 def write_parts(
-    parts: Mapping[Path, Callable[[], ShardJob[T]]],
+    parts: Parts[T],
     name: str,
     what: str,
     settings: dict[str, Any],
@@ -219,8 +200,8 @@ def _each(
         if not isinstance(found, CorruptSample):
             yield found
         else:
-            item = int(part.items[number])
-            lost.append({"item": item, "reason": found.reason, "what": str(found)})
+            entry = {"item": int(part.items[number]), "reason": found.reason}
+            lost.append({**entry, "what": str(found)})
             made.lost[found.reason] += 1
             total = made.lost.total()
             if total <= MOST_WARNINGS:
@@ -294,7 +275,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after and not _under_way(paths) and not _there(paths, name):
+    if before != after and not any(map(_under_way, paths)) and not _there(paths, name):
         files.write(path, text.encode())  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
@@ -305,14 +286,12 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
         )
 
 
-def _under_way(paths: list[Path]) -> bool:
-    """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
-    for path in paths:
-        if path.with_name(f".{path.name}.lock").exists():
-            with locks.locked(path, wait=False) as held:
-                if held is False:
-                    return True
-    return False
+def _under_way(path: Path) -> bool:
+    """Whether a process is making a shard; a killed one leaves a lock that is free."""
+    if not path.with_name(f".{path.name}.lock").exists():
+        return False
+    with locks.locked(path, wait=False) as held:
+        return held is False
 
 
 def _there(paths: list[Path], name: str) -> bool:

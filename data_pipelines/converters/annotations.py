@@ -25,7 +25,6 @@ from .delimited import open_delimited
 from .records import (
     JSONL,
     Columns,
-    GzipLines,
     Lines,
     Records,
     Rows,
@@ -92,7 +91,7 @@ def read_table(files: list[Path], columns: Columns, image: str = "image") -> Rec
     if kind in DELIMITED:
         return Records(open_delimited(path, columns, image))
     if kind in JSONL:
-        return Records([_lines(path)], columns.row)
+        return Records([Lines(path)], columns.row)
     if kind == ".json":
         return Records([_json(path, "split" in columns.needed)], columns.row)
     raise UserError(
@@ -111,17 +110,13 @@ def parquet_table(path: Path, columns: Columns) -> Rows:
     return Rows(path, TableRows(pa.table(cells)))
 
 
-def _lines(path: Path) -> Lines:
-    return GzipLines(path) if path.suffix == ".gz" else Lines(path)
-
-
 def _json(path: Path, split: bool) -> Rows:
     with reading(path), open_bytes(path) as file:
         try:
             found = json.loads(file.read())
         except (ValueError, RecursionError) as error:
             if getattr(error, "msg", "") == "Extra data":  # lines under another name
-                return _lines(path)
+                return Lines(path)
             raise UserError(f"{path}: not valid JSON ({error})") from None
     match found:
         case {"images": list(images), "annotations": list(annotations)}:

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 from posixpath import normpath
@@ -143,23 +142,10 @@ def image_path(image: str, images: Path | None, folder: Path, where: str) -> Pat
     path = Path(spelled(image, images or folder))
     if images is not None and not path.is_relative_to(os.path.abspath(images)):
         raise CorruptSample("picture", f"{where}: picture {image!r} leads out of {images}")
-    # A device or pipe could be read forever. This is False for any odd path, too.
-    if not os.path.isfile(path):
-        given = str((images or folder) / image)
-        other = _in_other_case(str(path.parent)).get(path.name.lower())
-        remedy = f"there is {other!r}" if other else "--images names another folder"
-        told = f"no file {given!r}; paths begin in {images or folder}, {remedy}"
-        raise CorruptSample("picture", f"{where}: {told}")
+    if not os.path.isfile(path):  # nor a device or pipe, which could be read forever
+        told = f"no file {str((images or folder) / image)!r}; paths begin in {images or folder}"
+        raise CorruptSample("picture", f"{where}: {told}, --images names another folder")
     return path
-
-
-@lru_cache(maxsize=8)
-def _in_other_case(folder: str) -> dict[str, str]:
-    """The names in a folder by themselves in small letters."""
-    try:
-        return {name.lower(): name for name in sorted(os.listdir(folder))}
-    except (OSError, ValueError):
-        return {}
 
 
 def _image(entry: dict[str, Any] | None) -> str | None:

@@ -52,9 +52,7 @@ def open_delimited(path: Path, columns: Columns, image: str) -> list[Rows]:
         data = begin(file.read(), path)
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
-    form = _form_of(
-        data, [b"\t"] if ".tsv" in path.suffixes else [b"\t", b"|", b",", b";"], columns
-    )
+    form = _form_of(data, b"\t" if ".tsv" in path.suffixes else b"\t|,;", columns)
     at = {what: form.names.index(name) for what, name in columns.all_of(path, form.names).items()}
     numbers, broken = array("q"), list[CorruptSample]()
 
@@ -78,13 +76,13 @@ def open_delimited(path: Path, columns: Columns, image: str) -> list[Rows]:
     return [*table, Rows(path, broken)]
 
 
-def _form_of(data: bytes, delimiters: list[bytes], columns: Columns) -> Form:
-    """How a file is written, by its first line."""
+def _form_of(data: bytes, delimiters: bytes, columns: Columns) -> Form:
+    """How a file is written, by its first line; a single delimiter need not be there."""
     if TOKEN.match(data):
         return Form(NAMES, False, b"\t", quoted=False, flickr=True)
     head = data.partition(b"\n")[0].rstrip(b"\r")
-    there = [d for d in delimiters if d in head or len(delimiters) == 1]
-    forms = [_form(head, delimiter) for delimiter in there or [b","]]
+    there = [d for d in delimiters if d in head or len(delimiters) == 1] or b","
+    forms = [_form(head, bytes([delimiter])) for delimiter in there]
     needed = columns.needed.keys()
     return next((f for f in forms if not f.head or needed <= columns.of(f.names).keys()), forms[0])
 
@@ -136,7 +134,7 @@ def _cell(delimiter: bytes) -> re.Pattern[bytes]:
 
 def _split(text: bytes, at: int, cell: re.Pattern[bytes]) -> tuple[list[bytes], int]:
     """The cells of the row that begins at a place, and where the row ends."""
-    found, more = list[bytes](), True
+    found, more = list[bytes](), b","
     while more:
         match = cell.match(text, at)
         assert match is not None  # any text is a cell

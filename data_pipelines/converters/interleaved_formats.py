@@ -55,7 +55,6 @@ class Document:
     """Parts in their order.
 
     Attributes:
-        parts: texts and pictures.
         glue: goes between two texts that follow each other and become one; None leaves them apart.
         web: texts and pictures were found together on a page: each means something without the
             other. Of our own format that is not so: without its picture an answer would be wrong.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -129,11 +129,13 @@ class Rows:
 
 
 class Lines(Rows):
-    """A plain JSONL, of which only where the lines begin is held in memory."""
+    """A JSONL. Of a plain one only where the lines begin is in memory.
 
-    plain = True
+    A gzip can only be read onwards, so it stays open between stretches of `lines`; None makes all
+    of it one stretch.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lines: int | None = None) -> None:
         starts, numbers, at = [], [], 0
         with reading(path), open_bytes(path) as file:
             for number, line in enumerate(file, 1):
@@ -147,6 +149,11 @@ class Lines(Rows):
             raise UserError(f"{path}: holds no lines; expected one JSON object a line")
         self._starts = np.array(starts)
         super().__init__(path, self, np.array(numbers))
+        self.plain = path.suffix.lower() != ".gz"
+        self._lines = len(self) if self.plain or lines is None else lines
+        firsts = range(0, len(self), self._lines)
+        self.sizes = [min(self._lines, len(self) - first) for first in firsts]
+        self._file: Any = None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -160,30 +167,14 @@ class Lines(Rows):
         with self.path.open("rb") as file:
             yield from filter(bytes.strip, file)
 
-
-class GzipLines(Lines):
-    """A JSONL in a gzip. It can only be read onwards, so it stays open between stretches."""
-
-    plain = False
-
-    def __init__(self, path: Path, lines: int | None = None) -> None:
-        """Find the lines; None takes them all for one stretch."""
-        super().__init__(path)
-        self._lines = lines or len(self)
-        firsts = range(0, len(self), self._lines)
-        self.sizes = [min(self._lines, len(self) - first) for first in firsts]
-        self._file: gzip.GzipFile | None = None
-
-    def read(self, stretch: int) -> list[bytes]:
-        lines: list[bytes] = []
-        self._file = self._file or gzip.open(self.path)  # noqa: SIM115
+    def read(self, stretch: int) -> Any:
+        if self.plain:
+            return self
+        self._file = self._file or open_bytes(self.path)
         self._file.seek(int(self._starts[stretch * self._lines]))
-        while len(lines) < self.sizes[stretch]:
-            line = self._file.readline()
-            if not line:
-                raise EOFError("it has become shorter")
-            if line.strip():
-                lines.append(line)
+        lines = list(islice(filter(bytes.strip, self._file), self.sizes[stretch]))
+        if len(lines) < self.sizes[stretch]:
+            raise EOFError("it has become shorter")
         return lines
 
     def close(self) -> None:
@@ -258,12 +249,9 @@ class Records:
             with self._lock:
                 held = self._held(stretch)
             return self._map(object_of(held[inner], where))
-        except BROKEN as error:
-            raise CorruptSample("shard", f"{where}: cannot be read ({first_line(error)})") from None
-        except UnicodeDecodeError as error:
-            raise CorruptSample(
-                "member", f"{where}: cannot be read ({first_line(error)})"
-            ) from None
+        except (*BROKEN, UnicodeDecodeError) as error:
+            reason = "member" if isinstance(error, UnicodeDecodeError) else "shard"
+            raise CorruptSample(reason, f"{where}: cannot be read ({first_line(error)})") from None
 
     def scan(self) -> Iterator[dict[str, Any] | None]:
         """All rows in order; None where there is none to be read."""
@@ -327,4 +315,4 @@ def _open(path: Path, columns: tuple[str, ...]) -> Rows:
         raise UserError(
             f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); {remedy}"
         )
-    return GzipLines(path, GZIP_LINES) if kind == ".gz" else Lines(path)
+    return Lines(path, GZIP_LINES)
