@@ -97,7 +97,8 @@ class Output:
     ) -> Made:
         """Make the shards of a source; `inputs` is the digest of its files."""
         given = {"from": printable(str(source)), "seed": self.seed, "per_shard": self.per_shard}
-        given |= {**asdict(self.reader), **settings, "input_files": inputs}
+        given |= {**asdict(self.reader), "input_files": inputs}
+        given |= {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
         return write_parts(parts, self.name, str(source), given, most_lost=self.most_lost)
 
 

@@ -168,7 +168,7 @@ def test_bad_pictures_are_skipped_with_a_count_unless_all_are(
 def test_wrong_input_is_told(class_folders: Path, tmp_path: Path):
     out = tmp_path / "out"
     for source, index, told in (
-        (tmp_path / "nowhere", None, r"nowhere: cannot be read"),
+        (tmp_path / "nowhere", None, r"nowhere: no such file"),
         (class_folders / "n01440764", None, r"no folders of pictures"),
         (class_folders, b'{"0": ["n01440764", "tench"]}',
          r"index\.json: has no name for the folder n02012849"),

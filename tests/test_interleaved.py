@@ -23,7 +23,7 @@ from mmfusion.data_pipelines.converters import interleaved, records
 from mmfusion.data_pipelines.converters.image_files import ImageFiles, read_urls
 from mmfusion.data_pipelines.converters.interleaved import write_interleaved
 from mmfusion.data_pipelines.converters.interleaved_formats import ImageItem, Reading
-from mmfusion.data_pipelines.converters.records import open_all
+from mmfusion.data_pipelines.converters.records import files_of, open_all
 from mmfusion.data_pipelines.converters.splitting import Limits
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.images import ImageReader
@@ -155,7 +155,7 @@ def test_obelics_parquet_holds_pictures_or_paths(tmp_path: Path, pictures: Path)
         rows.append(obelics((own,), f"t{n}", (other,)))
     file = tmp_path / "o.parquet"
     parquet.write_table(pa.Table.from_pylist(rows, schema), file, row_group_size=2)
-    assert open_all(str(file), ("images", "texts")).files[0].sizes == [2, 2, 1]
+    assert open_all([str(file)], ("images", "texts")).files[0].sizes == [2, 2, 1]
     convert(file, tmp_path / "out", images=pictures, seed=None, per_shard=3)
     samples = list(Shards(f"{tmp_path}/out/*.tar"))
     assert contents(tmp_path) == [
@@ -374,7 +374,7 @@ def test_a_gzip_is_read_like_what_is_in_it(
     for shard in sorted((tmp_path / "one").glob("*.tar")):
         assert shard.read_bytes() == (tmp_path / "two" / shard.name).read_bytes()
     assert "a.jsonl.gz:7: not valid JSON" in lost_items(tmp_path / "two/train-00001.tar")[0]["what"]
-    found = open_all(str(packed), ())
+    found = open_all([str(packed)], ())
     assert found[9] == lines[-1 - 1]
     assert found[0] == lines[0]  # backwards, too
 
@@ -383,7 +383,7 @@ def test_one_gzip_is_open_at_a_time(tmp_path: Path):
     """A corpus has more files than a process may open."""
     for number in range(8):
         save(tmp_path / f"{number}.jsonl.gz", gzip.compress(b'{"content": []}\n', mtime=0))
-    found = open_all(f"{tmp_path}/*.gz", ())
+    found = open_all(files_of(f"{tmp_path}/*.gz"), ())
     before = len(os.listdir("/proc/self/fd"))
     assert [found[number] for number in range(8)] == [{"content": []}] * 8
     assert len(os.listdir("/proc/self/fd")) <= before + 1
@@ -397,7 +397,7 @@ def test_records_are_shuffled_as_far_as_they_are_near(
         jsonl(tmp_path / f"{name}.jsonl", *({"content": n} for n in range(15)))
     packed = gzip.compress((tmp_path / "a.jsonl").read_bytes())
     save(tmp_path / "c.jsonl.gz", packed)
-    found = open_all(f"{tmp_path}/*.jsonl*", ("content",))
+    found = open_all(files_of(f"{tmp_path}/*.jsonl*"), ("content",))
     order = found.order(0)
     assert sorted(order) == list(range(45))
     assert set(order[:15]) & set(range(15, 30))  # plain lines: over both files

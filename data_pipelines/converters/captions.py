@@ -21,7 +21,7 @@ from ..shards import Members, Shards
 from .annotations import Wanted
 from .caption_table import CaptionTable, image_path, texts
 from .parquet_images import image_column_of, parquet_parts
-from .records import reading
+from .records import files_of, reading
 from .reshard import reshard
 
 
@@ -43,9 +43,7 @@ def write_captions(
         caption_key: under which a tar's `json` members keep their captions; None looks for
             `captions` and `caption`.
     """
-    files = _files(str(source))
-    if wanted.images is not None and not wanted.images.is_dir():
-        raise UserError(f"--images {wanted.images}: no such folder")
+    files = files_of(source, wanted.images)
     paths = [Path(file) for file in files]
     folder, key = {"--images": wanted.images}, {"--caption-key": caption_key}
     columns = {"--image-column": wanted.image, "--caption-column": wanted.captions}
@@ -61,21 +59,12 @@ def write_captions(
         _refuse(source, "tables", key)
         table = CaptionTable(paths, wanted)
         parts, items = _pictures(table, output, wanted, paths[0].parent), len(table)
-    facts: dict[str, Any] = {"items": items, "caption_key": caption_key}
-    facts |= {key: str(value) if value else None for key, value in asdict(wanted).items()}
-    made = output.write(parts, source, digest(files), **facts)
+    settings = {**asdict(wanted), "splits": str(wanted.splits) if wanted.splits else None}
+    settings |= {"items": items, "caption_key": caption_key}
+    made = output.write(parts, source, digest(files), **settings)
     if wanted.splits and not any(len(open_index(str(p))) for p in parts if p.exists()):
         raise UserError(f"{source}: has nothing of the split {', '.join(wanted.splits)}")
     return made
-
-
-def _files(source: str) -> list[str]:
-    files = storage.expand(source)
-    if not files:
-        raise UserError(f"{source}: no such file; {storage.beside(source)}")
-    if any(Path(file).is_dir() for file in files):
-        raise UserError(f"{source}: is a folder; give its files, as '{source}/*.tar'")
-    return files
 
 
 def _refuse(source: str | Path, form: str, options: dict[str, Any]) -> None:

@@ -16,14 +16,13 @@ from typing import Any
 from mmfusion import files
 from mmfusion.errors import UserError
 
-from .. import storage
 from ..samples import Sample as Given
 from ..shard_writer import Made, Output, Sample, digest, shuffled
 from ..shards import Members, Shards
 from .caption_table import Recaptions
 from .devkit import DEVKIT, Labels, beside, read_labels
 from .image_folders import WNID, ClassFiles, class_tars, flat_tars, folders, kind_of
-from .records import object_of
+from .records import files_of, object_of
 from .reshard import reshard
 
 TEMPLATES = ("{name}", "a photo of a {name}", "a picture of a {name}")
@@ -53,9 +52,7 @@ def write_imagenet(
         captions: a table with captions of the pictures, in place of the templated ones.
     """
     index = _read_index(class_index) if class_index else {}
-    tars = [] if Path(source).is_dir() else storage.expand(str(source))
-    if not tars and not Path(source).is_dir():
-        raise UserError(f"{source}: cannot be read (no such file or folder)")
+    tars = [] if Path(source).is_dir() else files_of(source)
     kind = kind_of(tars)
     listing: Iterable[bytes] = ()
     if kind == "samples":
@@ -67,7 +64,10 @@ def write_imagenet(
         parts = reshard(shards, output, _labelled(_describer(captions, keys, names), len(names)))
     else:
         labels = labels or (beside(Path(tars[0])) if tars else None)
-        given = _labels(labels, list(index), kind)
+        given = read_labels(labels, list(index)) if labels else Labels({}, {})
+        if labels and kind != "pictures" and not given.names:
+            told = "--labels is for flat tars; these pictures' classes are known"
+            raise UserError(f"{labels}: {told}")
         found = _found(Path(source), tars, kind, given, index)
         if class_index:
             found.number(list(index), class_index)
@@ -78,9 +78,8 @@ def write_imagenet(
         listing = found.listing() if kind == "folders" else ()
     _check_classes(output.folder, names)
     inputs = digest([*tars, class_index, labels, captions], listing)
-    asked = {"names": class_index, "labels": labels, "captions": captions}
-    settings = {what: path and str(path) for what, path in asked.items()}
-    made = output.write(parts, source, inputs, items=items, **settings)
+    settings = {"items": items, "names": class_index, "labels": labels, "captions": captions}
+    made = output.write(parts, source, inputs, **settings)
     _write_classes(output.folder, names, source)
     return made
 
@@ -132,15 +131,6 @@ def _read_index(path: Path) -> dict[str, str]:
     if len(index) < len(found):
         raise UserError(f"{path}: names a folder twice; each number needs one of its own")
     return index
-
-
-def _labels(path: Path | None, folders: list[str], kind: str) -> Labels:
-    if path is None:
-        return Labels({}, {})
-    labels = read_labels(path, folders)
-    if kind != "pictures" and not labels.names:
-        raise UserError(f"{path}: --labels is for flat tars; these pictures' classes are known")
-    return labels
 
 
 def _found(

@@ -28,7 +28,7 @@ from ..samples import shown
 from ..shard_writer import MOST_WARNINGS, Made, Output, Sample, digest
 from .image_files import ImageFiles, read_urls
 from .interleaved_formats import FIELDS, Document, ImageItem, Item, Reading, TextItem, parse
-from .records import Records, open_all
+from .records import Records, files_of, open_all
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
@@ -53,23 +53,22 @@ def write_interleaved(
         images: folder that the pictures' paths are relative to; None is that of the record's file.
         image_table: of `url` and `path`.
     """
-    records = open_all(str(pattern), FIELDS)
-    if images is not None and not images.is_dir():
-        raise UserError(f"--images {images}: no such folder")
+    records = open_all(files_of(pattern, images), FIELDS)
     table = read_urls(image_table, images) if image_table else {}
     partly = _Partly()
     make = _maker(records, ImageFiles(output.reader, images, table), reading, limits, partly)
     inputs = digest([*(file.path for file in records.files), image_table, limits.tokenizer])
-    given = {"tokenizer": limits.tokenizer, "images": images, "image_table": image_table}
     made = output.write(
         output.cut(records.order(output.seed), make),
         pattern,
         inputs,
         items=len(records),
+        images=images,
+        image_table=image_table,
         max_pictures=limits.pictures,
         max_tokens=limits.tokens,
+        tokenizer=limits.tokenizer,
         **asdict(reading),
-        **{what: path and str(path) for what, path in given.items()},
     )
     partly.tell()
     return made
@@ -124,14 +123,13 @@ class _Partly:
 
     def tell(self) -> None:
         """Say how many there were."""
-        missed, read = self.counts["missed"], self.counts["read"]
-        if missed:
-            log.warning("%d of %d pictures cannot be read", missed, missed + read)
-        if self.counts["stretches"]:
-            told = "stretches of documents that teach nothing: %d"
-            log.warning(told, self.counts["stretches"])
-        if self.counts["noted"]:
-            log.warning("their documents go on without them; `left_out` in a sample lists them")
+        missed, stretches = self.counts["missed"], self.counts["stretches"]
+        if missed or stretches:
+            log.warning(
+                "%d of %d pictures cannot be read, and stretches of documents that teach nothing: "
+                "%d; `left_out` in the samples of a document that goes on lists them",
+                *(missed, missed + self.counts["read"], stretches),
+            )
 
 
 def _with_members(

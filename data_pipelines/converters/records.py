@@ -291,14 +291,23 @@ class Records:
         return np.concatenate([start + some for start, some in zip(starts, shuffled, strict=False)])
 
 
-def open_all(pattern: str, columns: tuple[str, ...]) -> Records:
-    """The documents of all files that a pattern names: JSONL, also in a gzip, or parquet."""
-    found = storage.expand(pattern)
-    if not found:
-        raise UserError(f"{pattern}: no such file; {storage.beside(pattern)}")
-    records = Records([_open(Path(path), columns) for path in found])
+def files_of(pattern: str | Path, images: Path | None = None) -> list[str]:
+    """The files that a pattern names; `images` is the folder of their pictures, if one is given."""
+    files = storage.expand(str(pattern))
+    if not files:
+        raise UserError(f"{pattern}: no such file; {storage.beside(str(pattern))}")
+    if any(Path(file).is_dir() for file in files):
+        raise UserError(f"{pattern}: is a folder; give its files, as '{pattern}/*.tar'")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    return files
+
+
+def open_all(files: list[str], columns: tuple[str, ...]) -> Records:
+    """The documents of files: JSONL, also in a gzip, or parquet."""
+    records = Records([_open(Path(path), columns) for path in files])
     if not len(records):
-        raise UserError(f"{pattern}: holds no records")
+        raise UserError(f"{files[0]}: holds no records")
     return records
 
 
