@@ -6,7 +6,6 @@ by a lock, which goes when the process goes, makes it, and renames it into place
 left alone. Items that cannot be used are left out, counted by reason and listed in `lost/`.
 """
 
-import glob
 import hashlib
 import json
 import logging
@@ -128,14 +127,15 @@ def write_parts(
 ) -> Made:
     """Make those of the shards that are not there yet and that nobody else is making.
 
+    An item is made into a list of samples (key, members), or into something else that `finish`
+    makes samples of, all those of a shard at once.
+
     Args:
-        parts: shard to be made -> what opens its part. An item is made into a list of samples
-            (key, members), or into something else that `finish` makes samples of.
-        name: of the shards, for the file beside them that keeps their settings.
+        parts: of which shards are made.
+        name: of the file beside them that keeps their settings.
         what: shown beside the bar, and in messages.
-        settings: JSON of all that the shards depend on. Beside shards made with others, none are
-            made.
-        finish: items to samples, all those of a shard at once.
+        settings: JSON of all that the shards depend on. None are made beside those of others.
+        finish: items to samples.
         header: kept in each shard.
         most_lost: share of the items that may be unusable.
     """
@@ -264,8 +264,10 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     path = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, indent=1, ensure_ascii=False)
+    numbered = re.compile(re.escape(name) + r"-\d{5,}\.tar")
+    there = any(p in paths or numbered.fullmatch(p.name) for p in folder.glob("*.tar"))
     if not path.exists():
-        if _there(paths, name):
+        if there:
             raise UserError(
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
@@ -276,7 +278,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after and not any(map(_under_way, paths)) and not _there(paths, name):
+    if before != after and not there and not any(map(_under_way, paths)):
         files.write(path, text.encode())  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
@@ -293,12 +295,6 @@ def _under_way(path: Path) -> bool:
         return False
     with locks.locked(path, wait=False) as held:
         return held is False
-
-
-def _there(paths: list[Path], name: str) -> bool:
-    others = paths[0].parent.glob(f"{glob.escape(name)}-*.tar")
-    numbered = re.compile(re.escape(name) + r"-\d{5,}")
-    return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
 
 
 def digest(files: Iterable[str | Path | None], listing: Iterable[bytes] = ()) -> str:

@@ -5,7 +5,6 @@ import gzip
 import json
 import logging
 import os
-import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mmfusion.config import Config
 from mmfusion.data_pipelines.converters import interleaved, records
 from mmfusion.data_pipelines.converters.image_files import ImageFiles, read_urls
 from mmfusion.data_pipelines.converters.interleaved import write_interleaved
-from mmfusion.data_pipelines.converters.interleaved_formats import ImageItem, Reading
+from mmfusion.data_pipelines.converters.interleaved_formats import ImageItem, Reading, parse
 from mmfusion.data_pipelines.converters.records import files_of, open_all
 from mmfusion.data_pipelines.converters.splitting import Limits
 from mmfusion.data_pipelines.documents import DocumentMaker
@@ -52,6 +51,12 @@ def mmc4(count: int = 2, **changes: Any) -> dict:
         for n in range(count)
     ]  # fmt: skip
     return {"text_list": [f"s{n}" for n in range(count)], "image_info": info, **changes}
+
+
+def matched(index: Any = 0, **changes: Any) -> dict:
+    """MMC4 with one picture."""
+    entry = {"image_name": "0.png", "matched_text_index": index, "matched_sim": 1.0, **changes}
+    return mmc4(image_info=[entry])
 
 
 def obelics(*parts: Any) -> dict:
@@ -105,44 +110,33 @@ def test_our_own_format_says_itself_what_is_learned(tmp_path: Path):
     }
 
 
+FIVE = mmc4(text_list=["s0", "one", "s2", " ", "s3"])
+FIVE["image_info"][1]["matched_text_index"] = 2
+PAGE = obelics(("0.png",), "one", "two", ("1.png",), ("2.png",), " \n", "three")
+GIVEN = {"image": "0.png"}, {"image": "1.png"}
+DRAWN = [{"image": f"{n}.png", "target": True} for n in range(3)]
+
+
 @pytest.mark.parametrize(
-    ("learn", "expected"),
+    ("record", "reading", "expected", "first"),
     [
-        ("both", [{"image": "0.png"}, {"answer": "s0 one"}, {"image": "1.png", "target": True},
-                  {"answer": "s2 s3"}]),
-        ("text", [{"image": "0.png"}, {"answer": "s0 one"}, {"image": "1.png"},
-                  {"answer": "s2 s3"}]),
-        ("pictures", [{"image": "0.png"}, {"text": "s0 one"}, {"image": "1.png", "target": True},
-                      {"text": "s2 s3"}]),
+        (FIVE, Reading("both"), [GIVEN[0], {"answer": "s0 one"}, DRAWN[1], {"answer": "s2 s3"}], 0),
+        (FIVE, Reading("text"), [GIVEN[0], {"answer": "s0 one"}, GIVEN[1], {"answer": "s2 s3"}], 0),
+        (FIVE, Reading("pictures"), [GIVEN[0], {"text": "s0 one"}, DRAWN[1], {"text": "s2 s3"}], 0),
+        (mmc4(3), Reading(min_similarity=0.1),
+         [{"answer": "s0"}, DRAWN[0], {"answer": "s1"}, DRAWN[1], {"answer": "s2"}], 1),
+        (PAGE, Reading(),
+         [GIVEN[0], {"answer": "one\n\ntwo"}, DRAWN[1], DRAWN[2], {"answer": "three"}], 0),
     ],
 )  # fmt: skip
-def test_mmc4_puts_each_picture_before_its_sentence(
-    tmp_path: Path, pictures: Path, learn: Any, expected: list[dict]
+def test_pages_put_pictures_in_their_places(
+    tmp_path: Path, pictures: Path, record: dict, reading: Reading, expected: list, first: int
 ):
-    record = mmc4(text_list=["s0", "one", "s2", " ", "s3"])
-    record["image_info"][1]["matched_text_index"] = 2
-    make(tmp_path, record, reading=Reading(learn))
-    assert contents(tmp_path) == [expected]
+    """MMC4's before their sentences, but those that are unlike them; OBELICS' as they stand."""
+    assert not make(tmp_path, record, reading=reading).lost
     (sample,) = Shards(f"{tmp_path}/out/*.tar")
-    assert (sample["0.png"], sample["1.png"]) == (encoded(0), encoded(1))
-
-
-def test_mmc4_passes_over_pictures_that_are_unlike_their_sentences(tmp_path: Path, pictures: Path):
-    assert not make(tmp_path, mmc4(3), reading=Reading(min_similarity=0.1)).lost
-    (sample,) = Shards(f"{tmp_path}/out/*.tar")
-    assert sample.json() == {"content": [
-        {"answer": "s0"}, {"image": "0.png", "target": True}, {"answer": "s1"},
-        {"image": "1.png", "target": True}, {"answer": "s2"},
-    ]}  # fmt: skip
-    assert sample["0.png"] == encoded(1)
-
-
-def test_obelics_takes_what_is_not_null(tmp_path: Path, pictures: Path):
-    make(tmp_path, obelics(("0.png",), "one", "two", ("1.png",), ("2.png",), " \n", "three"))
-    assert contents(tmp_path) == [
-        [{"image": "0.png"}, {"answer": "one\n\ntwo"}, {"image": "1.png", "target": True},
-         {"image": "2.png", "target": True}, {"answer": "three"}]
-    ]  # fmt: skip
+    assert sample.json() == {"content": expected}
+    assert (sample["0.png"], sample["1.png"]) == (encoded(first), encoded(first + 1))
 
 
 def test_obelics_parquet_holds_pictures_or_paths(tmp_path: Path, pictures: Path):
@@ -247,18 +241,13 @@ NO_FORMAT = "has the fields .* expected `content`"
         (mmc4(image_info=None), "`image_info` must be a list"),
         (mmc4(image_info=[3]), "image_info 0 is 3; expected an object"),
         (mmc4(text_list=["a"]), "2 pictures in `image_info`, but 1 texts"),
-        (mmc4(image_info=[{"image_name": "0.png", "matched_text_index": 2}]),
-         "image_info 0: matched_text_index is 2; expected 0 to 1"),
-        (mmc4(image_info=[{"image_name": "0.png", "matched_text_index": -1}]),
-         "matched_text_index is -1"),
-        (mmc4(image_info=[{"image_name": "0.png", "matched_text_index": True}]),
-         "matched_text_index is True"),
-        (mmc4(image_info=[{"matched_text_index": 0}]), "needs `image_name` or `raw_url`"),
-        (mmc4(image_info=[{"image_name": 3, "matched_text_index": 0}]), "needs `image_name`"),
-        (mmc4(image_info=[{"image_name": "0.png", "matched_text_index": 0}]),
-         "matched_sim is None; expected a number"),
-        ('{"text_list": ["a"], "image_info": [{"image_name": "0.png", "matched_text_index": 0, '
-         '"matched_sim": NaN}]}', "matched_sim is nan"),
+        (matched(2), "image_info 0: matched_text_index is 2; expected 0 to 1"),
+        (matched(-1), ".* matched_text_index is -1"),
+        (matched(True), ".* matched_text_index is True"),
+        (matched(image_name=None), ".* needs `image_name` or `raw_url`"),
+        (matched(image_name=3), ".* needs `image_name`"),
+        (matched(matched_sim=None), ".* matched_sim is None; expected a number"),
+        (matched(matched_sim=float("nan")), ".* matched_sim is nan"),
         ({"texts": "a", "images": [None]}, "`texts` and `images` must be lists"),
         ({"texts": ["a"], "images": []}, "1 `texts`, but 0 `images`"),
         ({"texts": ["a", None], "images": [None, None]}, "place 1 has neither a text nor a pic"),
@@ -268,19 +257,12 @@ NO_FORMAT = "has the fields .* expected `content`"
         ({"texts": [None], "images": [{"file": "a", "bytes": 2}]}, "place 0 is {.*; expected a"),
         ({"texts": [], "images": []}, "is empty"),
         ({"texts": [" "], "images": [None]}, "is empty"),
-        (obelics(("0.png",)), "nothing to learn"),
     ],
-)  # fmt: skip
-def test_damaged_records_are_left_out_with_their_reason(
-    tmp_path: Path, pictures: Path, record: Any, message: str
-):
-    reading = Reading(min_similarity=0.0)
-    made = make(tmp_path, record, mmc4(), reading=reading)
-    assert made.lost == {"content": 1}
-    (entry,) = lost_items(tmp_path / "out/train-00000.tar")
-    assert re.search(message, entry["what"])
-    assert entry["what"].startswith(f"{tmp_path}/documents.jsonl:1: ")
-    assert len(contents(tmp_path)) == 1
+)
+def test_damaged_records_are_left_out_with_their_reason(record: Any, message: str):
+    with pytest.raises(CorruptSample, match=f"^a.jsonl:1: {message}") as lost:
+        parse(record, Reading(min_similarity=0.0), "a.jsonl:1")
+    assert lost.value.reason == "content"
 
 
 # Pictures that are not there
@@ -331,11 +313,8 @@ def test_pictures_are_looked_for_in_their_folder_alone(tmp_path: Path, pictures:
     names = ["../secret.png", str(tmp_path / "secret.png"), "pipe", "zero\0.png", "", f"{URL}0.png"]
     make(tmp_path, obelics("a", ("./1.png",), *((name,) for name in names)))
     said = Shards(f"{tmp_path}/out/*.tar")[0].json()["left_out"]
-    for text, part in zip(
-        said, ["is not in the folder"] * 2 + ["cannot be read"] * 3, strict=False
-    ):
-        assert part in text
-    assert "--image-table has no file" in said[5]
+    parts = ["is not in the folder"] * 2 + ["cannot be read"] * 3 + ["--image-table has no file"]
+    assert all(part in text for text, part in zip(said, parts, strict=True))
     assert contents(tmp_path) == [[{"answer": "a"}, {"image": "0.png", "target": True}]]
     # The user's own list may name any file.
     own = {"content": [{"image": str(tmp_path / "secret.png")}, {"answer": "a"}]}
@@ -416,11 +395,7 @@ def test_records_are_shuffled_as_far_as_they_are_near(
     [
         ("a.jsonl", b"\n", "holds no lines"),
         ("a.jsonl.gz", gzip.compress(b"\n", mtime=0), "holds no lines"),
-        (
-            "a.jsonl.gz",
-            gzip.compress(b'{"content": []}\n' * 99, mtime=0)[:-9],
-            "cannot be read as gzip",
-        ),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "cannot be read as gzip"),
         ("a.jsonl.gz", b'{"content": []}', "cannot be read as gzip .*; copy it anew"),
         ("a.parquet", b'{"content": []}', "cannot be read as parquet .*; copy it anew"),
         ("a.parquet", pa.table({"text": ["a"]}), "has none of the columns content, text_list"),
@@ -486,9 +461,10 @@ def test_parquet_text_that_is_not_utf_8_loses_its_row(tmp_path: Path):
 
 
 def test_a_long_document_gives_several_samples(tmp_path: Path, pictures: Path):
-    made = make(tmp_path, mmc4(7), mmc4(1), limits=Limits(pictures=3))
+    made = make(tmp_path, mmc4(7), mmc4(1), obelics(("0.png",)), limits=Limits(pictures=3))
+    assert made.lost == {"content": 1}  # nothing to learn
     assert keys(tmp_path) == ["00000000-0", "00000000-1", "00000000-2", "00000001"]
-    assert made.items == 2
+    assert made.items == 3
     samples = list(Shards(f"{tmp_path}/out/*.tar"))
     data = [sample[part["image"]] for sample in samples[:3] for part in sample.json()["content"]
             if "image" in part]  # fmt: skip

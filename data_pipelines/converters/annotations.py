@@ -44,29 +44,19 @@ AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a table is wanted.
+    """What of a table is wanted."""
 
-    Attributes:
-        images: folder in which the pictures' paths start; None: the table's own.
-        splits: take only the rows of these; none takes all.
-        image: the column of paths or pictures; None looks for the usual names.
-        captions: the column of captions; likewise.
-    """
-
-    images: Path | None = None
-    splits: tuple[str, ...] = ()
-    image: str | None = None
-    captions: str | None = None
+    images: Path | None = None  # in which the pictures' paths begin; None: the table's folder
+    splits: tuple[str, ...] = ()  # none takes all
+    image: str | None = None  # the column of paths or pictures; None: a usual name
+    captions: str | None = None  # likewise
 
     @property
     def columns(self) -> Columns:
         """The columns of image, captions, label and split."""
-        names = {
-            "image": (self.image,) if self.image else IMAGE,
-            "captions": (self.captions,) if self.captions else CAPTIONS,
-            "label": ("label",),
-            "split": ("split",),
-        }
+        image = (self.image,) if self.image else IMAGE
+        captions = (self.captions,) if self.captions else CAPTIONS
+        names = {"image": image, "captions": captions, "label": ("label",), "split": ("split",)}
         needed = {
             "image": "name it with --image-column",
             "captions": "name it with --caption-column",

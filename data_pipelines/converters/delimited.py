@@ -28,19 +28,13 @@ NAMES = ["image", "caption"]  # of the columns, where no head says them
 
 
 class Form(NamedTuple):
-    """How a file's rows are written.
+    """How a file's rows are written."""
 
-    Attributes:
-        names: of the columns.
-        head: whether the first row says them.
-        flickr: whether the rows are `name.jpg#0<tab>caption`.
-    """
-
-    names: list[str]
-    head: bool
+    names: list[str]  # of the columns
+    head: bool  # whether the first row says them
     delimiter: bytes
     quoted: bool
-    flickr: bool = False
+    flickr: bool = False  # `name.jpg#0<tab>caption`
 
 
 def open_delimited(path: Path, columns: Columns, image: str) -> list[Rows]:

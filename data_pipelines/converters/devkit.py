@@ -23,15 +23,10 @@ MOST_BYTES = 1 << 26  # of a file of the devkit; the real ones have less than 1 
 
 
 class Labels(NamedTuple):
-    """What class each picture is of, and what the classes are called.
+    """What class each picture is of, and what the classes are called."""
 
-    Attributes:
-        of: file without its ending -> folder of the class, as n01440764.
-        names: folder of a class -> words; empty where a table gave the labels.
-    """
-
-    of: dict[str, str]
-    names: dict[str, str]
+    of: dict[str, str]  # file without its ending -> folder of the class, as n01440764
+    names: dict[str, str]  # folder of a class -> words; empty where a table gave the labels
 
 
 def beside(tar: Path) -> Path | None:

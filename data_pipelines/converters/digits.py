@@ -4,7 +4,6 @@ The split is fixed: 1,500 for training and 297 held out, stratified, seed 0; it 
 `split.json`. The pictures are 8-bit grey: value v of 0..16 becomes round(v * 255 / 16).
 """
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmfusion import files
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
+from ..images import encoded
 from ..shards import write_shards
 from ..tokenizer import train_tokenizer
 
@@ -68,9 +68,7 @@ def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def png(pixels: np.ndarray) -> bytes:
     """An 8-bit array as a PNG file."""
-    file = io.BytesIO()
-    PILImage.fromarray(pixels).save(file, "png")
-    return file.getvalue()
+    return encoded(PILImage.fromarray(pixels), "png")
 
 
 def write_digits(folder: Path) -> bool:

@@ -17,26 +17,17 @@ COLUMNS = Columns({"url": ("url",), "path": ("path",)}, {"url": REMEDY, "path": 
 
 @dataclass
 class ImageFiles:
-    """Finds and reads pictures.
-
-    Attributes:
-        reader: how they become members.
-        folder: that paths are relative to; None is the folder of the record's file.
-        table: URL -> file.
-    """
+    """Finds and reads pictures."""
 
     reader: ImageReader
-    folder: Path | None = None
-    table: dict[str, Path] = field(default_factory=dict)
+    folder: Path | None = None  # that paths are relative to; None is that of the record's file
+    table: dict[str, Path] = field(default_factory=dict)  # of URLs
 
     def read(self, part: ImageItem, beside: Path, anywhere: bool) -> tuple[str, bytes]:
-        """The member's extension and bytes.
+        """The member's extension and bytes; `beside` is the folder of the record's file.
 
-        Args:
-            part: which picture.
-            beside: the folder of the record's file.
-            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder;
-                those of the table not out of `folder`.
+        Paths may lead `anywhere` where the user wrote them. Others, of a corpus, may not lead out
+        of the folder; those of the table not out of `folder`.
         """
         if part.data is not None:
             return self.reader.member(part.data, "a picture in the record")

@@ -40,17 +40,11 @@ class Place(NamedTuple):
 
 @dataclass
 class ClassFiles:
-    """Pictures by number: sorted by class and name, wherever they lie.
+    """Pictures by number: sorted by class and name, wherever they lie."""
 
-    Attributes:
-        source: the folder of classes, or the first tar.
-        found: folder of a class -> its pictures.
-        lost: what could not be listed; stands after the pictures.
-    """
-
-    source: str
-    found: dict[str, list[Place]]
-    lost: list[CorruptSample] = field(default_factory=list)
+    source: str  # the folder of classes, or the first tar
+    found: dict[str, list[Place]]  # by the folder of a class
+    lost: list[CorruptSample] = field(default_factory=list)  # numbered after the pictures
 
     def __post_init__(self) -> None:
         self.classes = list(self.found)

@@ -52,16 +52,13 @@ Item = TextItem | ImageItem
 
 @dataclass(frozen=True)
 class Document:
-    """Parts in their order.
+    """Parts in their order; those of a `web` page mean something without the others.
 
-    Attributes:
-        glue: goes between two texts that follow each other and become one; None leaves them apart.
-        web: texts and pictures were found together on a page: each means something without the
-            other. Of our own format that is not so: without its picture an answer would be wrong.
+    Of our own format that is not so: without its picture an answer would be wrong.
     """
 
     parts: list[Item]
-    glue: str | None = None
+    glue: str | None = None  # between two texts that follow each other; None leaves them apart
     web: bool = True
 
     def joined(self) -> list[Item]:
@@ -80,15 +77,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Reading:
-    """How records that do not say so themselves are read.
+    """How records that do not say so themselves are read."""
 
-    Attributes:
-        learn: which of texts and pictures are learned; the others are given.
-        min_similarity: MMC4's pictures with a lower `matched_sim` are passed over.
-    """
-
-    learn: Learn = "both"
-    min_similarity: float | None = None
+    learn: Learn = "both"  # the others are given
+    min_similarity: float | None = None  # MMC4's pictures of a lower `matched_sim` are passed over
 
     def text(self, text: str) -> TextItem:
         """A text of a document that does not say what is learned."""

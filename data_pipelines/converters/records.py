@@ -70,15 +70,10 @@ def object_of(entry: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are wanted.
+    """Which columns of a table are wanted."""
 
-    Attributes:
-        names: what is wanted -> the columns that may hold it, the first choice first.
-        needed: what must be there -> the remedy where it is not.
-    """
-
-    names: Mapping[str, Sequence[str]]
-    needed: Mapping[str, str]
+    names: Mapping[str, Sequence[str]]  # what -> the columns that may hold it, first choice first
+    needed: Mapping[str, str]  # what must be there -> the remedy where it is not
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
         """What is there -> the column that holds it; only where no case fits, any does."""
@@ -101,19 +96,15 @@ class Columns:
 
 
 class Rows:
-    """Rows of one file: of a list in memory, or what the classes below read.
+    """Rows of one file: of a list in memory, or what the classes below read."""
 
-    Attributes:
-        sizes: how many rows each stretch has.
-        plain: whether any row is as near as any other, of this file and of its neighbours.
-    """
-
-    plain = False
+    plain = False  # whether any row is as near as any other, of this file and of its neighbours
+    sizes: Sequence[int]  # how many rows each stretch has
 
     def __init__(self, path: Path, entries: Any = (), numbers: Any = None) -> None:
         """Take the entries, and the lines on which they begin."""
         self.path, self._entries, self._numbers = path, entries, numbers
-        self.sizes: Sequence[int] = [len(entries)]
+        self.sizes = [len(entries)]
 
     def where(self, row: int) -> str:
         """File and row, for messages."""

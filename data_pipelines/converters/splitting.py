@@ -25,17 +25,11 @@ WORD = re.compile(r"(?<=\S)\s+")  # not where a text begins with spaces: they wo
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sample may hold.
-
-    Attributes:
-        pictures: how many.
-        tokens: text tokens of all its texts, with the control tokens that training adds.
-        tokenizer: counts them; without it, three bytes of UTF-8 are taken for a token.
-    """
+    """What one sample may hold."""
 
     pictures: int = 8
-    tokens: int = 1024
-    tokenizer: Path | None = None
+    tokens: int = 1024  # of all its texts, with the control tokens that training adds
+    tokenizer: Path | None = None  # counts them; without it three bytes of UTF-8 are a token
 
     def counter(self) -> Callable[[str], int]:
         """What counts the tokens of a text."""
@@ -50,13 +44,8 @@ def split(
 ) -> tuple[list[list[Item]], list[list[Item]]]:
     """A document as pieces within the limits, and those of which nothing can be learned.
 
-    A stretch that teaches nothing goes with a neighbour where both fit the limits.
-
-    Args:
-        parts: of the document.
-        limits: of a piece.
-        count: text -> tokens.
-        web: as of the document: then a picture that opens a piece is given.
+    A stretch that teaches nothing goes with a neighbour where both fit the limits. Of a `web`
+    document a picture that opens a piece is given.
     """
     atoms = [atom for part in parts for atom in _cut(part, limits.tokens, count)]
     tokens = [count(a.text) if isinstance(a, TextItem) else 0 for a in atoms]
