@@ -104,7 +104,9 @@ def class_folders(tmp_path: Path) -> Path:
 # Folders
 
 
-def test_shards_keep_the_files_and_number_the_sorted_folders(class_folders: Path, tmp_path: Path):
+def test_imagenet_shards_keep_the_files_and_number_the_sorted_folders(
+    class_folders: Path, tmp_path: Path
+):
     output = tmp_path / "shards"
     convert(class_folders, output, index=tmp_path / "index.json")
     names = classes(output)

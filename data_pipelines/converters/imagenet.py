@@ -76,30 +76,25 @@ def write_imagenet(
         describe = _describer(captions, found.names(), names if worded else [])
         parts = output.cut(shuffled(items, output.seed), _maker(found, describe, output))
         listing = found.listing() if kind == "folders" else ()
-    _check_classes(output.folder, names)
+    path = output.folder / CLASSES
+    if names:
+        _check_classes(path, names)
     inputs = digest([*tars, class_index, labels, captions], listing)
     settings = {"items": items, "names": class_index, "labels": labels, "captions": captions}
     made = output.write(parts, source, inputs, **settings)
-    _write_classes(output.folder, names, source)
+    if names:
+        _check_classes(path, names)  # another run may have written its own meanwhile
+        listed = json.dumps(names, ensure_ascii=False, indent=0)
+        files.write(path, listed.encode("utf-8", "replace"))
+    else:
+        log.warning("%s: no --names, so there is no list of classes to write", source)
     return made
 
 
-def _write_classes(output: Path, names: list[str], source: str | Path) -> None:
-    if not names:
-        log.warning("%s: no --names, so there is no list of classes to write", source)
-        return
-    _check_classes(output, names)  # another run may have written its own meanwhile
-    text = json.dumps(names, ensure_ascii=False, indent=0)
-    files.write(output / CLASSES, text.encode("utf-8", "replace"))
-
-
-def _check_classes(output: Path, names: list[str]) -> None:
+def _check_classes(path: Path, names: list[str]) -> None:
     """Labels of one folder must mean the same in all of its shards."""
-    path = output / CLASSES
-    if not names or not path.exists():
-        return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else names
     except (OSError, ValueError, RecursionError):
         before = None
     if before != names:

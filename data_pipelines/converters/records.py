@@ -309,10 +309,9 @@ def _open(path: Path, columns: tuple[str, ...]) -> Rows:
         if not there:
             raise UserError(f"{path}: has none of the columns {', '.join(columns)}")
         return RowGroups(path, there)
-    packed = kind in (".zip", ".tar", ".tgz") or path.name.lower().endswith(".tar.gz")
-    if packed or kind not in (*JSONL, ".json", ".gz"):
-        remedy = "unpack it first (`unzip`, `tar -x`)" if packed else "rename it if it is one"
+    if kind not in (*JSONL, ".json", ".gz") or path.name.lower().endswith(".tar.gz"):
         raise UserError(
-            f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); {remedy}"
+            f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); unpack it first "
+            "(`unzip`, `tar -x`), or rename it if it is one"
         )
     return Lines(path, GZIP_LINES)
