@@ -402,7 +402,7 @@ def test_records_are_shuffled_as_far_as_they_are_near(
         ("a.parquet", pa.table({"texts": pa.array([], pa.list_(pa.string()))}), "holds no records"),
         ("a.zip", b"PK", r"a\.zip: expected records \(\.jsonl, .*; unpack it first \(`unzip`"),
         ("a.tar.gz", b"", r"a\.tar\.gz: expected records .* unpack it first"),
-        ("a.csv", b"", r"a\.csv: expected records .*; rename it if it is one"),
+        ("a.csv", b"", r"a\.csv: expected records .* rename it if it is one"),
         ("b.jsonl", None, r"a\.\*: no such file"),
     ],
 )

@@ -76,7 +76,7 @@ class Columns:
     needed: Mapping[str, str]  # what must be there -> the remedy where it is not
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
-        """What is there -> the column that holds it; only where no case fits, any does."""
+        """What is there -> the column that holds it, in any case of letters."""
         there = {name.lower(): name for name in names} | {name: name for name in names}
         found = {w: next((c for c in some if c in there), None) for w, some in self.names.items()}
         return {what: there[name] for what, name in found.items() if name is not None}
