@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion.codecs.image import flat, open_image, prepare
@@ -36,15 +35,10 @@ def spelled(name: str, folder: str | Path) -> str:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How picture files become members of a sample.
+    """How picture files become members of a sample."""
 
-    Attributes:
-        size: side in pixels of the centre square that is kept; None keeps the file as it is.
-        format: what a resized picture is saved as; `jpeg` has quality 95 and full colour.
-    """
-
-    size: int | None = None
-    format: Literal["jpeg", "png"] = "jpeg"
+    size: int | None = None  # of the centre square that is kept; None keeps the file as it is
+    format: Literal["jpeg", "png"] = "jpeg"  # of a resized one; quality 95 and full colour
 
     def read(self, path: Path) -> tuple[str, bytes]:
         """The member's extension, from what the file holds and not from its name, and its bytes."""
@@ -64,20 +58,19 @@ class ImageReader:
         picture = open_image(data, where)
         try:
             if self.size is not None:
-                return self._small(prepare(picture, self.size, 3))
+                small = PILImage.fromarray(prepare(picture, self.size, 3))
+                return EXTENSION[self.format.upper()], encoded(small, self.format)
             flat(picture)
         except CorruptSample as error:
             raise error.at(where) from None
         if picture.format in EXTENSION:
             return EXTENSION[picture.format], data
-        file = io.BytesIO()
-        picture.save(file, "png")  # a GIF, BMP or PPM
-        return "png", file.getvalue()
+        return "png", encoded(picture, "png")  # a GIF, BMP or PPM
 
-    def _small(self, pixels: np.ndarray) -> tuple[str, bytes]:
-        file, small = io.BytesIO(), PILImage.fromarray(pixels)
-        if self.format == "png":
-            small.save(file, "png")
-        else:
-            small.save(file, "jpeg", quality=95, subsampling=0)
-        return EXTENSION[self.format.upper()], file.getvalue()
+
+def encoded(picture: PILImage.Image, format: str) -> bytes:
+    """A picture as a file of `png` or `jpeg`."""
+    file = io.BytesIO()
+    how = {"quality": 95, "subsampling": 0} if format == "jpeg" else {}
+    picture.save(file, format, **how)
+    return file.getvalue()

@@ -6,16 +6,16 @@ by a lock, which goes when the process goes, makes it, and renames it into place
 left alone. Items that cannot be used are left out, counted by reason and listed in `lost/`.
 """
 
-import glob
+import hashlib
 import json
 import logging
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,9 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mmfusion import files, jsonl, launcher, locks
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import CorruptSample, UserError, printable
 from mmfusion.rng import generator
 
+from . import storage
+from .images import ImageReader
 from .shards import Members, write_shard
 from .storage import LOST
 
@@ -43,21 +45,13 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} shards, {remaining} lef
 
 @dataclass
 class Made:
-    """What a job did.
+    """What a job did."""
 
-    Attributes:
-        shards: how many are there now.
-        new: how many of them this process made.
-        missing: how many other processes are still at work on.
-        items: how many this process looked at.
-        lost: how many of all items were left out, by reason.
-    """
-
-    shards: int = 0
-    new: int = 0
-    missing: int = 0
-    items: int = 0
-    lost: Counter = field(default_factory=Counter)
+    shards: int = 0  # that are there now
+    new: int = 0  # of them, by this process
+    missing: int = 0  # other processes are still at work on them
+    items: int = 0  # that this process looked at
+    lost: Counter = field(default_factory=Counter)  # of all items, by reason
 
 
 class ShardJob(Generic[T]):
@@ -73,6 +67,40 @@ class ShardJob(Generic[T]):
         return self.make(int(self.items[place]))
 
 
+Parts = dict[Path, Callable[[], ShardJob[T]]]  # shard to be made -> what opens its part
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a corpus goes, and how its pictures and samples become shards."""
+
+    folder: Path
+    name: str = "train"  # how the shards' names begin
+    reader: ImageReader = ImageReader()  # noqa: RUF009 (frozen)
+    seed: int | None = 0  # of the shuffle; None keeps the order
+    per_shard: int = 2000
+    most_lost: float = 0.1  # share of the items that may be unusable
+
+    def parts(self, jobs: Iterable[Callable[[], ShardJob[T]]]) -> Parts[T]:
+        """A shard for each job, `name-00000.tar` and so on."""
+        return {self.folder / f"{self.name}-{n:05d}.tar": job for n, job in enumerate(jobs)}
+
+    def cut(self, order: np.ndarray, make: Callable[[int], T]) -> Parts[T]:
+        """Items in an order, as parts of `per_shard`."""
+        starts = range(0, len(order), self.per_shard)
+        pieces = (order[start : start + self.per_shard] for start in starts)
+        return self.parts(partial(ShardJob, piece, make) for piece in pieces)
+
+    def write(
+        self, parts: Parts[list[Sample]], source: str | Path, inputs: str, **settings: Any
+    ) -> Made:
+        """Make the shards of a source; `inputs` is the digest of its files."""
+        given = {"from": printable(str(source)), "seed": self.seed, "per_shard": self.per_shard}
+        given |= {**asdict(self.reader), "input_files": inputs}
+        given |= {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+        return write_parts(parts, self.name, str(source), given, most_lost=self.most_lost)
+
+
 def shuffled(count: int, seed: int | None) -> np.ndarray:
     """The numbers from 0, shuffled by `seed`; None keeps their order.
 
@@ -82,23 +110,14 @@ def shuffled(count: int, seed: int | None) -> np.ndarray:
 
 
 def cut(
-    output: Path,
-    name: str,
-    order: np.ndarray,
-    make: Callable[[int], T],
-    per_shard: int = 2000,
-) -> dict[Path, Callable[[], ShardJob[T]]]:
-    """Items in an order, such as `shuffled`, as parts of one size for `name-00000.tar`, ..."""
-
-    def part(start: int) -> ShardJob[T]:
-        return ShardJob(order[start : start + per_shard], make)
-
-    starts = range(0, len(order), per_shard)
-    return {output / f"{name}-{n:05d}.tar": partial(part, start) for n, start in enumerate(starts)}
+    output: Path, name: str, order: np.ndarray, make: Callable[[int], T], per_shard: int = 2000
+) -> Parts[T]:
+    """Items in an order, such as `shuffled`, as parts of one size."""
+    return Output(output, name, per_shard=per_shard).cut(order, make)
 
 
 def write_parts(
-    parts: Mapping[Path, Callable[[], ShardJob[T]]],
+    parts: Parts[T],
     name: str,
     what: str,
     settings: dict[str, Any],
@@ -108,14 +127,15 @@ def write_parts(
 ) -> Made:
     """Make those of the shards that are not there yet and that nobody else is making.
 
+    An item is made into a list of samples (key, members), or into something else that `finish`
+    makes samples of, all those of a shard at once.
+
     Args:
-        parts: shard to be made -> what opens its part. An item is made into a list of samples
-            (key, members), or into something else that `finish` makes samples of.
-        name: of the shards, for the file beside them that keeps their settings.
+        parts: of which shards are made.
+        name: of the file beside them that keeps their settings.
         what: shown beside the bar, and in messages.
-        settings: JSON of all that the shards depend on. Beside shards made with others, none are
-            made.
-        finish: items to samples, all those of a shard at once.
+        settings: JSON of all that the shards depend on. None are made beside those of others.
+        finish: items to samples.
         header: kept in each shard.
         most_lost: share of the items that may be unusable.
     """
@@ -181,8 +201,8 @@ def _each(
         if not isinstance(found, CorruptSample):
             yield found
         else:
-            item = int(part.items[number])
-            lost.append({"item": item, "reason": found.reason, "what": str(found)})
+            entry = {"item": int(part.items[number]), "reason": found.reason}
+            lost.append({**entry, "what": str(found)})
             made.lost[found.reason] += 1
             total = made.lost.total()
             if total <= MOST_WARNINGS:
@@ -244,8 +264,10 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     path = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, indent=1, ensure_ascii=False)
+    numbered = re.compile(re.escape(name) + r"-\d{5,}\.tar")
+    there = any(p in paths or numbered.fullmatch(p.name) for p in folder.glob("*.tar"))
     if not path.exists():
-        if _there(paths, name):
+        if there:
             raise UserError(
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
@@ -256,7 +278,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after and not _under_way(paths) and not _there(paths, name):
+    if before != after and not there and not any(map(_under_way, paths)):
         files.write(path, text.encode())  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
@@ -267,28 +289,37 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
         )
 
 
-def _under_way(paths: list[Path]) -> bool:
-    """Whether a process is making one of the shards; a killed one leaves a lock that is free."""
-    for path in paths:
-        if path.with_name(f".{path.name}.lock").exists():
-            with locks.locked(path, wait=False) as held:
-                if held is False:
-                    return True
-    return False
+def _under_way(path: Path) -> bool:
+    """Whether a process is making a shard; a killed one leaves a lock that is free."""
+    if not path.with_name(f".{path.name}.lock").exists():
+        return False
+    with locks.locked(path, wait=False) as held:
+        return held is False
 
 
-def _there(paths: list[Path], name: str) -> bool:
-    others = paths[0].parent.glob(f"{glob.escape(name)}-*.tar")
-    numbered = re.compile(re.escape(name) + r"-\d{5,}")
-    return any(p.exists() for p in paths) or any(numbered.fullmatch(p.stem) for p in others)
+def digest(files: Iterable[str | Path | None], listing: Iterable[bytes] = ()) -> str:
+    """What shards are made of, as 16 hex digits for their settings.
+
+    They change when a file's name, size or time, or what is listed, changes. Nothing is read of the
+    files. Of a folder, all files in it count; of a URL, only its size.
+    """
+    found = hashlib.sha256()
+    for given in files:
+        for path in _files(str(given)) if given is not None else ("",):
+            found.update(f"{path}\0{_state(path)}\0".encode("utf-8", "surrogateescape"))
+    for entry in listing:
+        found.update(b"%d\0%b" % (len(entry), entry))
+    return found.hexdigest()[:16]
 
 
-def facts(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that a line holds."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptSample("json", f"{where}: not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise CorruptSample("json", f"{where}: expected a JSON object")
-    return found
+def _files(path: str) -> list[str]:
+    if storage.is_remote(path) or not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+
+
+def _state(path: str) -> str:
+    if not path or storage.is_remote(path):
+        return path and str(storage.size(path))
+    found = os.stat(path)
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -34,6 +34,7 @@ from mmfusion.data_pipelines.converters.interleaved import write_interleaved
 from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.shard_writer import Output
 from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import REASONS, CorruptSample
 
@@ -185,7 +186,9 @@ def listed(folder: Path) -> Path:
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_captions_of_bad_pictures(listed: Path, size: int | None) -> None:
-    made = write_captions(listed, listed.parent / "out", reader=ImageReader(size), seed=None)
+    made = write_captions(
+        listed, Output(listed.parent / "out", reader=ImageReader(size), seed=None)
+    )
     shards = Shards(f"{listed.parent}/out/*.tar")
     assert made.lost == {"picture": len(LOST)}
     assert len(shards) == 120 + len(FINE)
@@ -202,7 +205,9 @@ def test_documents_of_bad_pictures(folder: Path) -> None:
     odd += ["../../etc/passwd", "/dev/zero", "\ud800", "\0", "pipe:touch ran", "p", "", "a" * 5000]
     good = [{"content": [{"image": "p/good.jpg"}, {"answer": "a"}]}] * 100
     bad = [{"content": [{"image": path}, {"answer": "a"}]} for path in odd]
-    made = write_interleaved(jsonl(folder / "l.jsonl", *good, *bad), folder / "out", seed=None)
+    made = write_interleaved(
+        jsonl(folder / "l.jsonl", *good, *bad), Output(folder / "out", seed=None)
+    )
     assert made.lost == {"picture": len(odd)}
     assert len(Shards(f"{folder}/out/*.tar")) == 100
 

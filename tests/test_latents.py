@@ -21,6 +21,7 @@ from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.latents import write_latents
 from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.samples import Sample
+from mmfusion.data_pipelines.shard_writer import Output
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 from mmfusion.sequence import Image, Text
@@ -89,7 +90,7 @@ def test_an_autoencoder_is_loaded_without_a_word(
 
 
 def test_interleaved_latents_round_trip(tmp_path: Path, vae: Path, tokenizer: Tokenizer):
-    write_interleaved(interleaved_lines(tmp_path), tmp_path / "in", seed=None)
+    write_interleaved(interleaved_lines(tmp_path), Output(tmp_path / "in", seed=None))
     config = latent_config(vae)
     write_latents(f"{tmp_path}/in/*.tar", tmp_path / "out", config)
     first, second = Shards(f"{tmp_path}/out/*.tar")

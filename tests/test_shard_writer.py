@@ -116,30 +116,6 @@ def test_a_killed_process_leaves_its_shard_to_others(tmp_path: Path):
     assert Counter(labels(tmp_path)) == Counter([*KEPT, 0, 20, 30])
 
 
-def holds(path: Path, ready: Any, go: Any) -> None:
-    with claim(path) as mine:
-        assert mine
-        ready.set()
-        go.wait()
-
-
-def test_a_claim_is_held_by_one(tmp_path: Path):
-    path, ready, go = tmp_path / "a.tar", fork.Event(), fork.Event()
-    process = fork.Process(target=holds, args=(path, ready, go))
-    process.start()
-    ready.wait()
-    with claim(path) as mine:
-        assert not mine
-    go.set()
-    process.join()
-    assert process.exitcode == 0
-    with claim(path) as mine:
-        assert mine
-    path.touch()
-    with claim(path) as mine:
-        assert not mine  # it is there
-
-
 def test_a_shard_that_another_process_made_meanwhile_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -155,13 +131,17 @@ def test_a_shard_that_another_process_made_meanwhile_is_not_made_again(
         assert not mine
 
 
-def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
-    def mostly_bad(number: int) -> list[tuple[str, dict[str, Any]]]:
-        if number >= 20:
+def bad(numbers: range) -> Any:
+    def work(number: int) -> list[tuple[str, dict[str, Any]]]:
+        if number in numbers:
             raise CorruptSample("picture", f"picture {number}: broken")
         return item(number)
 
-    parts = cut(tmp_path, "a", shuffled(40, None), mostly_bad, per_shard=5)
+    return work
+
+
+def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
+    parts = cut(tmp_path, "a", shuffled(40, None), bad(range(20, 40)), per_shard=5)
     said = r"numbers: 12 of 29 items cannot be used \(9 picture, 3 caption\); the last: picture"
     with pytest.raises(UserError, match=said):
         write_parts(parts, "a", "numbers", {}, most_lost=0.05)
@@ -169,16 +149,10 @@ def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
 
 
 def test_damage_at_the_start_is_measured_by_the_whole_shard(tmp_path: Path):
-    """Twelve bad ones of 200 are few, also where they come first."""
-
-    def first_bad(number: int) -> list[tuple[str, dict[str, Any]]]:
-        if number < 12:
-            raise CorruptSample("picture", f"picture {number}: broken")
-        return [(f"{number:04d}", {"json": {"label": number}})]
-
-    parts = cut(tmp_path, "a", shuffled(200, None), first_bad, per_shard=200)
-    made = write_parts(parts, "a", "numbers", {}, most_lost=0.1)
-    assert made.lost == {"picture": 12}
+    """Twelve bad ones of 200, and 27 elsewhere, are few, also where they come first."""
+    parts = cut(tmp_path, "a", shuffled(200, None), bad(range(12)), per_shard=200)
+    made = write_parts(parts, "a", "numbers", {}, most_lost=0.15)
+    assert made.lost == {"picture": 12, "caption": 27}
 
 
 def test_settings_of_a_killed_run_that_made_nothing_do_not_bind(tmp_path: Path):
@@ -228,9 +202,7 @@ def test_names_of_shards_stay_in_their_folder(tmp_path: Path, name: str):
 def test_other_settings_do_not_mix(tmp_path: Path):
     make(tmp_path, settings={"size": 256, "names": ["ä"]})
     make(tmp_path, settings={"size": 256, "names": ["ä"]})
-    with pytest.raises(
-        UserError, match=r"a-\*\.tar were made with other settings \(size: 256, now 8"
-    ):
+    with pytest.raises(UserError, match=r"a-\*\.tar were .* other settings \(size: 256, now 8"):
         make(tmp_path, settings={"size": 8, "names": ["ä"]})
     (tmp_path / "a.settings.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.settings\.json: cannot be read"):

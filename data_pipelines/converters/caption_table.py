@@ -6,9 +6,9 @@ They may also be the captions of pictures that are listed elsewhere, as of a rec
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 from posixpath import normpath
@@ -21,9 +21,6 @@ from mmfusion.errors import CorruptSample, UserError
 from ..images import spelled
 from .annotations import Wanted, read_table
 from .devkit import stem
-from .records import Records
-
-NONE = -1
 
 
 class Captioned(NamedTuple):
@@ -33,35 +30,38 @@ class Captioned(NamedTuple):
     captions: list[str]
     label: int | None
 
+    def facts(self) -> dict[str, Any]:
+        """Those of its sample."""
+        return {
+            "captions": self.captions, **({} if self.label is None else {"label": self.label})
+        }  # fmt: skip
+
 
 class CaptionTable:
     """The pictures of a table by number, in the order in which it first names them."""
 
-    def __init__(self, table: Records, source: str, wanted: Wanted, folder: Path) -> None:
-        """Find which rows belong together; paths begin in `folder`."""
-        self.table = table
-        hashes = np.zeros(len(table), np.uint64)
-        keep = np.ones(len(table), bool)
+    def __init__(self, files: list[Path], wanted: Wanted) -> None:
+        """Read the table, and find which of its rows belong together."""
+        self.table = read_table(files, wanted.columns)
+        folder = wanted.images or files[0].parent
+        hashes = np.zeros(len(self.table), np.uint64)
+        keep = np.ones(len(self.table), bool)
         splits: set[str] = set()
-        for row, entry in enumerate(table.scan()):
+        for row, entry in enumerate(self.table.scan()):
             image = _image(entry)
-            hashes[row] = _digest(image and spelled(image, folder), row)
+            hashes[row] = _hash(f"+{spelled(image, folder)}" if image else f"-{row}")
             if wanted.splits:
-                split = (entry or {}).get("split")
-                if split is not None:
-                    splits.add(_text(split))
-                keep[row] = split is not None and _text(split) in wanted.splits
-        lacking = [name for name in wanted.splits if name not in splits]
-        if lacking:
-            raise UserError(
-                f"{source}: has no rows of the split {lacking[0]}; it has "
-                + (", ".join(sorted(splits)[:10]) or "no splits, so leave out --split")
-            )
+                split = _text((entry or {}).get("split"))
+                splits.add(split)
+                keep[row] = split in wanted.splits
+        splits.discard("")
+        for name in wanted.splits:
+            if name not in splits:
+                has = ", ".join(sorted(splits)[:10]) or "no splits, so leave out --split"
+                raise UserError(f"{files[0]}: has no rows of the split {name}; it has {has}")
         rows = np.flatnonzero(keep)
         _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
-        place = np.empty(len(first), np.int64)
-        place[np.argsort(first)] = np.arange(len(first))
-        group = place[group]
+        group = np.argsort(np.argsort(first))[group]  # numbered by their first rows
         self._rows = rows[np.argsort(group, kind="stable")]
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(first)))])
 
@@ -120,43 +120,6 @@ def texts(value: Any, where: str) -> list[str]:
     return found
 
 
-def image_path(image: str, images: Path | None, folder: Path, where: str) -> Path:
-    """Where a picture lies: `image` begins in `images`, or else in the table's `folder`.
-
-    However it is spelled, as `spelled` says.
-
-    A table is a list that users make of files on their disk, so absolute paths and `..` mean what
-    they say; no more of a file than a whole picture can get into a shard. Users who did not make
-    the table themselves give --images, and what leads out of that folder is left out. Links in it
-    are followed: they are the users' own.
-    """
-    path = Path(spelled(image, images or folder))
-    if images is not None and not path.is_relative_to(os.path.abspath(images)):
-        raise CorruptSample("picture", f"{where}: picture {image!r} leads out of {images}")
-    # A device or pipe could be read forever. This is False for any odd path, too.
-    if not os.path.isfile(path):
-        given = str((images or folder) / image)
-        other = _in_other_case(str(path.parent)).get(path.name.lower())
-        remedy = f"there is {other!r}" if other else "--images names another folder"
-        told = f"no file {given!r}; paths begin in {images or folder}, {remedy}"
-        raise CorruptSample("picture", f"{where}: {told}")
-    return path
-
-
-@lru_cache(maxsize=8)
-def _in_other_case(folder: str) -> dict[str, str]:
-    """The names in a folder by themselves in small letters."""
-    try:
-        return {name.lower(): name for name in sorted(os.listdir(folder))}
-    except (OSError, ValueError):
-        return {}
-
-
-def described_by(captions: list[str], label: int | None) -> dict[str, Any]:
-    """The facts of a sample."""
-    return {"captions": captions, **({} if label is None else {"label": label})}
-
-
 def label_of(value: Any, where: str) -> int | None:
     """The number of a class, which a table of text has as text."""
     with suppress(ValueError):
@@ -168,6 +131,23 @@ def label_of(value: Any, where: str) -> int | None:
     return value
 
 
+def image_path(image: str, images: Path | None, folder: Path, where: str) -> Path:
+    """Where a picture lies: `image` begins in `images`, or else in the table's `folder`.
+
+    A table is a list that users make of files on their disk, so absolute paths and `..` mean what
+    they say; no more of a file than a whole picture can get into a shard. Users who did not make
+    the table themselves give --images, and what leads out of that folder is left out. Links in it
+    are followed: they are the users' own.
+    """
+    path = Path(spelled(image, images or folder))
+    if images is not None and not path.is_relative_to(os.path.abspath(images)):
+        raise CorruptSample("picture", f"{where}: picture {image!r} leads out of {images}")
+    if not os.path.isfile(path):  # nor a device or pipe, which could be read forever
+        told = f"no file {str((images or folder) / image)!r}; paths begin in {images or folder}"
+        raise CorruptSample("picture", f"{where}: {told}, --images names another folder")
+    return path
+
+
 def _image(entry: dict[str, Any] | None) -> str | None:
     """What a row calls its picture; None if the row cannot be used, and stands for itself."""
     try:
@@ -177,15 +157,13 @@ def _image(entry: dict[str, Any] | None) -> str | None:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _digest(image: str | None, row: int) -> int:
-    """64 bits that two rows have in common if they name the same picture."""
-    return _hash(f"+{image}" if image else f"-{row}")
-
-
 def _hash(text: str) -> int:
+    """64 bits that two rows have in common if they name the same picture."""
     encoded = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
@@ -198,22 +176,18 @@ class Recaptions:
 
         Endings do not count. A name that stands for several pictures finds none.
         """
-        self.pictures = CaptionTable(
-            read_table([table], Wanted()), str(table), Wanted(), table.parent
-        )
-        keys, stems = [], []
-        for number, image in enumerate(self.pictures.images()):
-            keys.append(_hash(_key(image) if image else f"\0{number}"))
-            stems.append(_hash(stem(image) if image else f"\0{number}"))
-        wanted = [(_hash(_key(file)), _hash(stem(file))) for file in files]
-        sought = np.array(wanted, np.uint64).reshape(-1, 2)
-        found = _places(np.array(keys, np.uint64), sought[:, 0])
-        named = _places(np.array(stems, np.uint64), sought[:, 1])
-        _, inverse, times = np.unique(sought[:, 1], return_inverse=True, return_counts=True)
-        self._rows = np.where(found == NONE, np.where(times[inverse] == 1, named, NONE), found)
-        self.missing = int((self._rows == NONE).sum())
+        self._table = CaptionTable([table], Wanted())
+        images, wanted = list(self._table.images()), list(files)
+        of = _places(image and _key(image) for image in images)
+        named = _places(image and stem(image) for image in images)
+        once = _places(map(stem, wanted))
+        self._places = [
+            of.get(_key(file), named.get(name) if (name := stem(file)) in once else None)
+            for file in wanted
+        ]
+        self.missing = self._places.count(None)
         """Pictures that the table does not name."""
-        if self.missing == len(self._rows):
+        if self.missing == len(wanted):
             raise UserError(
                 f"{table}: has no captions for these pictures; expected their paths, as "
                 "n01440764/n01440764_10026.JPEG, or names"
@@ -221,8 +195,8 @@ class Recaptions:
 
     def of(self, number: int) -> list[str]:
         """Captions of a picture; none where the table has none."""
-        row = int(self._rows[number])
-        return [] if row == NONE else self.pictures[row].captions
+        place = self._places[number]
+        return [] if place is None else self._table[place].captions
 
 
 def _key(file: str) -> str:
@@ -231,8 +205,8 @@ def _key(file: str) -> str:
     return f"{folder.rpartition('/')[2]}/{stem(file)}"
 
 
-def _places(keys: np.ndarray, sought: np.ndarray) -> np.ndarray:
-    """Where each sought key is, if it is there once; else NONE."""
-    distinct, first, times = np.unique(keys, return_index=True, return_counts=True)
-    at = np.minimum(np.searchsorted(distinct, sought), len(distinct) - 1)
-    return np.where((distinct[at] == sought) & (times[at] == 1), first[at], NONE)
+def _places(names: Iterable[str | None]) -> dict[str, int]:
+    """Where each name is that is there once."""
+    listed = list(names)
+    times = Counter(listed)
+    return {name: at for at, name in enumerate(listed) if name is not None and times[name] == 1}

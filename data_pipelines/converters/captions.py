@@ -4,96 +4,67 @@ Which of these it is, is found from the files themselves. annotations.py says wh
 read. Tars are samples as webdataset or img2dataset write them.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import CorruptSample, UserError, printable
+from pyarrow import parquet
+
+from mmfusion.errors import CorruptSample, UserError
 
 from .. import storage
-from ..images import ImageReader
 from ..index import open_index
 from ..samples import Sample as Given
-from ..shard_writer import Made, Sample, ShardJob, cut, shuffled, write_parts
+from ..shard_writer import Made, Output, Parts, Sample, digest, shuffled
 from ..shards import Members, Shards
-from .annotations import Wanted, read_table
-from .caption_table import CaptionTable, described_by, image_path, texts
-from .inputs import digest
-from .parquet_images import image_column_of, metadata, parquet_parts
+from .annotations import Wanted
+from .caption_table import CaptionTable, image_path, texts
+from .parquet_images import image_column_of, parquet_parts
+from .records import files_of, reading
 from .reshard import reshard
-
-Parts = dict[Path, Callable[[], ShardJob[list[Sample]]]]
 
 
 def write_captions(
     source: str | Path,
-    output: Path,
-    name: str = "train",
-    reader: ImageReader = ImageReader(),  # noqa: B008 (frozen)
-    seed: int | None = 0,
-    per_shard: int = 2000,
+    output: Output,
     wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
     caption_key: str | None = None,
-    most_lost: float = 0.1,
 ) -> Made:
-    """Write captioned pictures as shards `name-*.tar`.
+    """Write captioned pictures as shards.
+
+    Pictures out of tars and parquet files stay in the order in which they lie, and a tar becomes
+    one shard whatever it holds.
 
     Args:
         source: a table; or tars or parquet files as a glob or with braces.
         output: where the shards go.
-        name: how the shards' names begin.
-        reader: how pictures become members.
-        seed: of the shuffle of a table's pictures; None keeps their order. Pictures out of tars
-            and parquet files stay in the order in which they lie.
-        per_shard: pictures; a tar becomes one shard whatever it holds.
         wanted: which columns, rows and folder of pictures.
         caption_key: under which a tar's `json` members keep their captions; None looks for
             `captions` and `caption`.
-        most_lost: share of the pictures that may be unusable.
     """
-    files = source_files(str(source))
-    if wanted.images is not None and not wanted.images.is_dir():
-        raise UserError(f"--images {wanted.images}: no such folder")
+    files = files_of(source, wanted.images)
+    paths = [Path(file) for file in files]
+    folder, key = {"--images": wanted.images}, {"--caption-key": caption_key}
+    columns = {"--image-column": wanted.image, "--caption-column": wanted.captions}
     if all(file.endswith(".tar") for file in files):
-        columns = {"--image-column": wanted.image, "--caption-column": wanted.captions}
-        _refuse(source, "tars", {"--images": wanted.images, **columns})
-        files += [str(p) for f in files if (p := Path(f).with_suffix(".parquet")).is_file()]
+        _refuse(source, "tars", {**folder, **columns})
+        files += [str(p) for path in paths if (p := path.with_suffix(".parquet")).is_file()]
         shards = Shards(str(source))
-        parts, items = _tars(shards, output, name, reader, wanted, caption_key), len(shards)
+        parts, items = _tars(shards, output, wanted, caption_key), len(shards)
+    elif paths[0].suffix.lower() == ".parquet" and image_column_of(paths[0], wanted):
+        _refuse(source, "parquet files that hold the pictures", {**folder, **key})
+        parts, items = parquet_parts(paths, output, wanted), len(paths)
     else:
-        _refuse(source, "tables and parquet files", {"--caption-key": caption_key})
-        paths = [Path(file) for file in files]
-        if paths[0].suffix.lower() == ".parquet" and image_column_of(paths[0], wanted):
-            _refuse(source, "parquet files that hold the pictures", {"--images": wanted.images})
-            parts = parquet_parts(paths, output, name, reader, wanted, per_shard)
-            items = len(paths)
-        else:
-            folder = paths[0].parent
-            table = read_table(paths, wanted)
-            pictures = CaptionTable(table, str(source), wanted, wanted.images or folder)
-            items = len(pictures)
-            make = _sample_maker(pictures, reader, wanted, folder)
-            parts = cut(output, name, shuffled(items, seed), make, per_shard)
-    settings: dict[str, Any] = {"from": printable(str(source)), "items": items, "seed": seed}
-    settings |= {"per_shard": per_shard, **asdict(reader), "caption_key": caption_key}
-    settings |= {key: str(value) if value else None for key, value in asdict(wanted).items()}
-    settings["input_files"] = digest(files)
-    made = write_parts(parts, name, str(source), settings, most_lost=most_lost)
+        _refuse(source, "tables", key)
+        table = CaptionTable(paths, wanted)
+        parts, items = _pictures(table, output, wanted, paths[0].parent), len(table)
+    settings = {**asdict(wanted), "splits": str(wanted.splits) if wanted.splits else None}
+    settings |= {"items": items, "caption_key": caption_key}
+    made = output.write(parts, source, digest(files), **settings)
     if wanted.splits and not any(len(open_index(str(p))) for p in parts if p.exists()):
         raise UserError(f"{source}: has nothing of the split {', '.join(wanted.splits)}")
     return made
-
-
-def source_files(source: str) -> list[str]:
-    """The files that a pattern names."""
-    files = storage.expand(source)
-    if not files:
-        raise UserError(f"{source}: no such file; {storage.beside(source)}")
-    if any(Path(file).is_dir() for file in files):
-        raise UserError(f"{source}: is a folder; give its files, as '{source}/*.tar'")
-    return files
 
 
 def _refuse(source: str | Path, form: str, options: dict[str, Any]) -> None:
@@ -103,29 +74,20 @@ def _refuse(source: str | Path, form: str, options: dict[str, Any]) -> None:
             raise UserError(f"{option} {given}: is not for {form} ({source}); leave it out")
 
 
-def _sample_maker(
-    pictures: CaptionTable, reader: ImageReader, wanted: Wanted, folder: Path
-) -> Callable[[int], list[Sample]]:
-    def sample(place: int) -> list[Sample]:
-        found, where = pictures[place], pictures.where(place)
-        described = described_by(found.captions, found.label)
-        extension, data = reader.read(image_path(found.image, wanted.images, folder, where))
-        return [(f"{place:08d}", {"json": described, extension: data})]
+def _pictures(table: CaptionTable, output: Output, wanted: Wanted, folder: Path) -> Parts:
+    def make(number: int) -> list[Sample]:
+        found = table[number]
+        path = image_path(found.image, wanted.images, folder, table.where(number))
+        extension, data = output.reader.read(path)
+        return [(f"{number:08d}", {"json": found.facts(), extension: data})]
 
-    return sample
+    return output.cut(shuffled(len(table), output.seed), make)
 
 
-def _tars(
-    shards: Shards,
-    output: Path,
-    name: str,
-    reader: ImageReader,
-    wanted: Wanted,
-    caption_key: str | None,
-) -> Parts:
-    beside = lru_cache(maxsize=4)(metadata)
+def _tars(shards: Shards, output: Output, wanted: Wanted, caption_key: str | None) -> Parts:
+    beside = lru_cache(maxsize=4)(_metadata)
 
-    def describe(sample: Given, key: str, number: int) -> Members | None:
+    def describe(sample: Given, number: int) -> Members | None:
         facts = dict(sample.json())
         if wanted.splits and str(facts.get("split")) not in wanted.splits:
             return None
@@ -135,15 +97,25 @@ def _tars(
             given = caption if caption_key == "caption" else facts.get(caption_key)
         elif given is None:
             shard = shards.paths[shards.locate(number)[0]]
-            given = None if storage.is_remote(shard) else beside(shard).get(key)
+            given = None if storage.is_remote(shard) else beside(shard).get(sample.key)
         if given is None:
-            raise CorruptSample(
-                "caption",
-                f"{sample.where}: has no caption under {caption_key}"
-                if caption_key
-                else f"{sample.where}: has no caption: neither a txt member nor `caption` or "
-                "`captions` in its json; --caption-key names another key",
-            )
+            lacking = "neither a txt member nor `caption` or `captions` in its json; "
+            lacking = f": {lacking}--caption-key names another key"
+            told = f" under {caption_key}" if caption_key else lacking
+            raise sample.corrupt("caption", f": has no caption{told}")
         return {**facts, "captions": texts(given, f"{sample.where}.json")}
 
-    return reshard(shards, output, name, reader, describe)
+    return reshard(shards, output, describe)
+
+
+def _metadata(shard: str) -> dict[str, str]:
+    """Captions by key from the table that img2dataset puts beside a tar; none without one."""
+    path = Path(shard).with_suffix(".parquet")
+    if not path.is_file():
+        return {}
+    try:
+        with reading(path):
+            table = parquet.read_table(path, columns=["key", "caption"]).to_pydict()
+    except UserError as error:
+        raise CorruptSample("caption", str(error)) from None
+    return dict(zip(table.get("key", []), table.get("caption", []), strict=False))

@@ -8,166 +8,131 @@ are rows by themselves, its quote is a part of the text, too.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from array import array
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
+from mmfusion.errors import CorruptSample
 from mmfusion.texts import begin
 
 from ..images import SUFFIXES
-from .records import open_bytes
+from .records import AT_ONCE, Columns, Rows, TableRows, open_bytes, reading
 
-TOKEN = re.compile(rb"[^\t]+#\d+\t")  # how a line of Flickr's files begins
+TOKEN = re.compile(rb"[^\t\n]+#\d+\t")  # how a line of Flickr's files begins
 ENDS = tuple(suffix.encode() for suffix in SUFFIXES)
-
-
-class Line(NamedTuple):
-    """The cells of a row, and the number of its first line from 1."""
-
-    number: int
-    cells: list[bytes]
+NAMES = ["image", "caption"]  # of the columns, where no head says them
 
 
 class Form(NamedTuple):
-    """How a file's rows are written.
+    """How a file's rows are written."""
 
-    Attributes:
-        names: of the columns; None where the first row is one of the others.
-        width: how many columns there are.
-        flickr: whether the rows are `name.jpg#0<tab>caption`.
-    """
-
-    names: list[str] | None
-    width: int
+    names: list[str]  # of the columns
+    head: bool  # whether the first row says them
     delimiter: bytes
     quoted: bool
-    flickr: bool = False
+    flickr: bool = False  # `name.jpg#0<tab>caption`
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    r"""Lines with their ends, which are \n alone, or \r in a file that has no other."""
-    with open_bytes(path) as file:
-        first = begin(file.readline(), path)
-        if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
-            yield from (line + b"\n" for line in first.split(b"\r"))
-            return
-        yield from chain([first], file)
+def open_delimited(path: Path, columns: Columns, image: str) -> list[Rows]:
+    """The rows of a file in memory, as bytes, and after them those that cannot be split.
 
-
-def form_of(path: Path, known: Callable[[list[str]], bool]) -> Form:
-    """How a file is written, by its first line.
-
-    Args:
-        path: of the file; `.tsv` says that it has tabs.
-        known: whether names of columns are such as are looked for.
+    `image` is the column that holds paths of pictures.
     """
-    head = next(lines(path)).rstrip(b"\r\n")
-    if TOKEN.match(head):
-        return Form(None, 2, b"\t", quoted=False, flickr=True)
-    there = [d for d in (b"\t", b"|", b",", b";") if d in head]
-    forms = [_form(head, d, known) for d in ([b"\t"] if ".tsv" in path.suffixes else there)]
-    fitting = (form for form in forms if form.names is None or known(form.names))
-    return next(fitting, forms[0] if forms else _form(head, b",", known))
+    with reading(path), open_bytes(path) as file:
+        data = begin(file.read(), path)
+    if b"\n" not in data:
+        data = data.replace(b"\r", b"\n")
+    form = _form_of(data, b"\t" if ".tsv" in path.suffixes else b"\t|,;", columns)
+    at = {what: form.names.index(name) for what, name in columns.all_of(path, form.names).items()}
+    numbers, broken = array("q"), list[CorruptSample]()
+
+    def whole() -> Iterator[list[bytes]]:
+        for number, cells in _rows(data, form, at[image]):
+            if len(cells) == len(form.names):
+                numbers.append(number)
+                yield cells
+            else:
+                told = f"{path}:{number}: has {len(cells)} columns, not {len(form.names)}; "
+                told += "put cells with a delimiter in quotes"
+                broken.append(CorruptSample("caption", told))
+
+    given, chunks = whole(), list[pa.Table]()
+    while some := list(islice(given, AT_ONCE)):
+        if form.flickr:
+            some = [[re.sub(rb"#\d+$", b"", name), text] for name, text in some]
+        cells = {what: pa.array([row[n] for row in some], pa.binary()) for what, n in at.items()}
+        chunks.append(pa.table(cells))
+    table = [Rows(path, TableRows(pa.concat_tables(chunks)), numbers)] if chunks else []
+    return [*table, Rows(path, broken)]
 
 
-def _form(head: bytes, delimiter: bytes, known: Callable[[list[str]], bool]) -> Form:
+def _form_of(data: bytes, delimiters: bytes, columns: Columns) -> Form:
+    """How a file is written, by its first line; a single delimiter need not be there."""
+    if TOKEN.match(data):
+        return Form(NAMES, False, b"\t", quoted=False, flickr=True)
+    head = data.partition(b"\n")[0].rstrip(b"\r")
+    there = [d for d in delimiters if d in head or len(delimiters) == 1] or b","
+    forms = [_form(head, bytes([delimiter])) for delimiter in there]
+    needed = columns.needed.keys()
+    return next((f for f in forms if not f.head or needed <= columns.of(f.names).keys()), forms[0])
+
+
+def _form(head: bytes, delimiter: bytes) -> Form:
     found = head.split(delimiter)
     quoted = delimiter in b",;" or all(len(c) > 1 and c[:1] == c[-1:] == b'"' for c in found)
     if quoted:
-        found, _ = _Cells(delimiter).of(head)
+        found, _ = _split(head, 0, _cell(delimiter))
     if len(found) == 2 and found[0].lower().endswith(ENDS):
-        return Form(None, 2, delimiter, quoted)  # no head: the first line names a picture
+        return Form(NAMES, False, delimiter, quoted)  # the first line names a picture
     names = [name.decode("utf-8", "replace").strip() for name in found]
     names = [n if names.index(n) == at else f"{n}.{at}" for at, n in enumerate(names)]
-    return Form(names, len(names), delimiter, quoted)
+    return Form(names, True, delimiter, quoted)
 
 
-def rows(path: Path, form: Form, image: int) -> Iterator[Line]:
-    """All rows in order, without empty lines; not all have as many cells as there are columns.
-
-    Args:
-        path: of the file.
-        form: how it is written.
-        image: the column that holds paths of pictures.
-    """
-    cells, given = _Cells(form.delimiter), _Ahead(lines(path))
-    if form.names is not None:
-        given.take()
+def _rows(data: bytes, form: Form, image: int) -> Iterator[tuple[int, list[bytes]]]:
+    """First line from 1 and cells of all rows but empty ones; not all have a cell a column."""
+    cell, number, start = _cell(form.delimiter), 1, 0
 
     def is_row(line: bytes) -> bool:
-        found, _ = cells.of(line.rstrip(b"\r\n"))
-        return len(found) == form.width and found[image].lower().endswith(ENDS)
+        found, _ = _split(line, 0, cell)
+        return len(found) == len(form.names) and found[image].lower().endswith(ENDS)
 
-    while (line := given.take()) is not None:
-        number, text = given.number, line.rstrip(b"\r\n")
-        if not form.quoted or b'"' not in text:
-            if text:
-                yield Line(number, text.split(form.delimiter))
-            continue
-        found, opened = cells.of(text)
-        if opened:
-            more = _until_closed(line, given, cells)
-            whole, opened = cells.of(b"".join([line, *more]).rstrip(b"\r\n"))
-            fits = not opened and len(whole) == form.width
-            if fits and not (is_row(line) and any(map(is_row, more))):
-                found = whole
-            else:
-                given.back(more)
-        yield Line(number, found)
-
-
-class _Cells:
-    """Splits rows with quotes."""
-
-    def __init__(self, delimiter: bytes) -> None:
-        end = rb"(" + re.escape(delimiter) + rb"|\Z)"
-        inside = rb'[^"]*(?:""[^"]*)*'
-        plain = rb"[^\n" + re.escape(delimiter) + rb"]*"
-        self._cell = re.compile(b'(?:"(' + inside + b')"|(' + plain + b"))" + end)
-        self._open = re.compile(b'"' + inside + rb"\Z")
-
-    def of(self, text: bytes) -> tuple[list[bytes], bool]:
-        """The cells, and whether there is a quote that could be closed on a later line.
-
-        Of several lines there are no cells where a line ends outside of quotes.
-        """
-        found, at, opened, end = list[bytes](), 0, False, b","
-        while end:
-            match = self._cell.match(text, at)
-            opened |= text[at : at + 1] == b'"' and self._open.match(text, at) is not None
-            if match is None:
-                return [], opened
-            quoted, plain, end = match.groups()
-            found.append(plain if quoted is None else quoted.replace(b'""', b'"'))
-            at = match.end()
-        return found, opened
+    while start < len(data):
+        end = data.find(b"\n", start) + 1 or len(data)
+        line = data[start:end]
+        if form.quoted and b'"' in line:
+            cells, stop = _split(data, start, cell)
+            if stop > end:  # a quoted cell goes on on later lines
+                several = is_row(line) and any(map(is_row, data[end:stop].split(b"\n")))
+                if several or len(cells) != len(form.names):
+                    cells, stop = _split(line, 0, cell)[0], end
+        else:
+            cells, stop = line.rstrip(b"\r\n").split(form.delimiter), end
+        if line.rstrip(b"\r\n") and (number > 1 or not form.head):
+            yield number, cells
+        number += data.count(b"\n", start, stop)
+        start = stop
 
 
-class _Ahead:
-    """Lines by number, of which some can be given back."""
-
-    def __init__(self, given: Iterable[bytes]) -> None:
-        self._given, self._back = iter(given), list[bytes]()
-        self.number = 0
-
-    def take(self) -> bytes | None:
-        """The next line; None after the last."""
-        line = self._back.pop() if self._back else next(self._given, None)
-        self.number += line is not None
-        return line
-
-    def back(self, lines: list[bytes]) -> None:
-        """These were the last that were taken, and come again."""
-        self._back += reversed(lines)
-        self.number -= len(lines)
+def _cell(delimiter: bytes) -> re.Pattern[bytes]:
+    """A cell, in quotes or plain, with the delimiter or the line's end."""
+    end = re.escape(delimiter)
+    return re.compile(
+        rb'(?:"([^"]*(?:""[^"]*)*)"|([^\n' + end + rb"]*?))(?:(" + end + rb")|\r*(?:\n|\Z))"
+    )
 
 
-def _until_closed(line: bytes, given: _Ahead, cells: _Cells) -> list[bytes]:
-    """The lines after one with an open quote, as far as they can belong to its row."""
-    taken = [line]
-    while (more := given.take()) is not None:
-        taken.append(more)
-        if b'"' in more and not cells.of(b"".join(taken).rstrip(b"\r\n"))[1]:
-            break  # it is closed, or another quote stands where none may
-    return taken[1:]
+def _split(text: bytes, at: int, cell: re.Pattern[bytes]) -> tuple[list[bytes], int]:
+    """The cells of the row that begins at a place, and where the row ends."""
+    found, more = list[bytes](), b","
+    while more:
+        match = cell.match(text, at)
+        assert match is not None  # any text is a cell
+        quoted, plain, more = match.groups()
+        found.append(plain if quoted is None else quoted.replace(b'""', b'"'))
+        at = match.end()
+    return found, at

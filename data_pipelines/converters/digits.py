@@ -4,7 +4,6 @@ The split is fixed: 1,500 for training and 297 held out, stratified, seed 0; it 
 `split.json`. The pictures are 8-bit grey: value v of 0..16 becomes round(v * 255 / 16).
 """
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmfusion import files
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
+from ..images import encoded
 from ..shards import write_shards
 from ..tokenizer import train_tokenizer
 
@@ -68,19 +68,13 @@ def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def png(pixels: np.ndarray) -> bytes:
     """An 8-bit array as a PNG file."""
-    file = io.BytesIO()
-    PILImage.fromarray(pixels).save(file, "png")
-    return file.getvalue()
+    return encoded(PILImage.fromarray(pixels), "png")
 
 
 def write_digits(folder: Path) -> bool:
     """Write `train`, `held_out` and `interleaved` shards, the tokenizer and the split.
 
-    Returns:
-        Whether there was anything to write.
-
-    Raises:
-        UserError: the folder holds something else, whose files would be replaced.
+    Whether there was anything to write. A folder with something else is refused.
     """
     there = [name for name in WRITTEN if (folder / name).is_file()]
     ours = _is_split(folder / SPLIT)
@@ -89,22 +83,15 @@ def write_digits(folder: Path) -> bool:
     if there and not ours:
         raise UserError(f"{folder / there[0]}: is there and not of these data; give another folder")
     pictures, labels = load_digits()
-    train, held_out = split_digits(labels)
-    split = {"train": train.tolist(), "held_out": held_out.tolist()}
+    parts = dict(zip(("train", "held_out"), split_digits(labels), strict=True))
+    split = {name: part.tolist() for name, part in parts.items()}
     files.write(folder / SPLIT, json.dumps(split).encode())
-    for name, part in (("train", train), ("held_out", held_out)):
-        samples = (
-            (
-                f"digit{i:04d}",
-                {
-                    "json": {"label": int(labels[i]), "captions": captions(labels[i])},
-                    "png": png(pictures[i]),
-                },
-            )
-            for i in part
-        )
+    for name, part in parts.items():
+        facts = {i: {"label": int(labels[i]), "captions": captions(labels[i])} for i in part}
+        samples = ((f"digit{i:04d}", {"json": facts[i], "png": png(pictures[i])}) for i in part)
         write_shards(folder, name, samples)
-    write_shards(folder, "interleaved", _interleaved(pictures, labels, train), per_shard=10_000)
+    interleaved = _interleaved(pictures, labels, parts["train"])
+    write_shards(folder, "interleaved", interleaved, per_shard=10_000)
     corpus = [caption for label in range(10) for caption in captions(label)]
     train_tokenizer([*corpus, CONTINUATION, *NAMES], folder / "tokenizer.model", 512)
     return True

@@ -1,41 +1,33 @@
 """Where a document's pictures are: in a folder, in the record, or in a table of URLs and files."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os.path import abspath
 from pathlib import Path
-from typing import Any
 
 from mmfusion.errors import CorruptSample, UserError
 
 from ..images import ImageReader, spelled
-from .annotations import DELIMITED, kind_of, open_delimited, open_lines
+from .annotations import read_table
 from .interleaved_formats import ImageItem
-from .records import Rows, parquet_table, reading, schema
+from .records import Columns, reading
+
+REMEDY = "expected `url` and `path`"
+COLUMNS = Columns({"url": ("url",), "path": ("path",)}, {"url": REMEDY, "path": REMEDY})
 
 
 @dataclass
 class ImageFiles:
-    """Finds and reads pictures.
-
-    Attributes:
-        reader: how they become members.
-        folder: that paths are relative to; None is the folder of the record's file.
-        table: URL -> file.
-    """
+    """Finds and reads pictures."""
 
     reader: ImageReader
-    folder: Path | None = None
-    table: dict[str, Path] = field(default_factory=dict)
+    folder: Path | None = None  # that paths are relative to; None is that of the record's file
+    table: dict[str, Path] = field(default_factory=dict)  # of URLs
 
     def read(self, part: ImageItem, beside: Path, anywhere: bool) -> tuple[str, bytes]:
-        """The member's extension and bytes.
+        """The member's extension and bytes; `beside` is the folder of the record's file.
 
-        Args:
-            part: which picture.
-            beside: the folder of the record's file.
-            anywhere: the user wrote the paths. Others, of a corpus, may not lead out of the folder;
-                those of the table not out of `folder`.
+        Paths may lead `anywhere` where the user wrote them. Others, of a corpus, may not lead out
+        of the folder; those of the table not out of `folder`.
         """
         if part.data is not None:
             return self.reader.member(part.data, "a picture in the record")
@@ -53,44 +45,23 @@ class ImageFiles:
         return self.reader.read(path)
 
 
-def read_table(path: Path, folder: Path | None = None) -> dict[str, Path]:
-    """The files of URLs, from the columns `url` and `path` of a JSONL, CSV or parquet file.
+def read_urls(path: Path, folder: Path | None = None) -> dict[str, Path]:
+    """The files of URLs, from the columns `url` and `path` of a table.
 
     Paths are relative to `folder`, or else to the table's own. A row without a path, as of a
     picture that could not be fetched, is passed over. The table is held in memory.
     """
     table: dict[str, Path] = {}
     with reading(path):
-        for row in _rows(path):
-            url, file = (v.decode() if isinstance(v, bytes) else v for v in row)
+        rows = read_table([path], COLUMNS, "path")
+        for number, row in enumerate(rows.scan()):
+            row = rows[number] if row is None else row  # says what is wrong
+            cells = (row.get("url"), row.get("path"))
+            url, file = (c.decode() if isinstance(c, bytes) else c for c in cells)
             if not isinstance(url, str) or not isinstance(file, str | None):
-                raise UserError(
-                    f"{path}: a row is {ascii((url, file))[:200]}; expected `url` and `path`"
-                )
+                raise UserError(f"{path}: a row is {ascii((url, file))[:200]}; {REMEDY}")
             if file:
                 table[url] = Path(spelled(file, folder or path.parent))
     if not table:
-        raise UserError(f"{path}: names no files; expected the columns `url` and `path`")
+        raise UserError(f"{path}: names no files; {REMEDY}")
     return table
-
-
-def _rows(path: Path) -> Iterator[tuple[Any, Any]]:
-    """URL and file of each row."""
-    kind = kind_of(path)
-    if kind == ".parquet":
-        files: list[Rows] = [parquet_table(path, _columns(path, schema(path).names))]
-    elif kind in DELIMITED:
-        files = open_delimited(path, {"url", "path"}.issubset, _columns, "path")
-    else:
-        files = [open_lines(path)]
-    for file in files:
-        for number, row in enumerate(file.scan()):
-            if row is None:
-                row = file.row(file.read(0), number, file.where(number))  # says what is wrong
-            yield row.get("url"), row.get("path")
-
-
-def _columns(path: Path, names: list[str]) -> dict[str, str]:
-    if missing := {"url", "path"} - set(names):
-        raise UserError(f"{path}: has no column `{min(missing)}`; expected `url` and `path`")
-    return {"url": "url", "path": "path"}

@@ -5,7 +5,7 @@ A record of our own format is {"content": [part, ...]}, and a part one of
     {"answer": "..."}                     text that is learned
     {"image": "path"}                     given picture
     {"image": "path", "target": true}     picture that is learned
-MMC4 and OBELICS are read, too (content.py). In the shard, pictures are the members
+MMC4 and OBELICS are read, too (interleaved_formats.py). In the shard, pictures are the members
 0.png, 1.jpg, ..., and `content` names them. A document longer than the limits becomes several
 samples, `00000012-0`, `00000012-1`, ...
 
@@ -17,20 +17,18 @@ of our own format is left out as a whole: its answers may be about the picture.
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from mmfusion.errors import CorruptSample, UserError
 
-from ..images import ImageReader
 from ..samples import shown
-from ..shard_writer import MOST_WARNINGS, Made, Sample, cut, write_parts
-from .image_files import ImageFiles, read_table
-from .inputs import digest
+from ..shard_writer import MOST_WARNINGS, Made, Output, Sample, digest
+from .image_files import ImageFiles, read_urls
 from .interleaved_formats import FIELDS, Document, ImageItem, Item, Reading, TextItem, parse
-from .records import Records, open_all
+from .records import Records, files_of, open_all
 from .splitting import Limits, split
 
 log = logging.getLogger("mmfusion")
@@ -39,49 +37,39 @@ HOPELESS = 100  # pictures of which none can be read: links may be dead, but not
 
 def write_interleaved(
     pattern: str | Path,
-    output: Path,
-    name: str = "train",
-    reader: ImageReader = ImageReader(),  # noqa: B008 (frozen)
-    seed: int | None = 0,
+    output: Output,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     images: Path | None = None,
     image_table: Path | None = None,
-    per_shard: int = 2000,
-    most_lost: float = 0.1,
 ) -> Made:
-    """Write the documents of JSONL, JSONL.gz or parquet files as shards `name-*.tar`.
+    """Write the documents of JSONL, JSONL.gz or parquet files as shards.
 
     Args:
         pattern: a file, or a glob.
         output: where the shards go.
-        name: how the shards' names begin.
-        reader: how pictures become members.
-        seed: of the shuffle; None keeps the order.
         reading: of records that do not say themselves what is learned.
         limits: of a sample.
         images: folder that the pictures' paths are relative to; None is that of the record's file.
-        image_table: JSONL, CSV or parquet of `url` and `path`.
-        per_shard: documents of a shard.
-        most_lost: share of the documents that may be unusable.
+        image_table: of `url` and `path`.
     """
-    records = open_all(str(pattern), FIELDS)
-    if images is not None and not images.is_dir():
-        raise UserError(f"--images {images}: no such folder")
-    table = read_table(image_table, images) if image_table else {}
-    files = ImageFiles(reader, images, table)
+    records = open_all(files_of(pattern, images), FIELDS)
+    table = read_urls(image_table, images) if image_table else {}
     partly = _Partly()
-    make = _maker(records, files, reading, limits, partly)
-    inputs = [*(file.path for file in records.files), image_table, limits.tokenizer]
-    settings = {
-        "from": str(pattern), "items": len(records), "seed": seed, **asdict(reader),
-        **asdict(reading), "max_pictures": limits.pictures, "max_tokens": limits.tokens,
-        "tokenizer": limits.tokenizer and str(limits.tokenizer), "images": images and str(images),
-        "image_table": image_table and str(image_table), "per_shard": per_shard,
-        "input_files": digest(inputs),
-    }  # fmt: skip
-    parts = cut(output, name, records.order(seed), make, per_shard)
-    made = write_parts(parts, name, str(pattern), settings, most_lost=most_lost)
+    make = _maker(records, ImageFiles(output.reader, images, table), reading, limits, partly)
+    inputs = digest([*(file.path for file in records.files), image_table, limits.tokenizer])
+    made = output.write(
+        output.cut(records.order(output.seed), make),
+        pattern,
+        inputs,
+        items=len(records),
+        images=images,
+        image_table=image_table,
+        max_pictures=limits.pictures,
+        max_tokens=limits.tokens,
+        tokenizer=limits.tokenizer,
+        **asdict(reading),
+    )
     partly.tell()
     return made
 
@@ -92,38 +80,34 @@ def _maker(
     count = limits.counter()
 
     def make(number: int) -> list[Sample]:
-        where, folder = records.where(number), records.file(number).path.parent
+        where = records.where(number)
         document = parse(records[number], reading, where)
-        document, left_out = _with_members(document, files, folder, partly)
+        document, left_out = _with_members(document, files, records.folder(number), partly)
         pieces, dropped = split(document.joined(), limits, count, document.web)
         told = f"{where}: nothing to learn"
         if not pieces and left_out:
             raise CorruptSample("picture", f"{told} without its pictures ({left_out[0]})")
         if not pieces:
             raise CorruptSample("content", f"{told}: no part is an answer or a target")
-        left_out += [_told(piece) for piece in dropped]
-        partly.note(where, left_out, stretches=len(dropped))
+        left_out += map(_told, dropped)
+        partly.note(where, left_out, len(dropped))
         return _samples(f"{number:08d}", pieces, left_out)
 
     return make
 
 
+@dataclass
 class _Partly:
     """Counts what is left out of documents that go on without it."""
 
-    def __init__(self) -> None:
-        self._lock, self._counts = Lock(), Counter[str]()
+    counts: Counter[str] = field(default_factory=Counter)
+    lock: Any = field(default_factory=Lock)
 
-    def read(self) -> None:
-        """A picture could be read."""
-        with self._lock:
-            self._counts["read"] += 1
-
-    def missed(self, error: CorruptSample) -> None:
-        """A picture could not be read."""
-        with self._lock:
-            self._counts["missed"] += 1
-            if self._counts["missed"] >= HOPELESS and not self._counts["read"]:
+    def picture(self, error: CorruptSample | None = None) -> None:
+        """A picture could be read, or could not."""
+        with self.lock:
+            self.counts["missed" if error else "read"] += 1
+            if self.counts["missed"] >= HOPELESS and not self.counts["read"]:
                 raise UserError(
                     f"none of the first {HOPELESS} pictures can be read; check --images and "
                     f"--image-table; the last: {error}"
@@ -131,23 +115,21 @@ class _Partly:
 
     def note(self, where: str, left_out: list[str], stretches: int) -> None:
         """A document goes on without these."""
-        with self._lock:
-            for what in left_out:
-                self._counts["noted"] += 1
-                if self._counts["noted"] <= MOST_WARNINGS:
-                    log.warning("%s: goes on without %s", where, what)
-            self._counts["stretches"] += stretches
+        with self.lock:
+            room = max(0, MOST_WARNINGS - self.counts["noted"])
+            self.counts.update(noted=len(left_out), stretches=stretches)
+        for what in left_out[:room]:
+            log.warning("%s: goes on without %s", where, what)
 
     def tell(self) -> None:
         """Say how many there were."""
-        counts = self._counts
-        pictures = counts["missed"] + counts["read"]
-        if counts["missed"]:
-            log.warning("%d of %d pictures cannot be read", counts["missed"], pictures)
-        if counts["stretches"]:
-            log.warning("stretches of documents that teach nothing: %d", counts["stretches"])
-        if counts["noted"]:
-            log.warning("their documents go on without them; `left_out` in a sample lists them")
+        missed, stretches = self.counts["missed"], self.counts["stretches"]
+        if missed or stretches:
+            log.warning(
+                "%d of %d pictures cannot be read, and stretches of documents that teach nothing: "
+                "%d; `left_out` in the samples of a document that goes on lists them",
+                *(missed, missed + self.counts["read"], stretches),
+            )
 
 
 def _with_members(
@@ -161,12 +143,12 @@ def _with_members(
             try:
                 part = replace(part, member=files.read(part, folder, anywhere=not document.web))
             except CorruptSample as error:
-                partly.missed(error)
+                partly.picture(error)
                 if not document.web:
                     raise
                 left_out.append(str(error))
                 continue
-            partly.read()
+            partly.picture()
         parts.append(part)
     return replace(document, parts=parts), left_out
 

@@ -52,17 +52,13 @@ Item = TextItem | ImageItem
 
 @dataclass(frozen=True)
 class Document:
-    """Parts in their order.
+    """Parts in their order; those of a `web` page mean something without the others.
 
-    Attributes:
-        parts: texts and pictures.
-        glue: goes between two texts that follow each other and become one; None leaves them apart.
-        web: texts and pictures were found together on a page: each means something without the
-            other. Of our own format that is not so: without its picture an answer would be wrong.
+    Of our own format that is not so: without its picture an answer would be wrong.
     """
 
     parts: list[Item]
-    glue: str | None = None
+    glue: str | None = None  # between two texts that follow each other; None leaves them apart
     web: bool = True
 
     def joined(self) -> list[Item]:
@@ -81,15 +77,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Reading:
-    """How records that do not say so themselves are read.
+    """How records that do not say so themselves are read."""
 
-    Attributes:
-        learn: which of texts and pictures are learned; the others are given.
-        min_similarity: MMC4's pictures with a lower `matched_sim` are passed over.
-    """
-
-    learn: Learn = "both"
-    min_similarity: float | None = None
+    learn: Learn = "both"  # the others are given
+    min_similarity: float | None = None  # MMC4's pictures of a lower `matched_sim` are passed over
 
     def text(self, text: str) -> TextItem:
         """A text of a document that does not say what is learned."""
@@ -102,27 +93,33 @@ class Reading:
 
 def parse(record: dict[str, Any], reading: Reading, where: str) -> Document:
     """The document of a record; texts without any word in them are left out."""
-    if "content" in record:
-        return _content(record["content"], where)
-    if "text_list" in record:
-        document = _mmc4(record["text_list"], record.get("image_info"), reading, where)
-    elif "texts" in record and "images" in record:
-        document = _obelics(record["texts"], record["images"], reading, where)
-    else:
-        raise CorruptSample(
-            "content",
-            f"{where}: has the fields {shown(sorted(record))}; expected `content`, or `text_list` "
-            "and `image_info` (MMC4), or `texts` and `images` (OBELICS)",
-        )
-    parts = [p for p in document.parts if not isinstance(p, TextItem) or p.text.strip()]
-    if not parts:
-        raise CorruptSample("content", f"{where}: is empty")
+    try:
+        if "content" in record:
+            return _content(record["content"])
+        if "text_list" in record:
+            document = _mmc4(record["text_list"], record.get("image_info"), reading)
+        elif "texts" in record and "images" in record:
+            document = _obelics(record["texts"], record["images"], reading)
+        else:
+            raise _wrong(
+                f"has the fields {shown(sorted(record))}; expected `content`, or `text_list` "
+                "and `image_info` (MMC4), or `texts` and `images` (OBELICS)"
+            )
+        parts = [p for p in document.parts if not isinstance(p, TextItem) or p.text.strip()]
+        if not parts:
+            raise _wrong("is empty")
+    except CorruptSample as error:
+        raise CorruptSample(error.reason, f"{where}: {error}") from None
     return replace(document, parts=parts)
 
 
-def _content(content: Any, where: str) -> Document:
+def _wrong(what: str) -> CorruptSample:
+    return CorruptSample("content", what)
+
+
+def _content(content: Any) -> Document:
     if not isinstance(content, list) or not content:
-        raise CorruptSample("content", f"{where}: needs `content`, a list of parts")
+        raise _wrong("needs `content`, a list of parts")
     parts: list[Item] = []
     for at, part in enumerate(content):
         match part:
@@ -133,43 +130,35 @@ def _content(content: Any, where: str) -> Document:
             case {"image": str(name), **rest} if rest in TARGET:
                 parts.append(ImageItem(**_named(name), learned=bool(rest.get("target"))))
             case _:
-                raise CorruptSample(
-                    "content",
-                    f"{where}: content {at} is {shown(part)}; expected "
-                    '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}',
+                raise _wrong(
+                    f"content {at} is {shown(part)}; expected "
+                    '{"text": ...}, {"answer": ...} or {"image": ..., "target": true|false}'
                 )
     return Document(parts, web=False)
 
 
-def _mmc4(sentences: Any, info: Any, reading: Reading, where: str) -> Document:
+def _mmc4(sentences: Any, info: Any, reading: Reading) -> Document:
     if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
-        raise CorruptSample("content", f"{where}: `text_list` must be a list of strings")
+        raise _wrong("`text_list` must be a list of strings")
     if not isinstance(info, list):
-        raise CorruptSample("content", f"{where}: `image_info` must be a list")
+        raise _wrong("`image_info` must be a list")
     if len(info) > len(sentences):  # each is matched with a sentence of its own
-        raise CorruptSample(
-            "content", f"{where}: {len(info)} pictures in `image_info`, but {len(sentences)} texts"
-        )
+        raise _wrong(f"{len(info)} pictures in `image_info`, but {len(sentences)} texts")
     before: list[list[Item]] = [[] for _ in sentences]
     for number, entry in enumerate(info):
-        told = f"{where}: image_info {number}"
+        told = f"image_info {number}"
         if not isinstance(entry, dict):
-            raise CorruptSample("content", f"{told} is {shown(entry)}; expected an object")
-        index = entry.get("matched_text_index")
+            raise _wrong(f"{told} is {shown(entry)}; expected an object")
+        index, name, url = map(entry.get, ("matched_text_index", "image_name", "raw_url"))
         if type(index) is not int or not 0 <= index < len(sentences):
-            raise CorruptSample(
-                "content",
-                f"{told}: matched_text_index is {shown(index)}; expected 0 to {len(sentences) - 1}",
-            )
-        name, url = entry.get("image_name"), entry.get("raw_url")
+            expected = f"expected 0 to {len(sentences) - 1}"
+            raise _wrong(f"{told}: matched_text_index is {shown(index)}; {expected}")
         if not all(n is None or isinstance(n, str) for n in (name, url)) or not (name or url):
-            raise CorruptSample("content", f"{told}: needs `image_name` or `raw_url`, a string")
+            raise _wrong(f"{told}: needs `image_name` or `raw_url`, a string")
         if reading.min_similarity is not None:
             similarity: Any = entry.get("matched_sim")
             if type(similarity) not in (int, float) or not math.isfinite(similarity):
-                raise CorruptSample(
-                    "content", f"{told}: matched_sim is {shown(similarity)}; expected a number"
-                )
+                raise _wrong(f"{told}: matched_sim is {shown(similarity)}; expected a number")
             if similarity < reading.min_similarity:
                 continue
         before[index].append(reading.picture(path=name, url=url))
@@ -177,39 +166,31 @@ def _mmc4(sentences: Any, info: Any, reading: Reading, where: str) -> Document:
     return Document([p for some, s in pairs for p in (*some, reading.text(s))], glue=" ")
 
 
-def _obelics(texts: Any, images: Any, reading: Reading, where: str) -> Document:
+def _obelics(texts: Any, images: Any, reading: Reading) -> Document:
     if not isinstance(texts, list) or not isinstance(images, list):
-        raise CorruptSample("content", f"{where}: `texts` and `images` must be lists")
+        raise _wrong("`texts` and `images` must be lists")
     if len(texts) != len(images):
-        raise CorruptSample(
-            "content",
-            f"{where}: {len(texts)} `texts`, but {len(images)} `images`; expected as many",
-        )
+        raise _wrong(f"{len(texts)} `texts`, but {len(images)} `images`; expected as many")
     parts: list[Item] = []
     for at, (text, image) in enumerate(zip(texts, images, strict=True)):
         if isinstance(image, dict) and image.get("bytes") is None and image.get("path") is None:
             image = None  # how parquet may write null
-        if (text is None) == (image is None):
-            raise CorruptSample(
-                "content",
-                f"{where}: place {at} has {'neither' if text is None else 'both'} a text "
-                f"{'nor' if text is None else 'and'} a picture; expected one of them",
-            )
-        match image:
-            case None if isinstance(text, str):
+        match text, image:
+            case str(), None:
                 parts.append(reading.text(text))
-            case str(name):
+            case None, str(name):
                 parts.append(reading.picture(**_named(name)))
-            case {"bytes": bytes(data)}:
+            case None, {"bytes": bytes(data)}:
                 parts.append(reading.picture(data=data))
-            case {"path": str(name)}:
+            case None, {"path": str(name)}:
                 parts.append(reading.picture(**_named(name)))
             case _:
-                raise CorruptSample(
-                    "content",
-                    f"{where}: place {at} is {shown(text if image is None else image)}; expected a "
-                    'string, or a picture as {"bytes": ..., "path": ...}',
-                )
+                one = "neither a text nor" if text is None else "both a text and"
+                found = shown(text if image is None else image)
+                if (text is None) == (image is None):
+                    raise _wrong(f"place {at} has {one} a picture; expected one of them")
+                told = 'expected a string, or a picture as {"bytes": ..., "path": ...}'
+                raise _wrong(f"place {at} is {found}; {told}")
     return Document(parts, glue="\n\n")
 
 

@@ -1,17 +1,19 @@
 """Rows of files by number: JSONL, what JSON and CSV hold, parquet. One dictionary is a row.
 
-A file is read a stretch at a time: a line of a JSONL, some hundred lines of a gzip, a row group of
-a parquet file; tables whose rows are asked for in any order are held in memory as a whole. Rows are
-shuffled as far as that costs nothing: all those of JSONLs among each other, others in a stretch.
+A file is read a stretch at a time: some hundred lines of a gzip, a row group of a parquet file; of
+a plain JSONL each line is read by itself. Tables are held in memory as a whole. Rows are shuffled
+as far as that costs nothing: all those of JSONLs among each other, others in a stretch.
 """
 
 import gzip
+import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,14 +27,12 @@ from mmfusion.rng import generator
 from mmfusion.texts import begin
 
 from .. import storage
-from ..shard_writer import facts
 
 GZIP_LINES = 500  # of a stretch
 HELD = 4  # stretches in memory: threads are in one and in the next
 AT_ONCE = 1 << 14  # rows
 JSONL = (".jsonl", ".ndjson")
 BROKEN = (OSError, EOFError, zlib.error, pa.ArrowException)
-AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
 @contextmanager
@@ -54,54 +54,79 @@ def open_bytes(path: Path) -> Any:
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
+def object_of(entry: Any, where: str) -> dict[str, Any]:
+    """The object that a line of JSON, or an entry of a list, is."""
+    if isinstance(entry, bytes):
+        try:
+            entry = json.loads(entry)
+        except (ValueError, RecursionError) as error:
+            raise CorruptSample("json", f"{where}: not valid JSON ({error})") from None
+    if isinstance(entry, CorruptSample):
+        raise entry
+    if not isinstance(entry, dict):
+        raise CorruptSample("json", f"{where}: expected a JSON object")
+    return entry
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are wanted."""
+
+    names: Mapping[str, Sequence[str]]  # what -> the columns that may hold it, first choice first
+    needed: Mapping[str, str]  # what must be there -> the remedy where it is not
+
+    def of(self, names: Iterable[str]) -> dict[str, str]:
+        """What is there -> the column that holds it, in any case of letters."""
+        there = {name.lower(): name for name in names} | {name: name for name in names}
+        found = {w: next((c for c in some if c in there), None) for w, some in self.names.items()}
+        return {what: there[name] for what, name in found.items() if name is not None}
+
+    def all_of(self, path: Path, names: list[str]) -> dict[str, str]:
+        """The same of a table, which must have those that are needed."""
+        found = self.of(names)
+        for what, remedy in self.needed.items():
+            if what not in found:
+                shown = ", ".join(filter(None, names))[:300] or "none"
+                raise UserError(f"{path}: which column holds the {what}? It has {shown}; {remedy}")
+        return found
+
+    def row(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What of an object is wanted."""
+        return {what: entry[name] for what, name in self.of(entry).items()}
+
+
 class Rows:
-    """Rows of one file: objects in memory, or what the classes below read.
+    """Rows of one file: of a list in memory, or what the classes below read."""
 
-    Attributes:
-        path: of the file.
-        sizes: how many rows each stretch has.
-    """
+    plain = False  # whether any row is as near as any other, of this file and of its neighbours
+    sizes: Sequence[int]  # how many rows each stretch has
 
-    def __init__(self, path: Path, entries: Any, unit: str = "row") -> None:
-        self.path, self.unit, self._entries = path, unit, entries
-        self.sizes: Sequence[int] = [len(entries)]
+    def __init__(self, path: Path, entries: Any = (), numbers: Any = None) -> None:
+        """Take the entries, and the lines on which they begin."""
+        self.path, self._entries, self._numbers = path, entries, numbers
+        self.sizes = [len(entries)]
 
     def where(self, row: int) -> str:
         """File and row, for messages."""
-        return f"{self.path}: {self.unit} {row + 1}"
+        at = f" row {row + 1}" if self._numbers is None else str(self._numbers[row])
+        return f"{self.path}:{at}"
 
     def read(self, stretch: int) -> Any:
-        """What is held in memory of a stretch."""
+        """The entries of a stretch, as `object_of` takes them."""
         return self._entries
-
-    def row(self, held: Any, inner: int, where: str) -> dict[str, Any]:
-        """A row of what `read` gave."""
-        entry = held[inner]
-        if isinstance(entry, CorruptSample):
-            raise entry
-        if not isinstance(entry, dict):
-            raise CorruptSample("json", f"{where}: expected a JSON object")
-        return entry
-
-    def scan(self) -> Iterator[dict[str, Any] | None]:
-        """All rows in order; None where there is none to be read."""
-        for stretch, size in enumerate(self.sizes):
-            held = self.read(stretch)
-            for inner in range(size):
-                try:
-                    yield self.row(held, inner, "")
-                except CorruptSample:
-                    yield None
 
     def close(self) -> None:
         """Nothing is read for now."""
 
 
 class Lines(Rows):
-    """A JSONL: one stretch, of which only where the lines begin is held in memory."""
+    """A JSONL. Of a plain one only where the lines begin is in memory.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A gzip can only be read onwards, so it stays open between stretches of `lines`; None makes all
+    of it one stretch.
+    """
+
+    def __init__(self, path: Path, lines: int | None = None) -> None:
         starts, numbers, at = [], [], 0
         with reading(path), open_bytes(path) as file:
             for number, line in enumerate(file, 1):
@@ -113,54 +138,35 @@ class Lines(Rows):
                 at += len(line)
         if not starts:
             raise UserError(f"{path}: holds no lines; expected one JSON object a line")
-        self._starts, self._numbers = np.array(starts), np.array(numbers)
-        self.sizes = [len(starts)]
+        self._starts = np.array(starts)
+        super().__init__(path, self, np.array(numbers))
+        self.plain = path.suffix.lower() != ".gz"
+        self._lines = len(self) if self.plain or lines is None else lines
+        firsts = range(0, len(self), self._lines)
+        self.sizes = [min(self._lines, len(self) - first) for first in firsts]
+        self._file: Any = None
 
-    def where(self, row: int) -> str:
-        return f"{self.path}:{self._numbers[row]}"
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._starts[row])
+            return file.readline()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            yield from filter(bytes.strip, file)
 
     def read(self, stretch: int) -> Any:
-        return None
-
-    def row(self, held: Any, inner: int, where: str) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            file.seek(self._starts[inner])
-            return facts(file.readline(), where)
-
-    def scan(self) -> Iterator[dict[str, Any] | None]:
-        with open_bytes(self.path) as file:
-            for line in filter(bytes.strip, file):
-                try:
-                    yield facts(line, "")
-                except CorruptSample:
-                    yield None
-
-
-class GzipLines(Lines):
-    """A JSONL in a gzip. It can only be read onwards, so it stays open between stretches."""
-
-    def __init__(self, path: Path, lines: int | None = None) -> None:
-        """Find the lines; None takes them all for one stretch."""
-        super().__init__(path)
-        self._lines = lines or len(self._starts)
-        firsts = range(0, len(self._starts), self._lines)
-        self.sizes = [min(self._lines, len(self._starts) - first) for first in firsts]
-        self._file: gzip.GzipFile | None = None
-
-    def read(self, stretch: int) -> list[bytes]:
-        lines: list[bytes] = []
-        self._file = self._file or gzip.open(self.path)  # noqa: SIM115
+        if self.plain:
+            return self
+        self._file = self._file or open_bytes(self.path)
         self._file.seek(int(self._starts[stretch * self._lines]))
-        while len(lines) < self.sizes[stretch]:
-            line = self._file.readline()
-            if not line:
-                raise EOFError("it has become shorter")
-            if line.strip():
-                lines.append(line)
+        lines = list(islice(filter(bytes.strip, self._file), self.sizes[stretch]))
+        if len(lines) < self.sizes[stretch]:
+            raise EOFError("it has become shorter")
         return lines
-
-    def row(self, held: Any, inner: int, where: str) -> dict[str, Any]:
-        return facts(held[inner], where)
 
     def close(self) -> None:
         if self._file:
@@ -168,24 +174,21 @@ class GzipLines(Lines):
         self._file = None
 
 
-class Columns(Rows):
-    """A table in memory; texts are given as bytes, for they may be no UTF-8."""
+class TableRows:
+    """The rows of a pyarrow table; what is null is left out."""
 
-    def __init__(self, path: Path, table: pa.Table, numbers: Sequence[int] | None = None) -> None:
-        """Take a table, and the lines on which its rows begin."""
-        columns = {name: table[name] for name in table.column_names}
-        table = pa.table({n: c.cast(AS_BYTES.get(c.type, c.type)) for n, c in columns.items()})
-        super().__init__(path, table)
-        self._numbers = numbers
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
 
-    def where(self, row: int) -> str:
-        return super().where(row) if self._numbers is None else f"{self.path}:{self._numbers[row]}"
+    def __len__(self) -> int:
+        return self._table.num_rows
 
-    def row(self, held: Any, inner: int, where: str) -> dict[str, Any]:
-        return {name: held[name][inner].as_py() for name in held.column_names}
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        (row,) = self._table.slice(number, 1).to_pylist()
+        return {key: value for key, value in row.items() if value is not None}
 
-    def scan(self) -> Iterator[dict[str, Any] | None]:
-        for batch in self._entries.to_batches(max_chunksize=AT_ONCE):
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._table.to_batches(max_chunksize=AT_ONCE):
             yield from batch.to_pylist()
 
 
@@ -194,53 +197,22 @@ class RowGroups(Rows):
 
     def __init__(self, path: Path, columns: dict[str, str]) -> None:
         """Open it; `columns` are those that are read, by what they are called in a row."""
-        self.path, self.unit, self.columns = path, "row", columns
+        super().__init__(path)
+        self.columns = columns
         with reading(path):
             about = parquet.read_metadata(path)
         self.sizes = [about.row_group(n).num_rows for n in range(about.num_row_groups)]
 
-    def read(self, stretch: int) -> pa.Table:
+    def read(self, stretch: int) -> TableRows:
         with parquet.ParquetFile(self.path) as file:
             table = file.read_row_group(stretch, columns=list(self.columns.values()))
-        return _named(table, self.columns)
-
-    def row(self, held: Any, inner: int, where: str) -> dict[str, Any]:
-        (row,) = held.slice(inner, 1).to_pylist()
-        return {key: value for key, value in row.items() if value is not None}
+        return TableRows(pa.table({what: table[name] for what, name in self.columns.items()}))
 
 
 def schema(path: Path) -> pa.Schema:
     """The columns of a parquet file."""
     with reading(path):
         return parquet.read_schema(path)
-
-
-def parquet_table(path: Path, columns: dict[str, str]) -> Columns:
-    """Some columns of a parquet file in memory, by what they are called in a row."""
-    with reading(path):
-        table = parquet.read_table(path, columns=list(columns.values()), partitioning=None)
-    return Columns(path, _named(table, columns))
-
-
-def _named(table: pa.Table, columns: dict[str, str]) -> pa.Table:
-    return pa.table({what: table[name] for what, name in columns.items()})
-
-
-def open_records(path: Path, columns: tuple[str, ...]) -> Rows:
-    """A file of documents by its name: a JSONL, also in a gzip, or parquet with some `columns`."""
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        there = {name: name for name in schema(path).names if name in columns}
-        if not there:
-            raise UserError(f"{path}: has none of the columns {', '.join(columns)}")
-        return RowGroups(path, there)
-    packed = kind in (".zip", ".tar", ".tgz") or path.name.lower().endswith(".tar.gz")
-    if packed or kind not in (*JSONL, ".json", ".gz"):
-        remedy = "unpack it first (`unzip`, `tar -x`)" if packed else "rename it if it is one"
-        raise UserError(
-            f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); {remedy}"
-        )
-    return GzipLines(path, GZIP_LINES) if kind == ".gz" else Lines(path)
 
 
 class Records:
@@ -251,9 +223,8 @@ class Records:
     ) -> None:
         """Join the files; `map` makes of each row what is asked for."""
         self.files, self._map = files, map
-        self._stretches = [(f, n) for f, file in enumerate(files) for n in range(len(file.sizes))]
-        self._sizes = [size for file in files for size in file.sizes]
-        self._ends = list(accumulate(self._sizes))
+        self._stretches = [(file, n) for file in files for n in range(len(file.sizes))]
+        self._ends = list(accumulate(size for file in files for size in file.sizes))
         self._starts = list(accumulate((sum(file.sizes) for file in files), initial=0))
         self._lock, self._last = Lock(), files[0]
         self._held = lru_cache(maxsize=HELD)(self._read)
@@ -263,36 +234,36 @@ class Records:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         stretch = bisect_right(self._ends, number)
-        inner = number - (self._ends[stretch] - self._sizes[stretch])
+        inner = number - (self._ends[stretch - 1] if stretch else 0)
         where = self.where(number)
         try:
             with self._lock:
                 held = self._held(stretch)
-            return self._map(self.file(number).row(held, inner, where))
-        except BROKEN as error:
-            raise CorruptSample("shard", f"{where}: cannot be read ({first_line(error)})") from None
-        except UnicodeDecodeError as error:
-            raise CorruptSample(
-                "member", f"{where}: cannot be read ({first_line(error)})"
-            ) from None
+            return self._map(object_of(held[inner], where))
+        except (*BROKEN, UnicodeDecodeError) as error:
+            reason = "member" if isinstance(error, UnicodeDecodeError) else "shard"
+            raise CorruptSample(reason, f"{where}: cannot be read ({first_line(error)})") from None
 
     def scan(self) -> Iterator[dict[str, Any] | None]:
         """All rows in order; None where there is none to be read."""
-        for file in self.files:
-            yield from (None if row is None else self._map(row) for row in file.scan())
+        for file, stretch in self._stretches:
+            for entry in file.read(stretch):
+                try:
+                    yield self._map(object_of(entry, ""))
+                except CorruptSample:
+                    yield None
 
     def where(self, number: int) -> str:
         """File and line or row, for messages."""
         file = bisect_right(self._starts, number) - 1
         return self.files[file].where(number - self._starts[file])
 
-    def file(self, number: int) -> Rows:
-        """The file of a row."""
-        return self.files[bisect_right(self._starts, number) - 1]
+    def folder(self, number: int) -> Path:
+        """Where the file of a row lies."""
+        return self.files[bisect_right(self._starts, number) - 1].path.parent
 
     def _read(self, stretch: int) -> Any:
-        number, inner = self._stretches[stretch]
-        file = self.files[number]
+        file, inner = self._stretches[stretch]
         if file is not self._last:
             self._last.close()
         self._last = file
@@ -303,25 +274,44 @@ class Records:
         if seed is None:
             return np.arange(len(self))
         sizes: list[int] = []
-        near = False  # whether the last file was a plain JSONL
-        for file in self.files:
-            plain = type(file) is Lines
-            if plain and near:
-                sizes[-1] += file.sizes[0]
-            else:
-                sizes += file.sizes
-            near = plain
+        for plain, some in groupby(self.files, lambda file: file.plain):
+            found = [size for file in some for size in file.sizes]
+            sizes += [sum(found)] if plain else found
         starts = accumulate(sizes, initial=0)
         shuffled = (generator("shards", seed, n).permutation(size) for n, size in enumerate(sizes))
         return np.concatenate([start + some for start, some in zip(starts, shuffled, strict=False)])
 
 
-def open_all(pattern: str, columns: tuple[str, ...]) -> Records:
-    """The documents of all files that a pattern names."""
-    found = storage.expand(pattern)
-    if not found:
-        raise UserError(f"{pattern}: no such file; {storage.beside(pattern)}")
-    records = Records([open_records(Path(path), columns) for path in found])
+def files_of(pattern: str | Path, images: Path | None = None) -> list[str]:
+    """The files that a pattern names; `images` is the folder of their pictures, if one is given."""
+    files = storage.expand(str(pattern))
+    if not files:
+        raise UserError(f"{pattern}: no such file; {storage.beside(str(pattern))}")
+    if any(Path(file).is_dir() for file in files):
+        raise UserError(f"{pattern}: is a folder; give its files, as '{pattern}/*.tar'")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    return files
+
+
+def open_all(files: list[str], columns: tuple[str, ...]) -> Records:
+    """The documents of files: JSONL, also in a gzip, or parquet."""
+    records = Records([_open(Path(path), columns) for path in files])
     if not len(records):
-        raise UserError(f"{pattern}: holds no records")
+        raise UserError(f"{files[0]}: holds no records")
     return records
+
+
+def _open(path: Path, columns: tuple[str, ...]) -> Rows:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        there = {name: name for name in schema(path).names if name in columns}
+        if not there:
+            raise UserError(f"{path}: has none of the columns {', '.join(columns)}")
+        return RowGroups(path, there)
+    if kind not in (*JSONL, ".json", ".gz") or path.name.lower().endswith(".tar.gz"):
+        raise UserError(
+            f"{path}: expected records (.jsonl, .json, .ndjson, .gz or .parquet); unpack it first "
+            "(`unzip`, `tar -x`), or rename it if it is one"
+        )
+    return Lines(path, GZIP_LINES)

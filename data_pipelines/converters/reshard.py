@@ -3,14 +3,13 @@
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import UserError
 
-from ..images import ImageReader
 from ..samples import PICTURES, shown_members
 from ..samples import Sample as Given
-from ..shard_writer import Sample, ShardJob
+from ..shard_writer import Output, Parts, Sample, ShardJob
 from ..shards import Members, Shards
 from ..tar_index import LostPart
 
@@ -18,36 +17,23 @@ log = logging.getLogger("mmfusion")
 
 
 def reshard(
-    shards: Shards,
-    output: Path,
-    name: str,
-    reader: ImageReader,
-    describe: Callable[[Given, str, int], Members | None],
-) -> dict[Path, Callable[[], ShardJob[list[Sample]]]]:
+    shards: Shards, output: Output, describe: Callable[[Given, int], Members | None]
+) -> Parts[list[Sample]]:
     """A part for each shard; what an input shard has lost counts as items that cannot be used.
 
-    Args:
-        shards: to be read.
-        output: folder of those to be written.
-        name: how their names begin.
-        reader: how pictures become members.
-        describe: (sample, its key, its number in all shards) -> the facts to be kept of it;
-            None passes over it.
+    `describe` gives the facts to be kept of a sample, by its number; None passes over it.
     """
-    if any(os.path.realpath(os.path.dirname(p)) == os.path.realpath(output) for p in shards.paths):
-        raise UserError(f"{output}: holds the shards that are read; give another --output")
+    folder = os.path.realpath(output.folder)
+    if any(os.path.realpath(os.path.dirname(path)) == folder for path in shards.paths):
+        raise UserError(f"{output.folder}: holds the shards that are read; give another --output")
     lost: dict[str, list[LostPart]] = {}
     for path, entry in shards.lost:
         if path not in shards.paths:
-            what = entry.what if path in entry.what else f"{path}: {entry.what}"
-            raise UserError(f"{what}; copy it anew, or leave it out of the pattern")
+            raise UserError(f"{entry.at(path)}; copy it anew, or leave it out of the pattern")
         lost.setdefault(path, []).append(entry)
     for path, entries in lost.items():
-        log.warning(
-            "%s: is damaged, and may have lost many samples (%s); copy it anew",
-            path,
-            "; ".join(f"{e.name}: {e.what}" if e.name else e.what for e in entries[:3]),
-        )
+        told = "; ".join(f"{e.name}: {e.what}" if e.name else e.what for e in entries[:3])
+        log.warning("%s: is damaged, and may have lost many samples (%s); copy it anew", path, told)
 
     def part(shard: int) -> ShardJob[list[Sample]]:
         path, size = shards.paths[shard], int(shards.sizes[shard])
@@ -55,25 +41,18 @@ def reshard(
 
         def make(number: int) -> list[Sample]:
             if number >= size:
-                entry = gone[number - size]
-                raise CorruptSample(entry.reason, entry.what).at(
-                    f"{path}{entry.name and ':'}{entry.name}"
-                )
+                raise gone[number - size].at(path)
             sample = shards.read(shard, number)
-            key = sample.where[len(path) + 1 :]
             own = next((ext for ext in PICTURES if ext in sample), None)
             if own is None:
-                lacking = f"no picture in this sample{shown_members(sample.extensions)}"
-                raise CorruptSample("picture", f"{sample.where}: {lacking}")
-            described = describe(sample, key, shards.number(shard, number))
-            if described is None:
+                lacking = f": no picture in this sample{shown_members(sample.extensions)}"
+                raise sample.corrupt("picture", lacking)
+            facts = describe(sample, shards.number(shard, number))
+            if facts is None:
                 return []
-            extension, data = reader.member(sample[own], f"{sample.where}.{own}")
-            return [(key, {"json": described, extension: data})]
+            extension, data = output.reader.member(sample[own], f"{sample.where}.{own}")
+            return [(sample.key, {"json": facts, extension: data})]
 
         return ShardJob(range(size + len(gone)), make)
 
-    def opens(shard: int) -> Callable[[], ShardJob[list[Sample]]]:
-        return lambda: part(shard)
-
-    return {output / f"{name}-{n:05d}.tar": opens(n) for n in range(len(shards.paths))}
+    return output.parts(partial(part, shard) for shard in range(len(shards.paths)))

@@ -25,17 +25,11 @@ WORD = re.compile(r"(?<=\S)\s+")  # not where a text begins with spaces: they wo
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sample may hold.
-
-    Attributes:
-        pictures: how many.
-        tokens: text tokens of all its texts, with the control tokens that training adds.
-        tokenizer: counts them; without it, three bytes of UTF-8 are taken for a token.
-    """
+    """What one sample may hold."""
 
     pictures: int = 8
-    tokens: int = 1024
-    tokenizer: Path | None = None
+    tokens: int = 1024  # of all its texts, with the control tokens that training adds
+    tokenizer: Path | None = None  # counts them; without it three bytes of UTF-8 are a token
 
     def counter(self) -> Callable[[str], int]:
         """What counts the tokens of a text."""
@@ -45,26 +39,13 @@ class Limits:
         return lambda text: len(tokenizer.encode(text)) + ENDS
 
 
-def opened(piece: Sequence[Item], web: bool) -> list[Item]:
-    """The parts of a piece, of which a picture that opens it is given if it is found on the web."""
-    first = piece[0]
-    if web and isinstance(first, ImageItem):
-        return [replace(first, learned=False), *piece[1:]]
-    return list(piece)
-
-
 def split(
     parts: Sequence[Item], limits: Limits, count: Callable[[str], int], web: bool = False
 ) -> tuple[list[list[Item]], list[list[Item]]]:
     """A document as pieces within the limits, and those of which nothing can be learned.
 
-    A stretch that teaches nothing goes with a neighbour where both fit the limits.
-
-    Args:
-        parts: of the document.
-        limits: of a piece.
-        count: text -> tokens.
-        web: as of the document: then a picture that opens a piece is given.
+    A stretch that teaches nothing goes with a neighbour where both fit the limits. Of a `web`
+    document a picture that opens a piece is given.
     """
     atoms = [atom for part in parts for atom in _cut(part, limits.tokens, count)]
     tokens = [count(a.text) if isinstance(a, TextItem) else 0 for a in atoms]
@@ -87,22 +68,24 @@ def split(
     best: list[tuple[tuple[int, int, int], int]] = [((0, 0, 0), 0)]
     best += [((len(atoms) + text[-1] + 1, 0, 0), 0)] * len(atoms)
     for start in range(len(atoms)):
-        (lost, pieces, poor), _ = best[start]
+        (lost, before, poor), _ = best[start]
         poor += poorly_opened(start)
         for end in range(start + 1, len(atoms) + 1):
             shown, said = pictures[end] - pictures[start], text[end] - text[start]
             if end > start + 1 and (shown > limits.pictures or said > limits.tokens):
                 break
             dropped = 0 if teaches(start, end) else shown + said
-            best[end] = min(best[end], ((lost + dropped, pieces + 1, poor), start))
-    taught: list[list[Item]] = []
+            best[end] = min(best[end], ((lost + dropped, before + 1, poor), start))
+    pieces: list[list[Item]] = []
     dropped_pieces: list[list[Item]] = []
     end = len(atoms)
     while end:
         start = best[end][1]
-        (taught if teaches(start, end) else dropped_pieces).append(opened(atoms[start:end], web))
+        first = replace(atoms[start], learned=atoms[start].learned and not given[start])
+        taught = pieces if teaches(start, end) else dropped_pieces
+        taught.append([first, *atoms[start + 1 : end]])
         end = start
-    return taught[::-1], dropped_pieces[::-1]
+    return pieces[::-1], dropped_pieces[::-1]
 
 
 def _cut(part: Item, most: int, count: Callable[[str], int]) -> Iterator[Item]:

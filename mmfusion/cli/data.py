@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from mmfusion.errors import UserError
 
@@ -13,36 +14,33 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Prepare data: shards, tokenizers, latents.", no_args_is_help=True)
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="folder of the shards")]
-Name = Annotated[str, typer.Option(help="how the shards' names begin")]
-Size = Annotated[
-    int | None, typer.Option(min=1, help="keep only a centre square of so many pixels a side")
-]
-PerShard = Annotated[int, typer.Option(min=1, help="samples in a shard")]
-MostLost = Annotated[
-    float, typer.Option(min=0, max=1, help="share of the items that may be unusable")
-]
-Format = Annotated[Literal["jpeg", "png"], typer.Option(help="what --size saves pictures as")]
+File = Path | None
+Text = str | None
+Texts = list[str] | None
+Folder = Annotated[Path, Option("-o", "--output", help="folder of the shards")]
+Name = Annotated[str, Option(help="how the shards' names begin")]
+Size = Annotated[int | None, Option(min=1, help="side in pixels of the centre square that is kept")]
+Format = Annotated[Literal["jpeg", "png"], Option(help="what --size saves pictures as")]
+Seed = Annotated[int, Option(help="of the shuffle")]
+PerShard = Annotated[int, Option(min=1, help="samples or documents of a shard")]
+MostLost = Annotated[float, Option(min=0, max=1, help="share of unusable items that is let pass")]
 
 
 @app.command()
-def digits(output: Output = Path("runs/digits/data")) -> None:
+def digits(output: Folder = Path("runs/digits/data")) -> None:
     """Write scikit-learn's handwritten digits as shards, with a tokenizer and the fixed split."""
     from mmfusion.data_pipelines.converters.digits import write_digits
 
-    if not write_digits(output):
-        typer.echo(f"already there: {output}")
-        return
-    typer.echo(f"wrote {output}")
+    typer.echo(f"{'wrote' if write_digits(output) else 'already there:'} {output}")
 
 
 @app.command()
 def emoji(
-    output: Output = Path("runs/emoji/data"),
+    output: Folder = Path("runs/emoji/data"),
     font: Annotated[
-        Path | None, typer.Option(help="bitmap colour font; default: Debian's NotoColorEmoji.ttf")
+        File, Option(help="bitmap colour font; default: Debian's NotoColorEmoji")
     ] = None,
-    size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
+    size: Annotated[int, Option(min=1, max=1024, help="pixels a side")] = 32,
 ) -> None:
     """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
     from mmfusion.data_pipelines.converters.emoji import FONT, write_emoji
@@ -52,22 +50,18 @@ def emoji(
 
 @app.command()
 def imagenet(
-    source: Annotated[
-        str, typer.Argument(help="folder with a folder a class, or tars ('train/*.tar')")
-    ],
-    output: Output = Path("data/imagenet"),
+    source: Annotated[str, Argument(help="folder with a folder a class, or tars")],
+    output: Folder = Path("data/imagenet"),
     names: Annotated[
-        Path | None, typer.Option(help="imagenet_class_index.json: {number: [folder, name]}")
+        File, Option(help="imagenet_class_index.json: {number: [folder, name]}")
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="ILSVRC's devkit, or a table of file and class")
-    ] = None,
+    labels: Annotated[File, Option(help="ILSVRC's devkit, or a table of file and class")] = None,
     captions: Annotated[
-        Path | None, typer.Option(help="table with captions of the pictures, by path or name")
+        File, Option(help="table of captions, by path or name of the picture")
     ] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    seed: Seed = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
     most_lost: MostLost = 0.1,
@@ -75,30 +69,24 @@ def imagenet(
     """Write pictures by class as shards, and classes.json."""
     from mmfusion.data_pipelines.converters.imagenet import write_imagenet
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
-    reader = ImageReader(size, format)
-    made = write_imagenet(
-        source, output, name, names, reader, seed, per_shard, labels, captions, most_lost
-    )
-    _say(made, output)
+    shards = Output(output, name, ImageReader(size, format), seed, per_shard, most_lost)
+    _say(write_imagenet(source, shards, names, labels, captions), output)
 
 
 @app.command()
 def captions(
-    source: Annotated[
-        str, typer.Argument(help="table (JSONL, JSON, CSV, TSV, parquet) or tars ('*.tar')")
-    ],
-    output: Output = Path("data/captions"),
-    images: Annotated[Path | None, typer.Option(help="folder in which paths begin")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="only these rows (repeatable)")] = None,
-    image_column: Annotated[str | None, typer.Option(help="of paths, or of pictures")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="of captions")] = None,
-    caption_key: Annotated[
-        str | None, typer.Option(help="of captions in the json members of tars")
-    ] = None,
+    source: Annotated[str, Argument(help="table (JSONL, JSON, CSV, TSV, parquet) or tars")],
+    output: Folder = Path("data/captions"),
+    images: Annotated[File, Option(help="folder in which paths begin")] = None,
+    split: Annotated[Texts, Option(help="only these rows (repeatable)")] = None,
+    image_column: Annotated[Text, Option(help="of paths, or of pictures")] = None,
+    caption_column: Annotated[Text, Option(help="of captions")] = None,
+    caption_key: Annotated[Text, Option(help="of captions in tars' json members")] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle of a table's pictures")] = 0,
+    seed: Seed = 0,
     per_shard: PerShard = 2000,
     name: Name = "train",
     most_lost: MostLost = 0.1,
@@ -107,43 +95,33 @@ def captions(
     from mmfusion.data_pipelines.converters.annotations import Wanted
     from mmfusion.data_pipelines.converters.captions import write_captions
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
+    shards = Output(output, name, ImageReader(size, format), seed, per_shard, most_lost)
     wanted = Wanted(images, tuple(split or ()), image_column, caption_column)
-    reader = ImageReader(size, format)
-    made = write_captions(
-        source, output, name, reader, seed, per_shard, wanted, caption_key, most_lost
-    )
-    _say(made, output)
+    _say(write_captions(source, shards, wanted, caption_key), output)
 
 
 @app.command()
 def interleaved(
-    documents: Annotated[
-        str, typer.Argument(help="JSONL, JSONL.gz or parquet; a glob in quotes for several files")
-    ],
-    output: Output = Path("data/interleaved"),
-    images: Annotated[
-        Path | None, typer.Option(help="folder of the pictures; default: that of the documents")
-    ] = None,
-    image_table: Annotated[
-        Path | None, typer.Option(help="JSONL, CSV or parquet with the columns url and path")
-    ] = None,
+    documents: Annotated[str, Argument(help="JSONL, JSONL.gz or parquet; or a glob in quotes")],
+    output: Folder = Path("data/interleaved"),
+    images: Annotated[File, Option(help="of the pictures; default: the documents' folder")] = None,
+    image_table: Annotated[File, Option(help="a table with the columns url and path")] = None,
     learn: Annotated[
-        Literal["text", "pictures", "both"], typer.Option(help="of MMC4 and OBELICS")
+        Literal["text", "pictures", "both"], Option(help="of MMC4 and OBELICS")
     ] = "both",
     min_similarity: Annotated[
-        float | None, typer.Option(help="of MMC4's pictures to their sentences")
+        float | None, Option(help="of MMC4's pictures to their sentences")
     ] = None,
-    max_pictures: Annotated[int, typer.Option(min=1, help="of a sample")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=16, help="of a sample's texts")] = 1024,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="model that counts tokens; default: 3 bytes are one")
-    ] = None,
+    max_pictures: Annotated[int, Option(min=1, help="of a sample")] = 8,
+    max_tokens: Annotated[int, Option(min=16, help="of a sample's texts")] = 1024,
+    tokenizer: Annotated[File, Option(help="counts tokens; default: 3 bytes are one")] = None,
     size: Size = None,
     format: Format = "jpeg",
-    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    seed: Seed = 0,
+    per_shard: PerShard = 2000,
     name: Name = "train",
-    per_shard: Annotated[int, typer.Option(min=1, help="documents of a shard")] = 2000,
     most_lost: MostLost = 0.1,
 ) -> None:
     """Write documents of pictures and texts as shards: our own JSONL, MMC4 or OBELICS."""
@@ -151,31 +129,22 @@ def interleaved(
     from mmfusion.data_pipelines.converters.interleaved_formats import Reading
     from mmfusion.data_pipelines.converters.splitting import Limits
     from mmfusion.data_pipelines.images import ImageReader
+    from mmfusion.data_pipelines.shard_writer import Output
 
-    made = write_interleaved(
-        documents,
-        output,
-        name,
-        ImageReader(size, format),
-        seed,
-        Reading(learn, min_similarity),
-        Limits(max_pictures, max_tokens, tokenizer),
-        images,
-        image_table,
-        per_shard,
-        most_lost,
-    )
-    _say(made, output)
+    shards = Output(output, name, ImageReader(size, format), seed, per_shard, most_lost)
+    reading = Reading(learn, min_similarity)
+    limits = Limits(max_pictures, max_tokens, tokenizer)
+    _say(write_interleaved(documents, shards, reading, limits, images, image_table), output)
 
 
 @app.command()
 def latents(
-    shards: Annotated[str, typer.Argument(help="glob of shards of pictures, in quotes")],
-    output: Output,
-    config: Annotated[str, typer.Option(help="whose image section names the autoencoder")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="of mirrored pictures too")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="pictures encoded side by side")] = 32,
+    shards: Annotated[str, Argument(help="glob of shards of pictures, in quotes")],
+    output: Folder,
+    config: Annotated[str, Option(help="whose image section names the autoencoder")],
+    overrides: Annotated[Texts, Argument(help="key.path=value")] = None,
+    flip: Annotated[bool, Option("--flip", help="of mirrored pictures too")] = False,
+    batch: Annotated[int, Option(min=1, help="pictures encoded side by side")] = 32,
 ) -> None:
     """Write shards of pictures as shards of latents."""
     from mmfusion.config import load
@@ -188,18 +157,11 @@ def latents(
 
 @app.command()
 def tokenizer(
-    output: Annotated[Path, typer.Option("-o", "--output", help="the model's file")],
-    shards: Annotated[
-        list[str] | None, typer.Option(help="glob of shards with captions or content (repeatable)")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="text file, or a glob in quotes (repeatable)")
-    ] = None,
-    take: Annotated[
-        str | None,
-        typer.Option(help="an existing tokenizer instead: a file, a folder or a hub id"),
-    ] = None,
-    vocabulary: Annotated[int, typer.Option(min=1, help="most pieces")] = 32_000,
+    output: Annotated[Path, Option("-o", "--output", help="the model's file")],
+    shards: Annotated[Texts, Option(help="glob of shards with texts (repeatable)")] = None,
+    text: Annotated[Texts, Option(help="text file or glob in quotes (repeatable)")] = None,
+    take: Annotated[Text, Option(help="instead, a tokenizer: file, folder or hub id")] = None,
+    vocabulary: Annotated[int, Option(min=1, help="most pieces")] = 32_000,
 ) -> None:
     """Train a tokenizer from the texts of shards and text files, or take an existing one.
 
@@ -235,12 +197,12 @@ def _say(made: "Made", output: Path) -> None:
 
 @app.command()
 def verify(
-    shards: Annotated[list[str], typer.Argument(help="globs, braces or URLs of shards, in quotes")],
-    quick: Annotated[bool, typer.Option("--quick", help="only tar headers and checksums")] = False,
+    shards: Annotated[list[str], Argument(help="globs, braces or URLs of shards, in quotes")],
+    quick: Annotated[bool, Option("--quick", help="only tar headers and checksums")] = False,
     reindex: Annotated[
-        bool, typer.Option("--reindex", help="the shards were changed on purpose: index them anew")
+        bool, Option("--reindex", help="the shards were changed on purpose: index them anew")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="file for the list of all damage")] = None,
+    json: Annotated[File, Option(help="file for the list of all damage")] = None,
 ) -> None:
     """Read every member of every shard; exits with 1 when something is damaged."""
     from mmfusion.data_pipelines.inspection.verification import verify
@@ -255,19 +217,19 @@ def verify(
 @app.command()
 def inspect(
     shards: Annotated[
-        list[str] | None, typer.Argument(help="globs, braces or URLs in quotes; and key.path=value")
+        Texts, Argument(help="globs, braces or URLs in quotes; and key.path=value")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="x.png: a contact sheet; also x.json")
+        File, Option("-o", "--output", help="x.png: a contact sheet; also x.json")
     ] = None,
     config: Annotated[
-        str | None, typer.Option(help="count tokens and draw packed rows, to x.rows.png, for it")
+        Text, Option(help="count tokens and draw packed rows, to x.rows.png, for it")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="read the shards as this task alone")] = None,
-    count: Annotated[int, typer.Option(min=1, help="samples on the sheet")] = 24,
-    most: Annotated[int, typer.Option(min=1, help="samples of which the facts are read")] = 100_000,
-    pictures: Annotated[int, typer.Option(min=0, help="samples whose pictures are read")] = 256,
-    seed: Annotated[int, typer.Option(help="of what is chosen")] = 0,
+    task: Annotated[Text, Option(help="read the shards as this task alone")] = None,
+    count: Annotated[int, Option(min=1, help="samples on the sheet")] = 24,
+    most: Annotated[int, Option(min=1, help="samples of which the facts are read")] = 100_000,
+    pictures: Annotated[int, Option(min=0, help="samples whose pictures are read")] = 256,
+    seed: Annotated[int, Option(help="of what is chosen")] = 0,
 ) -> None:
     """Show what is in shards: figures, a sheet of samples, and documents as packed rows."""
     from mmfusion.config import Config, load
