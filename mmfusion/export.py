@@ -35,9 +35,6 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
     """Write an exported model into a folder that is absent, empty, or an exported model.
 
     Its files replace those of the model that is there; what else lies in the folder stays.
-
-    Raises:
-        UserError: the folder is something else, or there is no room.
     """
     with replacing(folder, EXPORTED, CONFIG) as part:
         described = config.model_dump()
@@ -54,11 +51,7 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that a model may be exported there, before hours are spent on making it.
-
-    Raises:
-        UserError: as `export`.
-    """
+    """Make sure that a model may be exported there, before hours are spent on making it."""
     check(folder, EXPORTED, CONFIG)
 
 
@@ -67,9 +60,6 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
 
     In this order: a folder of the model itself, a run's folder, the shipped name, the hub id. So a
     folder without a model hides no shipped one. A `Path` is always a folder.
-
-    Raises:
-        UserError: it is none of these.
     """
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
@@ -109,9 +99,6 @@ def model_digest(folder: Path) -> str:
 
     That is its config, weights, tokenizer and autoencoder, also one that lies on the hub: with the
     same weights, another of these makes another model.
-
-    Raises:
-        UserError: it has no manifest or config, or its autoencoder cannot be had.
     """
     listed, config = digests(folder, "model"), _config(folder)
     listed = {name: digest for name, digest in listed.items() if name != CONFIG}  # may be edited
@@ -134,9 +121,6 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     """Load an exported model onto the CPU, in the precision that its weights were saved in.
 
     The manifest vouches for all files but config.json, of which `generation` may be edited.
-
-    Raises:
-        UserError: the folder is damaged, or config and weights do not fit each other.
     """
     verify(folder, "model", edited=CONFIG)
     config = _config(folder)
@@ -188,11 +172,7 @@ def default_device() -> torch.device:
 
 
 def check_device(device: Any = None) -> torch.device:
-    """The device that is asked for, or the default one.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+    """The device that is asked for, or the default one."""
     if device is None:
         return default_device()
     try:
@@ -204,11 +184,7 @@ def check_device(device: Any = None) -> torch.device:
 
 
 def check_dtype(dtype: Any = None) -> torch.dtype | None:
-    """The precision that is asked for, as torch's type or by its name; None stays None.
-
-    Raises:
-        UserError: it is none that a model can be used in.
-    """
+    """The precision that is asked for, as torch's type or by its name; None stays None."""
     names = {str(each).removeprefix("torch."): each for each in PRECISIONS}
     found = names.get(str(dtype).removeprefix("torch."))
     if dtype is not None and (found is None or not isinstance(dtype, (str, torch.dtype))):

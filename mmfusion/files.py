@@ -39,11 +39,7 @@ def no_room(error: BaseException | None) -> str | None:
 
 @contextmanager
 def room(path: Path, remedy: str = "") -> Iterator[None]:
-    """While `path` is written: where there is no room, one line, whatever library writes.
-
-    Raises:
-        UserError: there is no room.
-    """
+    """While `path` is written: where there is no room, one line, whatever library writes."""
     try:
         yield
     except UserError:
@@ -57,11 +53,7 @@ def room(path: Path, remedy: str = "") -> Iterator[None]:
 
 @contextmanager
 def writable(path: Path, remedy: str = "") -> Iterator[None]:
-    """While nothing but `path` is written: one line for whatever the system refuses.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """While nothing but `path` is written: one line for whatever the system refuses."""
     try:
         with room(path, remedy):
             yield
@@ -96,9 +88,6 @@ def writing(path: Path) -> Iterator[Path]:
     """A file to be written, which then takes the place of `path`; after an error, none is left.
 
     A link stays: what it points to is replaced. A pipe or a device is written to itself.
-
-    Raises:
-        UserError: there is no room, or nothing can be put in that place.
     """
     with room(path):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -115,20 +104,13 @@ def write(path: Path, data: bytes, remedy: str = "") -> None:
     """Write a file that appears under its name only when it is complete.
 
     `remedy` ends the message, where there is a better one than another place or more room.
-
-    Raises:
-        UserError: it cannot be written.
     """
     with writing(path) as part, writable(path, remedy):
         part.write_bytes(data)
 
 
 def create(path: Path, data: bytes) -> None:
-    """As `write`, where there is no file yet: of many processes that try, the first one does.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """As `write`, where there is no file yet: of many processes that try, the first one does."""
     with _beside(path) as part, writable(path):
         part.write_bytes(data)
         try:
@@ -139,11 +121,7 @@ def create(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file's end.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Add text to a file's end."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -199,11 +177,7 @@ def is_free(folder: Path) -> bool:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside of `folder`, to write into; after an error all is as before.
-
-    Raises:
-        UserError: it cannot be made, or there is no room.
-    """
+    """An empty folder inside of `folder`, to write into; after an error all is as before."""
     there, part = folder.exists(), folder / PART
     with writable(folder):
         remove_folder(part)

@@ -20,9 +20,6 @@ def cache_folder() -> Path:
 
     The first whose variable is set; it need not exist yet. Where one may not write there, it
     is a folder of the user's own below the temporary one.
-
-    Raises:
-        UserError: nor can anything be written there.
     """
     own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
@@ -39,11 +36,7 @@ def _instead_of(folder: Path) -> Path:
 
 
 def _temporary() -> Path:
-    """A folder of this user alone below the temporary one.
-
-    Raises:
-        UserError: it cannot be made, or is somebody else's.
-    """
+    """A folder of this user alone below the temporary one."""
     try:
         path = Path(tempfile.gettempdir()) / f"mmfusion-{os.getuid()}"
         path.mkdir(mode=0o700, exist_ok=True)

@@ -44,11 +44,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """What the launcher says; without one, the only process.
-
-    Raises:
-        UserError: naming the variable that is missing or makes no sense.
-    """
+    """What the launcher says; without one, the only process."""
     slurm = not _outside_step()
     kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or slurm)), None)
     if kind is None:
@@ -74,9 +70,6 @@ def join(gpus: int = 0) -> Place:
 
     Args:
         gpus: how many this process sees; each one takes one of its own.
-
-    Raises:
-        UserError: as `place`; or nothing says where to meet, or there are too few GPUs.
     """
     found = place()
     counts = {name: _number(name) or 0 for name in (*SLURM[1], SLURM[0], SLURM[2])}

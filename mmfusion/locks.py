@@ -24,9 +24,6 @@ def keep(folder: Path, what: str) -> None:
 
     Args:
         what: is done there, for the message.
-
-    Raises:
-        UserError: another process keeps it.
     """
     folder = folder.resolve()
     if folder in _kept:

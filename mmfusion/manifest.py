@@ -75,22 +75,14 @@ def _inside(name: str) -> bool:
 
 
 def digests(folder: Path, what: str) -> dict[str, str]:
-    """The manifest of a folder: each file's digest.
-
-    Raises:
-        UserError: there is none, named with `what` the folder is.
-    """
+    """The manifest of a folder: each file's digest."""
     if found := listed(folder):
         return found
     raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole")
 
 
 def verify(folder: Path, what: str, edited: str | None = None) -> None:
-    """Check a folder against its manifest; the file `edited` may differ.
-
-    Raises:
-        UserError: a file is missing or differs, named with `what` the folder is.
-    """
+    """Check a folder against its manifest; the file `edited` may differ."""
     _heal(folder)
     for name, digest in digests(folder, what).items():
         path = folder / name
@@ -130,9 +122,6 @@ def check(folder: Path, what: str, mark: str) -> None:
         folder: looked at, and brought in order if a process was killed while it replaced it.
         what: it is if it is ours.
         mark: a file that it holds, and its manifest lists, if it is ours.
-
-    Raises:
-        UserError: it is something else.
     """
     _heal(folder)
     real = Path(os.path.realpath(folder))
@@ -160,9 +149,6 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
 
     Ours is what the manifest lists; what else lies in `folder` stays. After an error, all is as
     before. `mark` must be among the files that are written.
-
-    Raises:
-        UserError: as `check`; a file that is not ours is in the way; there is no room.
     """
     check(folder, what, mark)
     real = Path(os.path.realpath(folder))

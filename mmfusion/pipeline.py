@@ -13,9 +13,9 @@ from mmfusion.codecs.image import ImageCodec, make_codec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, first_line, shown
 from mmfusion.generation.answers import Answers, Parts
-from mmfusion.generation.arguments import Common, each, listed, shown, split_options
+from mmfusion.generation.arguments import each, listed, split_options
 from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.edit_masks import EditMask
 from mmfusion.generation.prompt import (
@@ -115,9 +115,6 @@ class Pipeline:
 
         The folder may be absent, empty, or hold an exported model, whose files are replaced; what
         else lies there stays.
-
-        Raises:
-            UserError: it holds something else, or cannot be written.
         """
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
@@ -234,12 +231,8 @@ class Pipeline:
 
         Returns:
             A `Likelihood`, or one for each answer.
-
-        Raises:
-            UserError: an answer that no row of the model holds, named by its place, or one for
-                which there is no prompt.
         """
-        common = Common(batch_size=batch_size, progress=progress)
+        common, _ = split_options({"batch_size": batch_size, "progress": progress})
         texts, single = listed(answers)
         given = [prompts] if single else listed(prompts, ())[0]
         if len(given) != len(texts):

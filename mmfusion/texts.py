@@ -12,11 +12,7 @@ UTF8, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 def begin(data: bytes, where: str | Path) -> bytes:
-    """The beginning of a text without its byte order mark.
-
-    Raises:
-        UserError: it is UTF-16.
-    """
+    """The beginning of a text without its byte order mark."""
     if data.startswith(UTF16) or b"\0" in data[:2]:
         raise UserError(f"{where}: is UTF-16 text; save it as UTF-8")
     return data.removeprefix(UTF8)

@@ -102,7 +102,7 @@ def image(tmp_path: Path) -> Path:
         (["a", "--set", "ar_steps=17"], ["ar_steps", "17 AR steps do not fit 16 tokens"]),
         (["a", "--set", "guidance=two"], ["guidance", "two"]),
         (["a", "--set", "guidance=.nan"], ["guidance"]),
-        (["a", "--set", "guidance"], ["name=value"]),
+        (["a", "--set", "guidance"], ["key=value"]),
         (["a", "--set", "guidance=[1"], ["guidance=[1", "YAML"]),
         (["a", "--set", "scheduler=euler"], ["scheduler", "euler", "path ddpm", "dpmsolver++"]),
         (["a", "--set", "seed=3"], ["seed"]),
@@ -275,7 +275,7 @@ def test_train_refuses(
     for wrong, *named in (
         ("train.learning_rate=1", "the command line", "train.learning_rate"),
         ("train.lr=fast", "the command line", "train.lr", "fast"),
-        ("train.lr", "train.lr", "key.path=value"),
+        ("train.lr", "train.lr", "key=value"),
         ("data.sources.1.shards=nowhere/x-*.tar", "nowhere/x-*.tar", "draw"),
         ("text.tokenizer=nowhere/tokenizer.model", "nowhere/tokenizer.model", "mmfusion data"),
         ("data.rows=3", "data.rows", "micro_rows"),

@@ -203,9 +203,10 @@ def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
     from mmfusion.generation.arguments import check_names
-    from mmfusion.overrides import read_option
+    from mmfusion.overrides import read_override
 
-    options = dict(read_option(Sampling, item, "--set") for item in given or [])
+    read = [read_override(item, Sampling, "--set") for item in given or []]
+    options = {str(name): value for (name, *_), value in read}
     check_names(options, tuple(Sampling.model_fields), "--set")
     return options
 
@@ -229,9 +230,6 @@ def _places(path: Path, count: int = 1) -> list[Path]:
 
     A folder that is there is a folder; else a name that ends as a picture format does is a file,
     and any other, dots or not, a folder to be made.
-
-    Raises:
-        UserError: nothing can be written there; before anything is drawn for it.
     """
     from PIL import Image as PILImage
 

@@ -45,11 +45,7 @@ warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
 def open_image(data: bytes, where: str) -> PILImage.Image:
-    """Decode a picture and turn it upright; of an animation, the first frame.
-
-    Raises:
-        Damage: it is not a picture, is cut short, or is unreasonably large.
-    """
+    """Decode a picture and turn it upright; of an animation, the first frame."""
     try:
         picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # decoders raise anything at damaged data
@@ -62,12 +58,7 @@ def open_image(data: bytes, where: str) -> PILImage.Image:
 
 
 def upright(picture: PILImage.Image) -> PILImage.Image:
-    """A picture with its pixels read, turned as its EXIF notes say; one turned has no notes left.
-
-    Raises:
-        UserError: it is no PIL picture.
-        Damage: its pixels cannot be read (its file is cut short, or closed), or are too many.
-    """
+    """A picture with its pixels read and turned as its EXIF notes say, which then go."""
     if not isinstance(picture, PILImage.Image):
         raise UserError(
             f"expected a PIL picture, got {type(picture).__name__}; read a file with "
@@ -127,10 +118,6 @@ def flat(picture: PILImage.Image) -> PILImage.Image:
     """The one form in which pictures are used: upright, 8 bits, opaque, of mode L or RGB.
 
     Transparent ones are laid on white. Wherever a picture comes from, this is its way in.
-
-    Raises:
-        UserError: it is no PIL picture.
-        Damage: it has no pixels, they cannot be read, or the range of their values is not known.
     """
     picture = upright(picture)
     if not min(picture.size):
@@ -209,11 +196,7 @@ class AutoencoderCodec:
     """A diffusers AutoencoderKL from a folder or hub id, its latents scaled to unit variance."""
 
     def __init__(self, config: ImageConfig, device: str | torch.device = "cpu") -> None:
-        """Load the autoencoder and check that it fits the config.
-
-        Raises:
-            UserError: it cannot be loaded, or its channels or downsampling differ from the config.
-        """
+        """Load the autoencoder and check that it fits the config."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         self.config, self.device = config, device
@@ -270,11 +253,7 @@ def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]
 
 
 def fingerprint(config: ImageConfig) -> dict[str, Any]:
-    """All that the latents of a picture depend on: autoencoder (SHA-256), scale, crop, precision.
-
-    Raises:
-        UserError: the autoencoder's files cannot be had.
-    """
+    """All that a picture's latents depend on: autoencoder (SHA-256), scale, crop, precision."""
     weights, described = (_vae_file(str(config.vae), name) for name in VAE_FILES)
     try:
         scale, shift = _scaling(config, json.loads(described.read_text(encoding="utf-8")))

@@ -52,11 +52,7 @@ class SentencePiece:
     """A sentencepiece model."""
 
     def __init__(self, path: Path) -> None:
-        """Load a `.model` file.
-
-        Raises:
-            UserError: it is none.
-        """
+        """Load a `.model` file."""
         self.model = sentencepiece.SentencePieceProcessor()
         try:
             self.model.LoadFromSerializedProto(path.read_bytes())
@@ -86,11 +82,7 @@ class FastTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        """Load a `.json` file.
-
-        Raises:
-            UserError: it is none.
-        """
+        """Load a `.json` file."""
         self.library, described = _read_json(path)
         ids = self.library.get_vocab(with_added_tokens=True).values()
         added = self.library.get_added_tokens_decoder()
@@ -116,11 +108,7 @@ class FastTokenizer:
 
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """A `tokenizer.json` that cuts and pads nothing, and what the file says.
-
-    Raises:
-        UserError: it is none.
-    """
+    """A `tokenizer.json` that cuts and pads nothing, and what the file says."""
     try:
         text = read_text(path)
         described = json.loads(text)

@@ -8,8 +8,7 @@ from PIL import Image as PILImage
 
 from mmfusion.codecs.image import flat
 from mmfusion.config import ImageConfig
-from mmfusion.errors import UserError
-from mmfusion.generation.arguments import shown
+from mmfusion.errors import UserError, shown
 
 REGIONS = ("top", "bottom", "left", "right", "center", "outpaint")
 

@@ -97,11 +97,6 @@ def import_causalfusion(
     """Write an official checkpoint as an exported model, weights in fp32; returns its config.
 
     An exported model that is there already is replaced.
-
-    Raises:
-        UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
-            tensor or has one of another shape or not finite, leaves patch or channels open, or
-            `output` is something that must not be replaced.
     """
     check_folder(output)
     held = read(path)

@@ -26,10 +26,6 @@ def read(path: Path) -> Mapping[str, Any]:
 
     Tensors of today's zip format are mapped, not read, so that a checkpoint with optimizer states
     costs no more memory than what is used of it.
-
-    Raises:
-        UserError: no such file, damaged, not a mapping, or one that asks for any other class or
-            function, which a pickle would call on loading.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
@@ -53,11 +49,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The weights by the names of the model itself, without those of what it was wrapped in.
-
-    Raises:
-        UserError: two of them are then of one name.
-    """
+    """The weights by the names of the model itself, without those of what it was wrapped in."""
     found: dict[str, Any] = {}
     for name, weight in weights.items():
         own = ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
@@ -70,11 +62,7 @@ def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
 def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Make sure that a model's tensors are all there, finite, in its shapes, and no others.
-
-    Raises:
-        UserError: naming the first that is not.
-    """
+    """Make sure that a model's tensors are all there, finite, in its shapes, and no others."""
     for name in {**shapes, **tensors}:
         found, wanted = tensors.get(name), shapes.get(name)
         if found is None:

@@ -45,10 +45,6 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
 
     Returns:
         How many tensors were taken, and how many left out.
-
-    Raises:
-        UserError: the file is not such a checkpoint, a tensor is missing, unknown, of a wrong
-            shape or not finite, or `output` holds something already.
     """
     real = Path(os.path.realpath(output))
     if not files.is_free(real):

@@ -151,11 +151,7 @@ def all_checkpoints(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest checkpoint whose manifest holds; damaged ones are named and passed over.
-
-    Raises:
-        UserError: there are checkpoints, and none is whole.
-    """
+    """The newest checkpoint whose manifest holds; damaged ones are named and passed over."""
     found = all_checkpoints(root)
     problems = []
     for path in reversed(found):

@@ -17,9 +17,9 @@ from reprlib import Repr
 from typing import Any
 
 from mmfusion.config import Config
-from mmfusion.config.section import Key, Section, dotted
+from mmfusion.config.section import Section, dotted
 from mmfusion.errors import UserError
-from mmfusion.overrides import read_yaml
+from mmfusion.overrides import Key, read_yaml
 from mmfusion.training.checkpoint import Checkpoint
 
 FREE = {("train",), ("generation",), ("evaluation",), ("text", "tokenizer"), ("image", "vae"),
@@ -36,11 +36,7 @@ def go_on(
     config: Config,
     resume: Callable[[dict[str, Any], dict[int, list[int]]], None],
 ) -> None:
-    """Let the data go on from a checkpoint; called before anything is loaded or written.
-
-    Raises:
-        UserError: the checkpoint is of another model, loss or data: every difference, by its key.
-    """
+    """Let the data go on from a checkpoint; called before anything is loaded or written."""
     path = saved.path / "config.yaml"
     before = _filled(Config, read_yaml(path.read_text(encoding="utf-8"), str(path)))
     found = list(_differences(before, config.model_dump()))

@@ -47,11 +47,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def in_contact() -> Iterator[None]:
-    """One line where a collective fails because another rank has ended without a word.
-
-    Raises:
-        UserError: so it is.
-    """
+    """One line where a collective fails because another rank has ended without a word."""
     try:
         yield
     except RuntimeError as error:
