@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import launcher
-from mmfusion.codecs.image import fingerprint, may_be_hub_id
+from mmfusion.codecs.image import fingerprint, from_hub, may_be_hub_id
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
@@ -84,14 +84,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             f"model {name}: no such folder, no shipped model (shipped: {', '.join(there)}), and no "
             "id of a model on the hub (ORGANISATION/NAME)"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # the hub's many errors all mean: could not be had
-        message = first_line(error)
-        raise UserError(f"model {name}: no such folder, and the hub gave: {message}") from None
+    files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
+    return from_hub(name, "model", files, revision)
 
 
 def model_digest(folder: Path) -> str:

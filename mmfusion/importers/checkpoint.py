@@ -4,9 +4,9 @@ import argparse
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -48,14 +48,21 @@ def read(path: Path) -> Mapping[str, Any]:
     return held
 
 
-def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The weights by the names of the model itself, without those of what it was wrapped in."""
-    found: dict[str, Any] = {}
-    for name, weight in weights.items():
+def tensors(held: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, Tensor]:
+    """The tensors under the first of `keys` that has some, or else the file's own.
+
+    They have the names of the model itself, without those of what it was wrapped in.
+    """
+    inner = next((held[key] for key in keys if isinstance(held.get(key), Mapping)), held)
+    found: dict[str, Tensor] = {}
+    for name, tensor in inner.items():
         own = ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
         if own in found:
             raise UserError(f"checkpoint {where}: holds {own} twice, once as {name}")
-        found[own] = weight
+        if isinstance(tensor, Tensor):
+            found[own] = tensor
+    if not found:
+        raise UserError(f"checkpoint {where}: holds no named tensors")
     return found
 
 
@@ -69,6 +76,8 @@ def check_tensors(
             what = f"is missing; expected {wanted}"
         elif wanted is None:
             what = "is unknown; the model would not be the same without it"
+        elif found.layout != torch.strided or not found.is_floating_point():
+            what = "is not a dense tensor of real numbers"
         elif found.shape != wanted:
             what = f"has the shape {tuple(found.shape)}; expected {wanted}"
         elif not found.isfinite().all():
@@ -117,12 +126,9 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _posix_path(*parts: str) -> str:
-    return str(PurePosixPath(*parts))
-
-
-def _windows_path(*parts: str) -> str:
-    return str(PureWindowsPath(*parts))
+def _path(kind: type[PurePath]) -> Callable[..., str]:
+    """In place of a path: its text."""
+    return lambda *parts: str(kind(*parts))
 
 
 # Plain data's classes, each by all its names, and what of ours makes plain data in its place.
@@ -134,6 +140,6 @@ STAND_INS: list[Any] = [
         (make, f"{module}.{pure}{kind}Path")
         for module in ("pathlib", "pathlib._local")
         for pure in ("", "Pure")
-        for kind, make in (("Posix", _posix_path), ("Windows", _windows_path))
+        for kind, make in (("Posix", _path(PurePosixPath)), ("Windows", _path(PureWindowsPath)))
     ),
 ]
