@@ -26,6 +26,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig, load, save
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.export import export
+from mmfusion.manifest import seal
 from mmfusion.training.loop import _check_output
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -168,74 +169,45 @@ def test_a_mask_that_does_not_fit_is_refused(
     assert_refused(run(*edited, "top", "--label", "3", "--prompt", "a"), "a prompt or a label")
 
 
-def _replace(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(path.read_bytes()))
-
-
-MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut weights": (
-        lambda p: _replace(p / "model.safetensors", lambda b: b[: len(b) // 2]),
-        "model.safetensors is cut short or damaged",
+MODELS: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # file, change, message
+    "cut weights": ("model.safetensors", lambda b: b[: len(b) // 2], "cut short or damaged"),
+    "flipped bit": ("model.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "damaged"),
+    "no weights": ("model.safetensors", None, "is missing"),
+    "no tokenizer": ("tokenizer.model", None, "is missing"),
+    "cut config": ("config.json", lambda b: b[:-40], "config.json"),
+    "no manifest": ("manifest.json", None, "manifest.json"),
+    "odd manifest": ("manifest.json", lambda b: b"[]", "manifest.json"),
+    "no config": ("config.json", None, "config.json"),
+    # and its manifest holds
+    "sealed: cut weights": ("model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors"),
+    "sealed: cut tokenizer": ("tokenizer.model", lambda b: b[: len(b) // 2], "tokenizer.model"),
+    "sealed: no UTF-8": ("config.json", lambda b: b"\xff\xfe{}", "config.json"),
+    "sealed: no object": ("config.json", lambda b: b"[1]", "config.json"),
+    "sealed: unknown key": (
+        "config.json", lambda b: b.replace(b'"width"', b'"breadth"'), "decoder.breadth"
     ),
-    "flipped bit": (
-        lambda p: _replace(p / "model.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]),
-        "model.safetensors is cut short or damaged",
+    "sealed: another width": (
+        "config.json", lambda b: b.replace(b'"width": 32', b'"width": 64'), "model.safetensors"
     ),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "no tokenizer": (lambda p: (p / "tokenizer.model").unlink(), "tokenizer.model is missing"),
-    "cut config": (lambda p: _replace(p / "config.json", lambda b: b[:-40]), "config.json"),
-    "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json"),
-    "odd manifest": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json"),
-    "no config": (lambda p: (p / "config.json").unlink(), "config.json"),
-    "no folder": (shutil.rmtree, "no such folder"),
-}
+    "sealed: another depth": (
+        "config.json", lambda b: b.replace(b'"depth": 2', b'"depth": 1'), "model.safetensors"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", MODELS)
 def test_a_damaged_model_is_refused(run: Run, model: Path, tmp_path: Path, damage: str) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
-    change, message = MODELS[damage]
-    change(copy)
+    name, change, message = MODELS[damage]
+    if change is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(change((copy / name).read_bytes()))
+    if damage.startswith("sealed"):
+        seal(copy)
     assert_refused(run("generate", "a", "--model", copy), copy, message)
-
-
-UNSEALED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut weights": MODELS["cut weights"],
-    "cut tokenizer": (
-        lambda p: _replace(p / "tokenizer.model", lambda b: b[: len(b) // 2]),
-        "tokenizer.model",
-    ),
-    "no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json"),
-    "no UTF-8": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe{}"), "config.json"),
-    "no object": (lambda p: (p / "config.json").write_text("[1]"), "config.json"),
-    "unknown key": (
-        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"width"', b'"breadth"')),
-        "decoder.breadth",
-    ),
-    "another width": (
-        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"width": 32', b'"width": 64')),
-        "model.safetensors",
-    ),
-    "another depth": (
-        lambda p: _replace(p / "config.json", lambda b: b.replace(b'"depth": 2', b'"depth": 1')),
-        "model.safetensors",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", UNSEALED)
-def test_a_model_made_wrong_on_purpose_is_refused(
-    run: Run, model: Path, tmp_path: Path, damage: str
-) -> None:
-    """Its manifest holds, but the files do not fit."""
-    from mmfusion.manifest import seal
-
-    copy = Path(shutil.copytree(model, tmp_path / "copy"))
-    change, named = UNSEALED[damage]
-    change(copy)
-    seal(copy)
-    named = named.split(" is ")[0]
-    assert_refused(run("generate", "a", "--model", copy), copy, named)
+    shutil.rmtree(copy)
+    assert_refused(run("generate", "a", "--model", copy), copy, "no such folder")
 
 
 def test_a_model_that_cannot_be_fetched_is_refused(
@@ -381,16 +353,6 @@ def test_generate_writes_a_picture_that_its_seed_repeats(
     assert not np.array_equal(exact, made("h.png", "a seven", "--seed", 3, "--exact", *options))
 
 
-def test_generate_takes_each_scheduler_at_any_number_of_steps(model: Path) -> None:
-    pipeline = Pipeline.from_pretrained(model)
-    for scheduler, least in (("ddpm", 2), ("ddim", 2), ("dpmsolver++", 1), ("unipc", 1)):
-        for steps in (least, 3, 7):
-            options = {"scheduler": scheduler, "num_inference_steps": steps}
-            assert pipeline.class_to_image(3, **options).size == (8, 8)
-        with pytest.raises(UserError, match=rf"num_inference_steps.*{scheduler[:4]}.*{least}"):
-            pipeline.class_to_image(3, scheduler=scheduler, num_inference_steps=least - 1 or 1001)
-
-
 def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
     """`--count` rounds of the prompts, picture i with seed + i."""
     many = ("generate", "a seven", "a nine", "--count", 2, "--model", model, "--exact")
@@ -409,20 +371,14 @@ def test_generate_counts(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder already, what is made
-    ("steps-0.5", 2, False, ["steps-0.5/0000.png", "steps-0.5/0001.png"]),
     ("v1.2.3/g2.0", 3, False, [f"v1.2.3/g2.0/000{i}.png" for i in range(3)]),
     ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
-    ("run-1.0", 1, False, ["run-1.0/0000.png"]),
     ("plain", 1, False, ["plain/0000.png"]),
-    ("exp.final", 1, False, ["exp.final/0000.png"]),
     ("m.tar.gz", 1, False, ["m.tar.gz/0000.png"]),
-    ("there", 1, True, ["there/0000.png"]),
     ("best.model", 1, True, ["best.model/0000.png"]),
     ("sheet.png", 2, True, ["sheet.png/0000.png", "sheet.png/0001.png"]),
-    ("old.jpg", 1, True, ["old.jpg/0000.png"]),
     ("sheet.PNG", 2, False, ["sheet.PNG"]),
     ("a.b/c.d.webp", 1, False, ["a.b/c.d.webp"]),
-    ("g1.5.jpeg", 3, False, ["g1.5.jpeg"]),
 ]
 
 
@@ -437,15 +393,6 @@ def test_where_pictures_go(
     files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")]
     assert sorted(f for f in files if (tmp_path / f).is_file()) == made
     assert all(name in out for name in made)
-
-
-def test_an_edit_goes_into_a_folder_too(run: Run, model: Path, image: Path, tmp_path: Path) -> None:
-    (tmp_path / "edits.v1").mkdir()
-    common = ("edit", image, "--mask", "top", "--label", 3, "--model", model)
-    assert run(*common, "-o", tmp_path / "edits.v1")[0] == 0
-    assert (tmp_path / "edits.v1/0000.png").is_file()
-    assert run(*common, "-o", "edited.tiff2x.abc")[0] == 0
-    assert (tmp_path / "edited.tiff2x.abc/0000.png").is_file()
 
 
 def test_a_device_and_a_precision_are_chosen(
@@ -469,7 +416,7 @@ def test_a_device_and_a_precision_are_chosen(
     assert [(w.device.type, str(w.dtype)) for w in weights] == [("cpu", "torch.bfloat16")] * 4
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_any_name_can_be_shown(
     run: Run, model: Path, image: Path, tmp_path: Path, encoding: str, monkeypatch: Any
 ) -> None:
@@ -610,15 +557,6 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     code, out, err = run("chat", "--model", model)
     assert code == 130
     assert "Traceback" not in out + err
-
-
-def test_chat_ends_with_its_input(
-    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a seven\n"))
-    code, _, err = run("chat", "--model", model, "-o", tmp_path / "chat")
-    assert (code, err) == (0, "")
-    assert not (tmp_path / "chat").exists()
 
 
 def test_the_version_is_printed(run: Run) -> None:

@@ -217,8 +217,8 @@ def _patch(token: int, options: Options) -> tuple[int, int]:
     if patch * patch * channels == token:
         return patch, channels
     raise UserError(
-        f"a token holds {token} numbers, which is not patch {patch} * {patch} * {channels} channels; "
-        "say what the autoencoder has with --patch and --channels"
+        f"a token holds {token} numbers, not patch {patch} * {patch} * {channels} channels; say "
+        "what the autoencoder has with --patch and --channels"
     )
 
 
