@@ -7,6 +7,7 @@ matching s_t = t / T and a_t = 1 - s_t (Lipman et al. 2023; Liu et al. 2023).
 Shapes: K noisy copies, N tokens of an image, D numbers in a token, S AR steps.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,17 +109,15 @@ class Diffusion:
             "prediction_type": "flow_prediction" if flow else self.config.prediction,
             "timestep_spacing": "linspace",
         }
-        made: Any
-        if name == "ddpm":
-            made = DDPMScheduler(**common, variance_type="fixed_large", clip_sample=False)
-        elif name == "ddim":
-            made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
-        elif name == "unipc":
-            made = UniPCMultistepScheduler(**common, use_flow_sigmas=flow)
-        else:
-            made = DPMSolverMultistepScheduler(
-                **common, use_lu_lambdas=not flow, use_flow_sigmas=flow
-            )
+        makers: dict[str, Any] = {
+            "ddpm": partial(DDPMScheduler, variance_type="fixed_large", clip_sample=False),
+            "ddim": partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
+            "unipc": partial(UniPCMultistepScheduler, use_flow_sigmas=flow),
+            "dpmsolver++": partial(
+                DPMSolverMultistepScheduler, use_lu_lambdas=not flow, use_flow_sigmas=flow
+            ),
+        }
+        made = makers[name](**common)
         made.set_timesteps(steps)
         return made
 

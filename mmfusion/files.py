@@ -42,13 +42,12 @@ def room(path: Path, remedy: str = "") -> Iterator[None]:
     """While `path` is written: where there is no room, one line, whatever library writes."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if why := no_room(error):
-            told = remedy or "make room and start again"
-            raise UserError(f"{path}: cannot be written ({why}); {told}") from None
-        raise
+        why = None if isinstance(error, UserError) else no_room(error)
+        if why is None:
+            raise
+        told = remedy or "make room and start again"
+        raise UserError(f"{path}: cannot be written ({why}); {told}") from None
 
 
 @contextmanager
@@ -58,8 +57,8 @@ def writable(path: Path, remedy: str = "") -> Iterator[None]:
         with room(path, remedy):
             yield
     except OSError as error:
-        told = f"{first_line(error)}); {remedy or 'give another place'}"
-        raise UserError(f"{path}: cannot be written ({told}") from None
+        told = remedy or "give another place"
+        raise UserError(f"{path}: cannot be written ({first_line(error)}); {told}") from None
 
 
 # Files
@@ -68,7 +67,8 @@ def writable(path: Path, remedy: str = "") -> Iterator[None]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name beside `path`, this thread's own; what is left under it at the end is removed."""
-    part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_ident()}.part")
+    process = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    part = path.with_name(f".{path.name}.{process}.part")
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
@@ -77,10 +77,6 @@ def _beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    return socket.gethostname()
 
 
 @contextmanager
@@ -139,7 +135,8 @@ def remove_leftovers(path: Path) -> None:
     Where locks hold on one host alone, another host may be at work on the same file: that is twice
     the work, but nothing is taken from it.
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-\d+(-\d+)?\.part")
+    name, host = re.escape(path.name), re.escape(socket.gethostname())
+    ours = re.compile(rf"\.{name}\.{host}-\d+(-\d+)?\.part")
     for left in path.parent.iterdir():
         if ours.fullmatch(left.name):
             remove(left)

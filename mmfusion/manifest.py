@@ -43,13 +43,15 @@ def sync(path: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write the manifest of all files in `folder`, and make it all durable."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    found = [path for path in _files(folder) if path.name != MANIFEST]
     made = {path.relative_to(folder).as_posix(): sha256(path) for path in found}
-    for path in found:
-        sync(path)
     (folder / MANIFEST).write_text(json.dumps(made, indent=1), encoding="utf-8")
-    sync(folder / MANIFEST)
-    sync(folder)
+    for path in (*found, folder / MANIFEST, folder):
+        sync(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def listed(folder: Path) -> dict[str, str]:
@@ -92,14 +94,6 @@ def verify(folder: Path, what: str, edited: str | None = None) -> None:
             raise UserError(f"{what} {folder}: {name} is cut short or damaged; get it anew")
 
 
-def _remove(folder: Path, name: str) -> None:
-    """Remove a listed file, and the folders that it leaves empty; behind links nothing is ours."""
-    if not _linked(folder, name) and not (folder / name).is_dir():
-        files.remove(folder / name)
-        for parent in _above(folder, name):
-            files.remove_empty(parent)
-
-
 def _above(folder: Path, name: str) -> list[Path]:
     return [folder / parent for parent in PurePosixPath(name).parents if parent.name]
 
@@ -118,10 +112,8 @@ def _linked(folder: Path, name: str) -> bool:
 def check(folder: Path, what: str, mark: str) -> None:
     """Make sure that files may be put into a folder: it is absent, empty, or one of ours.
 
-    Args:
-        folder: looked at, and brought in order if a process was killed while it replaced it.
-        what: it is if it is ours.
-        mark: a file that it holds, and its manifest lists, if it is ours.
+    If it is ours it is a `what`, holds the file `mark`, and its manifest lists that. What a killed
+    process has left there is finished.
     """
     _heal(folder)
     real = Path(os.path.realpath(folder))
@@ -165,7 +157,7 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
 def _check_free(folder: Path, part: Path) -> None:
     """Make sure that nothing of the user's stands where a new file is to go."""
     old = listed(folder)
-    for path in sorted(path for path in part.rglob("*") if path.is_file()):
+    for path in _files(part):
         name = path.relative_to(part).as_posix()
         above = _above(folder, name)
         wrong = [p for p in above if p.is_symlink() or (p.exists() and not p.is_dir())]
@@ -185,8 +177,12 @@ def finish(folder: Path) -> None:
     for name in new:
         files.move(part / name, folder / name)
     for name, digest in listed(folder).items():
-        if name not in new and (folder / name).is_file() and sha256(folder / name) == digest:
-            _remove(folder, name)
+        path = folder / name
+        if name in new or _linked(folder, name) or not path.is_file() or sha256(path) != digest:
+            continue
+        files.remove(path)
+        for parent in _above(folder, name):
+            files.remove_empty(parent)
     files.move(part / MANIFEST, folder / MANIFEST)
     sync(folder)
     files.remove_folder(part)

@@ -18,12 +18,7 @@ from mmfusion.generation.answers import Answers, Parts
 from mmfusion.generation.arguments import each, listed, split_options
 from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.edit_masks import EditMask
-from mmfusion.generation.prompt import (
-    Prompt,
-    PromptItem,
-    PromptReader,
-    PromptSlot,
-)
+from mmfusion.generation.prompt import Prompt, PromptItem, PromptReader, PromptSlot
 
 
 class Pipeline:
@@ -130,7 +125,7 @@ class Pipeline:
         common, own = split_options(options)
         asked = self.read.image_slot("class_to_image", self.budget.fill("class_to_image", own))
         parts: Parts = [[self.read.label(label), asked] for label in classes]
-        images = [image for (image,) in self.answers.of(parts, "class_to_image", common)]
+        images = self.answers.one_each(parts, "class_to_image", common)
         return images[0] if single else images
 
     def text_to_image(self, prompts: str | Sequence[str], best_of: int = 1, **options: Any) -> Any:
@@ -139,10 +134,11 @@ class Pipeline:
         common, own = split_options(options, best_of)
         own = self.budget.fill("text_to_image", own, best_of)
         asked = self.read.image_slot("text_to_image", own)
-        parts: Parts = [[self.read.text(text), asked] for text in texts for _ in range(best_of)]
-        images = [image for (image,) in self.answers.of(parts, "text_to_image", common)]
+        texts = [text for text in texts for _ in range(best_of)]
+        parts: Parts = [[self.read.text(text), asked] for text in texts]
+        images = self.answers.one_each(parts, "text_to_image", common)
         if best_of > 1:
-            said = [self.read.answer(text) for text in texts for _ in range(best_of)]
+            said = map(self.read.answer, texts)
             documents = list(zip(map(self.read.picture, images), said, strict=True))
             images = self.answers.best(images, documents, common, asked.sampling.length_penalty)
         return images[0] if single else images
@@ -160,8 +156,7 @@ class Pipeline:
                 "temperature=1, or leave best_of out"
             )
         given = [each for each in map(self.read.picture, pictures) for _ in range(best_of)]
-        parts: Parts = [[each, asked] for each in given]
-        captions = [caption for (caption,) in self.answers.of(parts, "image_to_text", common)]
+        captions = self.answers.one_each([[each, asked] for each in given], "image_to_text", common)
         if best_of > 1:
             documents = list(zip(given, map(self.read.answer, captions), strict=True))
             captions = self.answers.best(captions, documents, common, asked.sampling.length_penalty)
@@ -194,7 +189,7 @@ class Pipeline:
             [condition(wanted), self.read.edit(picture, painted, own)]
             for picture, painted, wanted in zip(images, masks, conditions, strict=True)
         ]
-        edited = [image for (image,) in self.answers.of(parts, "edit", common)]
+        edited = self.answers.one_each(parts, "edit", common)
         return edited[0] if single else edited
 
     def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:

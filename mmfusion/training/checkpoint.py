@@ -63,7 +63,9 @@ def write(
     part = root / f".{final.name}.part"
     with together(), files.writable(final):
         if rank == 0:
-            _clear(root)
+            for left in root.iterdir() if root.is_dir() else ():
+                if PART.fullmatch(left.name):  # of a killed run
+                    files.remove_folder(left)
             part.mkdir(parents=True)
     try:
         with together(), files.writable(final):
@@ -79,19 +81,15 @@ def write(
                 (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
                 save(config, part / "config.yaml")
                 _commit(part, final)
-                _rotate(root, state.step, config.train.keep)
+                # Newer ones than this are damaged: they do not count.
+                found = [path for path in all_checkpoints(root) if not path.is_symlink()]
+                for old in [p for p in found if _step(p) <= state.step][: -config.train.keep]:
+                    _remove(old)
     except BaseException:
         if rank == 0:
             files.remove_folder(part)
         raise
     return final
-
-
-def _clear(root: Path) -> None:
-    """Remove what killed runs have left half written."""
-    for left in root.iterdir() if root.is_dir() else ():
-        if PART.fullmatch(left.name):
-            files.remove_folder(left)
 
 
 def _commit(part: Path, final: Path) -> None:
@@ -102,13 +100,6 @@ def _commit(part: Path, final: Path) -> None:
         raise UserError(f"{final}: is in the way of a checkpoint; move it away")
     files.move(part, final)
     manifest.sync(final.parent)
-
-
-def _rotate(root: Path, step: int, keep: int) -> None:
-    """Remove the oldest checkpoints. Newer ones than `step` are damaged: they do not count."""
-    found = [path for path in all_checkpoints(root) if not path.is_symlink()]
-    for old in [path for path in found if _step(path) <= step][:-keep]:
-        _remove(old)
 
 
 def _remove(path: Path) -> None:
