@@ -102,7 +102,8 @@ class FastTokenizer(Vocabulary):
         ids = self.library.get_vocab(with_added_tokens=True).values()
         added = self.library.get_added_tokens_decoder()
         model: dict[str, Any] = described["model"]  # names the unknown piece, or gives its place
-        unknown = {model.get("unk_id"), self._id(model.get("unk_token") or "")} - {None}
+        named = model.get("unk_id"), self._id(model.get("unk_token") or "")
+        unknown = {i for i in named if i is not None}
         self.size = max(ids, default=-1) + 1
         self.control = frozenset({i for i, token in added.items() if token.special} - unknown)
         self.mute = frozenset(unknown | (set(range(self.size)) - set(ids)))
