@@ -76,13 +76,13 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return SHIPPED / name
     if is_folder:
         raise UserError(
-            f"model {name}: the folder holds no model ({CONFIG}, {WEIGHTS}, {MANIFEST}); give the "
-            "folder of a run that has trained, or an exported one"
+            f"model {name}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that of "
+            "a run that has trained, or an exported one"
         )
     if isinstance(name, Path) or not may_be_hub_id(name):
         raise UserError(
-            f"model {name}: no such folder, no shipped model (shipped: {', '.join(there)}), and no "
-            "id of a model on the hub (ORGANISATION/NAME)"
+            f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
+            "the hub (ORGANISATION/NAME)"
         )
     files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
     return from_hub(name, "model", files, revision)
@@ -94,12 +94,12 @@ def model_digest(folder: Path) -> str:
     That is its config, weights, tokenizer and autoencoder, also one that lies on the hub: with the
     same weights, another of these makes another model.
     """
-    listed, config = digests(folder, "model"), _config(folder)
-    listed = {name: digest for name, digest in listed.items() if name != CONFIG}  # may be edited
+    known, config = digests(folder, "model"), _config(folder)
+    known.pop(CONFIG, None)  # it may have been edited
     names = (CONFIG, WEIGHTS, *FILES.values())
     paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
     inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
-    parts: dict[str, Any] = {name: listed.get(name) or sha256(folder / name) for name in inside}
+    parts: dict[str, Any] = {name: known.get(name) or sha256(folder / name) for name in inside}
     if config.image.vae and config.image.vae != VAE:
         parts["image"] = fingerprint(config.image)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -151,10 +151,8 @@ def _config(folder: Path) -> ModelConfig:
     """The config as it was written: what lies in the folder is named, not found."""
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder / CONFIG}: not readable ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: not readable JSON ({first_line(error)})") from None
     return build(ModelConfig, described, str(folder / CONFIG))
 
 

@@ -35,11 +35,9 @@ class Asked(Section):
 
     @model_validator(mode="after")
     def _of_use(self) -> "Asked":
-        idle = [name for name in self.sampling if name not in self.allowed]
         # Where candidates are ranked, this says how, though no text is written.
-        if self.best_of > 1 and "length_penalty" in idle:
-            idle.remove("length_penalty")
-        if idle:
+        ranks = ("length_penalty",) if self.best_of > 1 else ()
+        if idle := [name for name in self.sampling if name not in (*self.allowed, *ranks)]:
             raise ValueError(
                 f"sampling: {', '.join(idle)} would change nothing here; "
                 f"there are {', '.join(self.allowed)}"
