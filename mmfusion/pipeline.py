@@ -33,26 +33,23 @@ class Pipeline:
         on_picture: called with (item, share done, picture as it stands) while denoising.
         on_token: called with (item, text so far) while writing.
         progress: show a bar.
-        Any option of `mmfusion.config.Sampling`: guidance, guidance_interval,
-            num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p, beams,
-            length_penalty, max_new_tokens. The defaults are the model's own for the task.
-        budget_ms: milliseconds for a picture of `class_to_image` or `text_to_image`: their
-            defaults are then those of the best point that `mmfusion eval frontier` measured within
-            them on this machine.
+        Any option of `mmfusion.config.Sampling`; the defaults are the model's own for the task.
+        best_of (`text_to_image`, `image_to_text`): candidates drawn of each item, of which the one
+            is kept that the model finds likeliest: the picture with the highest
+            log p(prompt | picture), or the caption with the highest log p(caption | picture) /
+            tokens ** length_penalty. What is judged is what is returned: 8-bit pictures, finished
+            texts. Candidate 0 has the item's own seed, candidate k one that follows from that seed
+            and k alone; of equals the first is kept.
+        budget_ms (`class_to_image`, `text_to_image`): milliseconds for a picture; the defaults are
+            then those of the best point that `mmfusion eval frontier` measured within them on this
+            machine. With best_of N each candidate has a share of budget_ms / N; the likelihood
+            pass that chooses among them is not counted.
 
     A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
     by instead of this machine's, `digest` the model's (`export.model_digest`) by which it is found.
     A call may not give both `budget_ms` and what it chooses (ar_steps, ar_sizes, scheduler,
     num_inference_steps, guidance); against a pipeline's budget, the call's option wins and a
-    warning is logged. With `best_of` N each candidate has a share of budget_ms / N; the likelihood
-    pass that chooses among them is not counted.
-
-    `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
-    drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
-    log p(prompt | picture), or the caption with the highest score log p(caption | picture) /
-    tokens ** length_penalty, for beams and candidates mean the same by the best. What is judged is
-    what is returned: 8-bit pictures and finished texts. Candidate 0 has the item's own seed,
-    candidate k one that follows from that seed and k alone; of equals the first is kept.
+    warning is logged.
 
     Raises `mmfusion.errors.UserError` for any input that cannot be answered.
     """
@@ -174,9 +171,8 @@ class Pipeline:
 
         Kept tokens stay bit for bit. `mask`, `prompt` and `label` are one for all, or one each.
 
-        Args:
-            mask: white (nonzero) where to regenerate, or a region: top, bottom, left, right,
-                center, outpaint.
+        The mask is white (nonzero) where to regenerate, or a region: top, bottom, left, right,
+        center, outpaint.
         """
         if (prompt is None) == (label is None):
             raise UserError("edit: give either a prompt or a label")
@@ -218,14 +214,10 @@ class Pipeline:
         batch_size: int = 128,
         progress: bool = False,
     ) -> Any:
-        """How likely the model finds answers: log p(answer | prompt) and its number of tokens.
+        """How likely the model finds answers: a `Likelihood` of log p(answer | prompt) for each.
 
-        Args:
-            prompts: what is given before each answer: a picture, a text, or a list of both.
-            answers: a text for each prompt; with a str alone, `prompts` is its one prompt.
-
-        Returns:
-            A `Likelihood`, or one for each answer.
+        A prompt is a picture, a text, or a list of both; with a str as `answers`, `prompts` is its
+        one prompt.
         """
         common, _ = split_options({"batch_size": batch_size, "progress": progress})
         texts, single = listed(answers)

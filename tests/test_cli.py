@@ -158,17 +158,6 @@ def test_what_is_no_picture_is_refused(run: Run, model: Path, tmp_path: Path, na
     assert_refused(run("edit", path, "--mask", "top", "--label", "3", *common), path)
 
 
-def test_a_mask_that_does_not_fit_is_refused(
-    run: Run, model: Path, image: Path, tmp_path: Path
-) -> None:
-    mask = tmp_path / "mask.png"
-    PILImage.new("L", (5, 7), "white").save(mask)
-    edited = ("edit", image, "--model", model, "--mask")
-    assert_refused(run(*edited, mask, "--label", "3"), "mask of size 5x7", "8x8", "4x4")
-    assert_refused(run(*edited, "middle", "--label", "3"), "middle", "center", "outpaint")
-    assert_refused(run(*edited, "top", "--label", "3", "--prompt", "a"), "a prompt or a label")
-
-
 MODELS: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # file, change, message
     "cut weights": ("model.safetensors", lambda b: b[: len(b) // 2], "cut short or damaged"),
     "flipped bit": ("model.safetensors", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "damaged"),
@@ -210,23 +199,6 @@ def test_a_damaged_model_is_refused(run: Run, model: Path, tmp_path: Path, damag
     assert_refused(run("generate", "a", "--model", copy), copy, "no such folder")
 
 
-def test_a_model_that_cannot_be_fetched_is_refused(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    def offline(*_: Any, **__: Any) -> str:
-        raise next(errors)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    errors = iter([OSError("no network\nmore\nand more"), OSError()])
-    refused = run("generate", "a", "--model", "somebody/model")
-    assert_refused(refused, "somebody/model", "no network")
-    assert "and more" not in refused[2]
-    assert_refused(run("generate", "a", "--model", "somebody/model"), "somebody/model")
-    assert_refused(run("generate", "a", "--model", "a/b/c"), "a/b/c", "no such folder")
-
-
 def tiny(data: Path, output: Path) -> list[str]:
     """Overrides that put tiny.yaml onto some data."""
     shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
@@ -244,23 +216,18 @@ def test_train_refuses(
 
     monkeypatch.setattr(loop, "start_distributed", lambda: (0, 1))
     good = ["train", "--config", "tiny", *tiny(digits_data, tmp_path / "run")]
+    broken = tmp_path / "train-00000.tar"
+    broken.write_bytes(b"no tar" * 1000)
     for wrong, *named in (
-        ("train.learning_rate=1", "the command line", "train.learning_rate"),
         ("train.lr=fast", "the command line", "train.lr", "fast"),
-        ("train.lr", "train.lr", "key=value"),
         ("data.sources.1.shards=nowhere/x-*.tar", "nowhere/x-*.tar", "draw"),
         ("text.tokenizer=nowhere/tokenizer.model", "nowhere/tokenizer.model", "mmfusion data"),
         ("data.rows=3", "data.rows", "micro_rows"),
+        (f"data.sources.1.shards={broken}", broken, "not a tar file"),
     ):
-        answer = run(*good, wrong)
-        assert_refused(answer, *named)
-    assert_refused(run("train", "--config", "huge"), "huge", "digits.yaml")
+        assert_refused(run(*good, wrong), *named)
     assert_refused(run("train", "--config", "mm_xl"), "mm_xl", "data/tokenizer.model")
     assert not (tmp_path / "runs").exists()  # its output
-    broken = tmp_path / "shards" / "train-00000.tar"
-    broken.parent.mkdir()
-    broken.write_bytes(b"no tar" * 1000)
-    assert_refused(run(*good, f"data.sources.1.shards={broken}"), broken, "not a tar file")
 
 
 def test_eval_refuses(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:

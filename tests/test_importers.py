@@ -248,12 +248,6 @@ def test_class_names(bring: Callable, tmp_path: Path) -> None:
         import_causalfusion(path, tmp_path / "new")
 
 
-def test_a_missing_autoencoder_is_named(bring: Callable, tmp_path: Path) -> None:
-    bring(official(state_dict(SMALL)))
-    with pytest.raises(UserError, match=r"image\.vae data/vae/mar-kl16: no such folder"):
-        Pipeline.from_pretrained(tmp_path / "out", device="cpu")
-
-
 # What is refused
 
 

@@ -116,14 +116,18 @@ def checkpoint(tmp_path: Path) -> Path:
 # The same numbers
 
 
-@pytest.mark.parametrize("key", ["encoder", "decoder", "encoder_and_decoder"])
-def test_the_official_numbers(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "under"),
+    [("encoder", "model"), ("decoder", "state_dict"), ("encoder_and_decoder", None)],
+)
+def test_the_official_numbers(key: str, under: str | None, tmp_path: Path) -> None:
     """`encoder`: attention where MAR has it. `encoder_and_decoder`: and in the decoder's level."""
     golden = json.loads(GOLDEN.read_text("utf-8"))
     weights = filled(names_and_shapes(decoder_attention=key == "encoder_and_decoder"))
-    torch.save({"model": weights}, tmp_path / "kl.ckpt")
+    torch.save({under: weights} if under else weights, tmp_path / "kl.ckpt")
     import_mar_vae(tmp_path / "kl.ckpt", tmp_path / "vae")
     vae = read_vae(tmp_path / "vae")
+    assert len(vae.state_dict()) == len(weights)
     picture, latent = (
         draw("picture", (1, 3, 16, 16)).clamp(-1, 1),
         draw("latent", (1, LATENT, 4, 4)),
@@ -153,26 +157,6 @@ def test_the_folder_is_what_a_config_takes(checkpoint: Path, tmp_path: Path) -> 
         codec="vae", size=16, vae=str(tmp_path / "made" / "vae"), latent_channels=4, downsampling=4
     )
     assert AutoencoderCodec(image).scale == 0.2325
-
-
-@pytest.mark.parametrize("under", ["model", "state_dict", None])
-def test_where_the_weights_may_lie(under: str | None, tmp_path: Path) -> None:
-    weights = filled(names_and_shapes())
-    torch.save({under: weights} if under else weights, tmp_path / "kl.ckpt")
-    import_mar_vae(tmp_path / "kl.ckpt", tmp_path / "vae")
-    got = read_vae(tmp_path / "vae").state_dict()
-    assert len(got) == len(weights)
-    # The decoder's levels are counted from its input, a 1x1 convolution has become a linear map.
-    same = {
-        "decoder.up.2.block.1.conv1.weight": "decoder.up_blocks.0.resnets.1.conv1.weight",
-        "decoder.up.1.block.0.nin_shortcut.weight":
-            "decoder.up_blocks.1.resnets.0.conv_shortcut.weight",
-        "encoder.down.0.downsample.conv.bias": "encoder.down_blocks.0.downsamplers.0.conv.bias",
-    }  # fmt: skip
-    for old, new in same.items():
-        assert torch.equal(weights[old], got[new]), old
-    linear = got["encoder.down_blocks.2.attentions.1.to_out.0.weight"]
-    assert torch.equal(weights["encoder.down.2.attn.1.proj_out.weight"][..., 0, 0], linear)
 
 
 def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

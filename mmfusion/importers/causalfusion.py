@@ -51,24 +51,18 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a checkpoint does not say of itself.
-
-    Attributes:
-        weights: which of the checkpoint's weights; default: "ema" if there, else "model", else
-            the file itself as a bare state dict.
-        patch, channels: latent cells a token side, and channels of a latent cell; default: MAR's
-            16 channels where they fit, which is also what 4 channels of patch 2 look like.
-        downsampling: pixels a side of one latent cell.
-        vae: folder or hub id of the diffusers AutoencoderKL.
-        classes: JSON list of class names; default: numbers.
-    """
+    """What a checkpoint does not say of itself."""
 
     weights: Literal["ema", "model"] | None = None
+    """Default: "ema" if there, else "model", else the file itself as a bare state dict."""
     patch: int | None = None
+    """Latent cells a token side."""
     channels: int | None = None
+    """Of a latent cell. Default: MAR's 16 if they fit; 4 channels of patch 2 look the same."""
     downsampling: int = MAR_DOWNSAMPLING
     vae: str = MAR_VAE
     classes: Path | None = None
+    """JSON list of class names; default: numbers."""
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,12 @@ PART = re.compile(rf"\.{NAME.pattern}\.part", re.ASCII)
 
 @dataclass
 class State:
-    """The counters of a run, and what each row slot has consumed."""
+    """The counters of a run, what each row slot has consumed, and what its numbers mean."""
 
     step: int = 0
     seconds: float = 0.0
     slots: dict[int, list[int]] | None = None
     layout: dict[str, Any] | None = None
-    """What the numbers of a slot mean, in the data's own words."""
 
 
 def write(
@@ -118,17 +117,19 @@ def _files(path: Path) -> list[Path]:
 def _write_pieces(
     path: Path, pieces: list[Piece], ema: Ema, optimizer: torch.optim.Optimizer
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    starts = {}
-    for piece, average in zip(pieces, ema.shards, strict=True):
-        starts[piece.name] = piece.start
-        tensors[f"{WEIGHT}/{piece.name}"] = piece.master
-        tensors[f"{EMA}/{piece.name}"] = average
-        adam = moments(optimizer, piece.flat)
-        for key in MOMENTS:
-            tensors[f"{key}/{piece.name}"] = piece.of(adam[key])
-    tensors = {name: t.float().cpu().contiguous().clone() for name, t in tensors.items()}
+    starts = {piece.name: piece.start for piece in pieces}
+    tensors = {
+        f"{kind}/{piece.name}": tensor.float().cpu().contiguous().clone()
+        for piece, average in zip(pieces, ema.shards, strict=True)
+        for kind, tensor in kept(piece, average, optimizer).items()
+    }
     save_file(tensors, path, metadata={"starts": json.dumps(starts)})
+
+
+def kept(piece: Piece, average: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that a checkpoint keeps of a piece, in place."""
+    adam = moments(optimizer, piece.flat)
+    return {WEIGHT: piece.master, EMA: average, **{key: piece.of(adam[key]) for key in MOMENTS}}
 
 
 def _step(path: Path) -> int:
@@ -143,9 +144,8 @@ def all_checkpoints(root: Path) -> list[Path]:
 
 def newest(root: Path) -> Path | None:
     """The newest checkpoint whose manifest holds; damaged ones are named and passed over."""
-    found = all_checkpoints(root)
     problems = []
-    for path in reversed(found):
+    for path in reversed(all_checkpoints(root)):
         try:
             manifest.verify(path, "checkpoint")
             return path
@@ -153,9 +153,9 @@ def newest(root: Path) -> Path | None:
             log.warning("%s; trying an older one", error)
             problems.append(str(error))
     if problems:
+        told = "\n  ".join(problems)
         raise UserError(
-            f"no whole checkpoint under {root}; remove the folder to start over:\n  "
-            + "\n  ".join(problems)
+            f"no whole checkpoint under {root}; remove the folder to start over:\n  {told}"
         )
     return None
 
@@ -203,9 +203,6 @@ class Checkpoint:
         with torch.no_grad():
             for piece, average in zip(pieces, ema.shards, strict=True):
                 at = slice(piece.start, piece.start + piece.size)
-                piece.master.copy_(self.whole(WEIGHT, piece.name)[at])
-                average.copy_(self.whole(EMA, piece.name)[at])
-                adam = moments(optimizer, piece.flat)
-                for key in MOMENTS:
-                    piece.of(adam[key]).copy_(self.whole(key, piece.name)[at])
-                adam["step"].fill_(self.state.step)
+                for kind, tensor in kept(piece, average, optimizer).items():
+                    tensor.copy_(self.whole(kind, piece.name)[at])
+                moments(optimizer, piece.flat)["step"].fill_(self.state.step)
