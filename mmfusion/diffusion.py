@@ -86,18 +86,12 @@ class Diffusion:
 
         ddpm at linspace spacing with the large fixed variance is the paper's respaced sampler.
         """
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-            FlowMatchEulerDiscreteScheduler,
-        )
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+        from diffusers import schedulers as known
 
         name = name or self.config.schedulers[0]
         flow = self.config.path == "flow"
         if name == "euler":
-            euler = FlowMatchEulerDiscreteScheduler(self.config.timesteps)
+            euler = known.FlowMatchEulerDiscreteScheduler(self.config.timesteps)
             # From all noise in even steps; its own would spend the last one on a thousandth.
             euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return euler
@@ -110,11 +104,11 @@ class Diffusion:
             "timestep_spacing": "linspace",
         }
         makers: dict[str, Any] = {
-            "ddpm": partial(DDPMScheduler, variance_type="fixed_large", clip_sample=False),
-            "ddim": partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
-            "unipc": partial(UniPCMultistepScheduler, use_flow_sigmas=flow),
+            "ddpm": partial(known.DDPMScheduler, variance_type="fixed_large", clip_sample=False),
+            "ddim": partial(known.DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
+            "unipc": partial(known.UniPCMultistepScheduler, use_flow_sigmas=flow),
             "dpmsolver++": partial(
-                DPMSolverMultistepScheduler, use_lu_lambdas=not flow, use_flow_sigmas=flow
+                known.DPMSolverMultistepScheduler, use_lu_lambdas=not flow, use_flow_sigmas=flow
             ),
         }
         made = makers[name](**common)

@@ -10,9 +10,10 @@ import io
 import json
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,43 +161,55 @@ def to_image(pixels: np.ndarray) -> PILImage.Image:
     return PILImage.fromarray(bytes_[0] if len(bytes_) == 1 else bytes_.transpose(1, 2, 0))
 
 
-class ImageCodec(Protocol):
+class ImageCodec(ABC):
     """What pictures pass through on their way in and out."""
-
-    config: ImageConfig
-
-    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
-
-    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
-        """Normalised latent tokens (B, N, D) as pictures."""
-
-
-class PixelCodec:
-    """Pixels in [-1, 1] are the latents: exact in both directions for 8-bit pictures."""
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
 
     def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        c = self.config
-        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
-        scaled = pixels.astype(np.float32) / 127.5 - 1
-        return patches(scaled.transpose(0, 3, 1, 2), c.patch)
+        """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
+        return patches(self.moments(pictures)[:, 0], self.config.patch)
 
     def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
+        """Normalised latent tokens (B, N, D) as pictures."""
         cells = unpatches(tokens, self.config.grid, self.config.patch)
-        return [to_image(pixels) for pixels in cells]
+        return [to_image(pixels) for pixels in self.drawn(cells)]
+
+    def pixels(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        """(B, c, H, W) in [-1, 1]."""
+        size, channels = self.config.size, self.config.channels
+        pixels = np.stack([prepare(picture, size, channels) for picture in pictures])
+        return (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
+
+    @abstractmethod
+    def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        """Mean, and deviation where there is one, of the normalised latents: (B, 2, c, h, w)."""
+
+    @abstractmethod
+    def drawn(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels of normalised latents."""
 
 
-class AutoencoderCodec:
+class PixelCodec(ImageCodec):
+    """Pixels in [-1, 1] are the latents: exact in both directions for 8-bit pictures."""
+
+    def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        return self.pixels(pictures)[:, None]
+
+    def drawn(self, latents: np.ndarray) -> np.ndarray:
+        return latents
+
+
+class AutoencoderCodec(ImageCodec):
     """A diffusers AutoencoderKL from a folder or hub id, its latents scaled to unit variance."""
 
     def __init__(self, config: ImageConfig, device: str | torch.device = "cpu") -> None:
         """Load the autoencoder and check that it fits the config."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        self.config, self.device = config, device
+        super().__init__(config)
+        self.device = device
         folder = _vae_folder(str(config.vae))
         try:
             vae: Any = AutoencoderKL.from_pretrained(
@@ -219,24 +232,16 @@ class AutoencoderCodec:
         self.scale, self.shift = _scaling(config, vae.config)
 
     def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
-        c = self.config
-        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
-        x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(self.pixels(pictures))
         with torch.inference_mode():
             posterior = self.vae.encode(x.to(self.device)).latent_dist
             mean = (posterior.mean - self.shift) * self.scale
             return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
 
-    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        return patches(self.moments(pictures)[:, 0], self.config.patch)
-
-    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
-        cells = unpatches(tokens, self.config.grid, self.config.patch)
-        raw = torch.from_numpy(cells.copy()).to(self.device) / self.scale + self.shift
+    def drawn(self, latents: np.ndarray) -> np.ndarray:
+        raw = torch.from_numpy(latents.copy()).to(self.device) / self.scale + self.shift
         with torch.inference_mode():
-            pixels = self.vae.decode(raw).sample.float().cpu().numpy()
-        return [to_image(picture) for picture in pixels]
+            return self.vae.decode(raw).sample.float().cpu().numpy()
 
 
 def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]:

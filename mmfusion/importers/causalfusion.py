@@ -188,14 +188,11 @@ def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelCo
             "width": sizes.width,
             "depth": sizes.depth,
             "heads": sizes.width // sizes.head_dim,
-            "norm": "layer",
-            "mlp": "gelu",
             "mlp_ratio": ratio,
-            "position": "learned",
             "time_term": False,
             "label_tokens": sizes.label_tokens,
         },
-        "diffusion": {"prediction": "epsilon", "dropout": dropout},
+        "diffusion": {"dropout": dropout},
         "generation": {task: {"guidance": value} for task, value in guidance.items()},
     }
     return build(ModelConfig, described, f"checkpoint {where}")
