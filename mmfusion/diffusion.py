@@ -91,7 +91,7 @@ class Diffusion:
         name = name or self.config.schedulers[0]
         flow = self.config.path == "flow"
         if name == "euler":
-            euler = known.FlowMatchEulerDiscreteScheduler(self.config.timesteps)
+            euler: Any = known.FlowMatchEulerDiscreteScheduler(self.config.timesteps)
             # From all noise in even steps; its own would spend the last one on a thousandth.
             euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return euler

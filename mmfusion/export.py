@@ -163,7 +163,7 @@ def default_device() -> torch.device:
     return torch.device("cuda", launcher.place().gpu(torch.cuda.device_count()))
 
 
-def check_device(device: Any = None) -> torch.device:
+def check_device(device: Any) -> torch.device:
     """The device that is asked for, or the default one."""
     if device is None:
         return default_device()
@@ -175,7 +175,7 @@ def check_device(device: Any = None) -> torch.device:
     return found
 
 
-def check_dtype(dtype: Any = None) -> torch.dtype | None:
+def check_dtype(dtype: Any) -> torch.dtype | None:
     """The precision that is asked for, as torch's type or by its name; None stays None."""
     names = {str(each).removeprefix("torch."): each for each in PRECISIONS}
     found = names.get(str(dtype).removeprefix("torch."))

@@ -38,16 +38,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     return _named(_load(Config, [default, *_layers(path)], overrides))
 
 
-def load_evaluation(name: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
+def load_evaluation(name: str) -> EvaluationConfig:
     """Read what `mmfusion eval` is to measure, as `load` reads a run's config."""
-    return _load(EvaluationConfig, _layers(find(name)), overrides)
+    return _load(EvaluationConfig, _layers(find(name)))
 
 
 Layer = tuple[str, dict]
 """Where some of a config's data are from, and the data."""
 
 
-def _load(kind: type[S], layers: list[Layer], overrides: Sequence[str]) -> S:
+def _load(kind: type[S], layers: list[Layer], overrides: Sequence[str] = ()) -> S:
     raw: dict = reduce(_merged, (layer for _, layer in layers))
     for override in overrides:
         key, value = read_override(override, kind)
