@@ -1,5 +1,7 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 REASONS = (
@@ -75,3 +77,12 @@ def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
     told = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(told).splitlines()[0]
+
+
+@contextmanager
+def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds as a `UserError`: `what`, and what the error itself says."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what} ({first_line(error)})") from None

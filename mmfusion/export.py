@@ -22,7 +22,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, user_error
 from mmfusion.manifest import MANIFEST, check, digests, listed, replacing, settled, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
@@ -64,13 +64,11 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
     path = Path(os.path.expanduser(name))
-    try:
+    with user_error(f"model {name}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
             if CONFIG in listed(folder) or all((folder / n).is_file() for n in (CONFIG, WEIGHTS)):
                 return folder
         is_folder = path.is_dir()
-    except OSError as error:
-        raise UserError(f"model {name}: cannot be read ({error.strerror})") from None
     there = sorted(found.parent.name for found in SHIPPED.glob(f"*/{CONFIG}"))
     if name in there:
         return SHIPPED / name
@@ -128,11 +126,10 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     config = config.model_copy(update=updates)
     tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
     decoder = Decoder(config, len(tokenizer) if tokenizer else 0)
-    try:
+    with user_error(f"{folder / WEIGHTS}: not readable", SafetensorError, OSError):
         weights = load_file(folder / WEIGHTS)
+    try:
         decoder.to(_precision(weights, folder)).load_state_dict(weights)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not readable ({error})") from None
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
@@ -149,10 +146,8 @@ def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:
 
 def _config(folder: Path) -> ModelConfig:
     """The config as it was written: what lies in the folder is named, not found."""
-    try:
+    with user_error(f"{folder / CONFIG}: not readable JSON", OSError, ValueError):
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: not readable JSON ({first_line(error)})") from None
     return build(ModelConfig, described, str(folder / CONFIG))
 
 
@@ -167,11 +162,10 @@ def check_device(device: Any) -> torch.device:
     """The device that is asked for, or the default one."""
     if device is None:
         return default_device()
-    try:
+    # Each backend has errors of its own.
+    with user_error(f"device {device}: give cpu, cuda or cuda:1", Exception):
         found = torch.device(device)
         torch.zeros(1, device=found).cpu()  # also that no numbers can be had from `meta`
-    except Exception as error:  # each backend has its own
-        raise UserError(f"device {device}: {first_line(error)}; give cpu, cuda or cuda:1") from None
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from mmfusion import files, locks
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -117,11 +117,9 @@ def check(folder: Path, what: str, mark: str) -> None:
     """
     _heal(folder)
     real = Path(os.path.realpath(folder))
-    try:
+    with user_error(f"{folder}: cannot be read", OSError):
         if files.is_free(real) or _is_ours(real, mark):
             return
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     raise UserError(f"{folder}: is there and is no {what}; give another folder")
 
 

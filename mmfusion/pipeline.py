@@ -13,7 +13,7 @@ from mmfusion.codecs.image import ImageCodec, make_codec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, first_line, shown
+from mmfusion.errors import UserError, shown, user_error
 from mmfusion.generation.answers import Answers, Parts
 from mmfusion.generation.arguments import each, listed, split_options
 from mmfusion.generation.budget import Budget, Machine
@@ -95,10 +95,8 @@ class Pipeline:
         place, precision = export.check_device(device), export.check_dtype(dtype)
         folder = export.locate(name, revision)
         config, decoder, tokenizer, digest = export.load(folder)
-        try:
+        with user_error(f"device {place}: is full", RuntimeError):
             decoder = decoder.to(place, precision)
-        except RuntimeError as error:  # its memory is full
-            raise UserError(f"device {place}: {first_line(error)}") from None
         codec = make_codec(config.image, decoder.latent_in.weight.device)
         return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
@@ -111,10 +109,8 @@ class Pipeline:
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
         weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
-        try:
+        with user_error(f"{folder}: cannot be written", OSError, ValueError):
             export.export(self.config, weights, Path(os.path.expanduser(folder)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: cannot be written ({first_line(error)})") from None
 
     def class_to_image(self, labels: int | str | Sequence[int | str], **options: Any) -> Any:
         """Pictures of classes, by number or name."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -241,11 +241,9 @@ def _save(picture: "PILImage.Image", path: Path, exact: bool) -> None:
     factor = 1 if exact else max(1, SHOWN // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     file = io.BytesIO()  # Pillow does not notice a disk that is full
-    try:
+    with user_error(f"{path}: cannot be written", OSError, ValueError):
         format = PILImage.registered_extensions()[path.suffix.lower()]
         picture.resize(size, PILImage.Resampling.NEAREST).save(file, format)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({error})") from None
     files.write(path, file.getvalue())
     note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""
     typer.echo(f"{path}{note}")

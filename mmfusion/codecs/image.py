@@ -21,7 +21,7 @@ from einops import rearrange
 from PIL import Image as PILImage
 
 from mmfusion.config import ImageConfig
-from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError, user_error
 from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
@@ -211,16 +211,14 @@ class AutoencoderCodec(ImageCodec):
         super().__init__(config)
         self.device = device
         folder = _vae_folder(str(config.vae))
-        try:
+        with user_error(
+            f"image.vae {config.vae}: not a diffusers AutoencoderKL", OSError, ValueError
+        ):
             vae: Any = AutoencoderKL.from_pretrained(
                 folder,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,  # True needs accelerate, and warns without it
             )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"image.vae {config.vae}: not a diffusers AutoencoderKL ({first_line(error)})"
-            ) from None
         self.vae = vae.to(device).eval().requires_grad_(False)
         found = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         wanted = config.latent_channels, config.downsampling
@@ -252,10 +250,9 @@ def fingerprint(config: ImageConfig) -> dict[str, Any]:
     """All that a picture's latents depend on: autoencoder (SHA-256), scale, crop, precision."""
     folder = _vae_folder(str(config.vae))
     weights, described = (folder / name for name in VAE_FILES)
-    try:
+    wrong = OSError, ValueError, KeyError, TypeError
+    with user_error(f"image.vae {described}: not an autoencoder's config", *wrong):
         scale, shift = _scaling(config, json.loads(described.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"image.vae {described}: not an autoencoder's config ({error})") from None
     return {
         "vae": sha256(weights),
         "scale": scale,
@@ -298,11 +295,9 @@ def from_hub(name: str, what: str, files: list[str], revision: str | None = None
     """A folder with these files of a model on the hub."""
     from huggingface_hub import snapshot_download
 
-    try:
+    # Its many errors all mean: could not be had.
+    with user_error(f"{what} {name}: no such folder, nor could the hub give it", Exception):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # the hub's many errors all mean: could not be had
-        why = first_line(error)
-        raise UserError(f"{what} {name}: no such folder, and the hub gave: {why}") from None
 
 
 def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> ImageCodec:

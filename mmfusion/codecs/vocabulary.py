@@ -11,7 +11,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import user_error
 from mmfusion.texts import read_text
 
 FILES = {".model": "tokenizer.model", ".json": "tokenizer.json"}
@@ -61,10 +61,8 @@ class SentencePiece(Vocabulary):
 
     def __init__(self, path: Path) -> None:
         self.model = sentencepiece.SentencePieceProcessor()
-        try:
+        with user_error(f"tokenizer {path}: not a sentencepiece model", RuntimeError, OSError):
             self.model.LoadFromSerializedProto(path.read_bytes())
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"tokenizer {path}: not a sentencepiece model ({error})") from None
         self.size = self.model.GetPieceSize()
         self.control = frozenset(filter(self.model.IsControl, range(self.size)))
         self.mute = frozenset(filter(self.model.IsUnknown, range(self.size)))
@@ -88,15 +86,11 @@ class FastTokenizer(Vocabulary):
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        # The library raises nothing more special.
+        with user_error(f"tokenizer {path}: not a tokenizer.json of `tokenizers`", Exception):
             text = read_text(path)
             described = json.loads(text)
             self.library = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more special
-            raise UserError(
-                f"tokenizer {path}: not a tokenizer.json of the tokenizers library "
-                f"({first_line(error)})"
-            ) from None
         self.library.no_truncation()
         self.library.no_padding()
         ids = self.library.get_vocab(with_added_tokens=True).values()

@@ -9,7 +9,7 @@ from typing import Any
 from mmfusion.config.evaluation import EvaluationConfig
 from mmfusion.config.run import Config
 from mmfusion.config.section import S, Section, build
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, user_error
 from mmfusion.files import write
 from mmfusion.overrides import Key, read_override, read_yaml, replaced, write_yaml
 from mmfusion.texts import read_text
@@ -74,10 +74,8 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if path in above:
         chain = " -> ".join(str(each) for each in (*above, path))
         raise UserError(f"{path}: is its own base ({chain})")
-    try:
+    with user_error(f"{path}: not a readable text file", OSError):
         raw = read_yaml(read_text(path), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: not a readable text file ({first_line(error)})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     if "base" not in raw:
@@ -152,12 +150,10 @@ def is_run(path: Path) -> bool:
 
 def read_names(path: Path, count: int | None) -> list[str] | None:
     """The names in a JSON list of `count` class names; None when there is no such file."""
-    try:
-        names = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"classes_file {path}: not readable JSON ({error})") from None
+    with user_error(f"classes_file {path}: not readable JSON", OSError, ValueError, RecursionError):
+        names = json.loads(path.read_bytes())
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UserError(f"classes_file {path}: expected a JSON list of class names")
     if count and len(names) != count:
