@@ -16,6 +16,10 @@ Key = tuple[int | str, ...]
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
 
+    def construct_document(self, node: Any) -> Any:
+        self.deep_construct = True  # inside out: what is inside of itself is refused
+        return super().construct_document(node)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, key in enumerate(keys):

@@ -227,6 +227,7 @@ def test_a_bad_override_is_refused(override: str, message: str) -> None:
         (b"seed: [1\n", "not valid YAML"),
         (b"seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         (b"seed: \xff\xfe\n", "wrong.yaml"),
+        (b"train: &t {x: *t}\n", "not valid YAML"),
         (b"seed: 1\n", "row_length: Field required"),
     ],
 )
