@@ -10,10 +10,9 @@ import io
 import json
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -161,47 +160,43 @@ def to_image(pixels: np.ndarray) -> PILImage.Image:
     return PILImage.fromarray(bytes_[0] if len(bytes_) == 1 else bytes_.transpose(1, 2, 0))
 
 
-class ImageCodec(ABC):
+class ImageCodec(Protocol):
     """What pictures pass through on their way in and out."""
+
+    config: ImageConfig
+
+    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
+
+    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
+        """Normalised latent tokens (B, N, D) as pictures."""
+
+
+class PixelCodec:
+    """Pixels in [-1, 1] are the latents: exact in both directions for 8-bit pictures."""
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
 
     def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        """Pictures as normalised latent tokens (B, N, D), fp32; deterministic."""
-        return patches(self.moments(pictures)[:, 0], self.config.patch)
+        return patches(self.latents(pictures), self.config.patch)
 
     def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
-        """Normalised latent tokens (B, N, D) as pictures."""
         cells = unpatches(tokens, self.config.grid, self.config.patch)
-        return [to_image(pixels) for pixels in self.drawn(cells)]
+        return [to_image(pixels) for pixels in self.pixels(cells)]
 
-    def pixels(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        """(B, c, H, W) in [-1, 1]."""
+    def latents(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        """Normalised latents (B, c, h, w)."""
         size, channels = self.config.size, self.config.channels
         pixels = np.stack([prepare(picture, size, channels) for picture in pictures])
         return (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
 
-    @abstractmethod
-    def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        """Mean, and deviation where there is one, of the normalised latents: (B, 2, c, h, w)."""
-
-    @abstractmethod
-    def drawn(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels of normalised latents."""
-
-
-class PixelCodec(ImageCodec):
-    """Pixels in [-1, 1] are the latents: exact in both directions for 8-bit pictures."""
-
-    def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        return self.pixels(pictures)[:, None]
-
-    def drawn(self, latents: np.ndarray) -> np.ndarray:
+    def pixels(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels (B, c, H, W) in [-1, 1] of normalised latents."""
         return latents
 
 
-class AutoencoderCodec(ImageCodec):
+class AutoencoderCodec(PixelCodec):
     """A diffusers AutoencoderKL from a folder or hub id, its latents scaled to unit variance."""
 
     def __init__(self, config: ImageConfig, device: str | torch.device = "cpu") -> None:
@@ -230,13 +225,17 @@ class AutoencoderCodec(ImageCodec):
         self.scale, self.shift = _scaling(config, vae.config)
 
     def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        x = torch.from_numpy(self.pixels(pictures))
+        """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
+        x = torch.from_numpy(super().latents(pictures))
         with torch.inference_mode():
             posterior = self.vae.encode(x.to(self.device)).latent_dist
             mean = (posterior.mean - self.shift) * self.scale
             return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
 
-    def drawn(self, latents: np.ndarray) -> np.ndarray:
+    def latents(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        return self.moments(pictures)[:, 0]
+
+    def pixels(self, latents: np.ndarray) -> np.ndarray:
         raw = torch.from_numpy(latents.copy()).to(self.device) / self.scale + self.shift
         with torch.inference_mode():
             return self.vae.decode(raw).sample.float().cpu().numpy()
