@@ -44,7 +44,8 @@ def place() -> Place:
     kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or _in_step())), None)
     if kind is None:
         if (_number("WORLD_SIZE") or 1) > 1:
-            raise UserError("WORLD_SIZE is set, but RANK is not: set both, or unset it")
+            told = "set both, or unset it to start without a launcher"
+            raise UserError(f"WORLD_SIZE is set, but RANK is not: {told}")
         return Place()
     first, sizes, local = kind
     size = next(filter(_given, sizes), sizes[0])
