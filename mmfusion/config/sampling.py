@@ -51,7 +51,10 @@ class Sampling(Section):
         if not 0 <= low < high <= 1:
             raise ValueError("guidance_interval needs 0 <= low < high <= 1")
         if self.beams > 1 and self.temperature > 0:
-            raise ValueError("beams: beam search draws nothing: give temperature 0, or beams 1")
+            raise ValueError(
+                f"beams: {self.beams} at temperature {self.temperature}; beam search draws "
+                "nothing: give temperature 0, or beams 1"
+            )
         return self
 
 
