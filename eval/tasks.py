@@ -72,9 +72,9 @@ class Direction:
         self.inputs["data"] = self.corpus.shards.digest
         self.clip: Clip | None = None
         if clip:
-            from .clip import Clip
+            from . import clip as networks
 
-            self.clip = Clip(clip)
+            self.clip = networks.Clip(clip)
             self.inputs["clip"] = list(self.clip.identity)
 
     def _described(self, figures: Figures, made: StoredSamples) -> Figures:

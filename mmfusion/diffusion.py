@@ -7,6 +7,7 @@ matching s_t = t / T and a_t = 1 - s_t (Lipman et al. 2023; Liu et al. 2023).
 Shapes: K noisy copies, N tokens of an image, D numbers in a token, S AR steps.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,18 +86,12 @@ class Diffusion:
 
         ddpm at linspace spacing with the large fixed variance is the paper's respaced sampler.
         """
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-            FlowMatchEulerDiscreteScheduler,
-        )
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+        from diffusers import schedulers as known
 
         name = name or self.config.schedulers[0]
         flow = self.config.path == "flow"
         if name == "euler":
-            euler = FlowMatchEulerDiscreteScheduler(self.config.timesteps)
+            euler: Any = known.FlowMatchEulerDiscreteScheduler(self.config.timesteps)
             # From all noise in even steps; its own would spend the last one on a thousandth.
             euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return euler
@@ -108,17 +103,15 @@ class Diffusion:
             "prediction_type": "flow_prediction" if flow else self.config.prediction,
             "timestep_spacing": "linspace",
         }
-        made: Any
-        if name == "ddpm":
-            made = DDPMScheduler(**common, variance_type="fixed_large", clip_sample=False)
-        elif name == "ddim":
-            made = DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
-        elif name == "unipc":
-            made = UniPCMultistepScheduler(**common, use_flow_sigmas=flow)
-        else:
-            made = DPMSolverMultistepScheduler(
-                **common, use_lu_lambdas=not flow, use_flow_sigmas=flow
-            )
+        makers: dict[str, Any] = {
+            "ddpm": partial(known.DDPMScheduler, variance_type="fixed_large", clip_sample=False),
+            "ddim": partial(known.DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
+            "unipc": partial(known.UniPCMultistepScheduler, use_flow_sigmas=flow),
+            "dpmsolver++": partial(
+                known.DPMSolverMultistepScheduler, use_lu_lambdas=not flow, use_flow_sigmas=flow
+            ),
+        }
+        made = makers[name](**common)
         made.set_timesteps(steps)
         return made
 

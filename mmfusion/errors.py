@@ -1,5 +1,9 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 REASONS = (
     "shard",  # the file is missing, cut short or no tar
     "member",  # a part of it has changed, is there twice, or is no plain file
@@ -12,11 +16,24 @@ REASONS = (
     "length",  # no row holds it
 )
 MOST_SHOWN = 1000  # characters of a message about an item
+MOST_OF_VALUE = 80
 
 
 def printable(text: str) -> str:
     """Text for one line of a terminal or log: control characters and the like are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """A value for one line of a message, whatever it is."""
+    try:
+        return _cut(" ".join(repr(value).split()), MOST_OF_VALUE)
+    except Exception:  # whole numbers of more than 4,300 digits, and others' classes
+        return f"a {type(value).__name__}"
 
 
 class UserError(Exception):
@@ -43,20 +60,14 @@ class CorruptSample(UserError):
     def __init__(self, reason: str, message: str) -> None:
         if reason not in REASONS:
             raise ValueError(f"no reason {reason}")
-        message = printable(message)
-        if len(message) > MOST_SHOWN:
-            message = f"{message[: MOST_SHOWN - 3]}..."
-        super().__init__(message)
+        super().__init__(_cut(printable(message), MOST_SHOWN))
         self.reason = reason
 
     def at(self, where: str) -> "CorruptSample":
         """The same with the place, where the message does not begin with it."""
-        told = str(self)
-        return (
-            self
-            if told.startswith(printable(where))
-            else CorruptSample(self.reason, f"{where}: {told}")
-        )
+        if str(self).startswith(printable(where)):
+            return self
+        return CorruptSample(self.reason, f"{where}: {self}")
 
     def __reduce__(self) -> tuple:  # it comes back from workers
         return CorruptSample, (self.reason, str(self))
@@ -66,3 +77,12 @@ def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
     told = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(told).splitlines()[0]
+
+
+@contextmanager
+def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds as a `UserError`: `what`, and what the error itself says."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what} ({first_line(error)})") from None

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import launcher
-from mmfusion.codecs.image import fingerprint, may_be_hub_id
+from mmfusion.codecs.image import fingerprint, from_hub, may_be_hub_id
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, user_error
 from mmfusion.manifest import MANIFEST, check, digests, listed, replacing, settled, sha256, verify
 
 CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
@@ -35,9 +35,6 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
     """Write an exported model into a folder that is absent, empty, or an exported model.
 
     Its files replace those of the model that is there; what else lies in the folder stays.
-
-    Raises:
-        UserError: the folder is something else, or there is no room.
     """
     with replacing(folder, EXPORTED, CONFIG) as part:
         described = config.model_dump()
@@ -54,11 +51,7 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that a model may be exported there, before hours are spent on making it.
-
-    Raises:
-        UserError: as `export`.
-    """
+    """Make sure that a model may be exported there, before hours are spent on making it."""
     check(folder, EXPORTED, CONFIG)
 
 
@@ -67,41 +60,30 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
 
     In this order: a folder of the model itself, a run's folder, the shipped name, the hub id. So a
     folder without a model hides no shipped one. A `Path` is always a folder.
-
-    Raises:
-        UserError: it is none of these.
     """
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
     path = Path(os.path.expanduser(name))
-    try:
+    with user_error(f"model {name}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
             if CONFIG in listed(folder) or all((folder / n).is_file() for n in (CONFIG, WEIGHTS)):
                 return folder
         is_folder = path.is_dir()
-    except OSError as error:
-        raise UserError(f"model {name}: cannot be read ({error.strerror})") from None
     there = sorted(found.parent.name for found in SHIPPED.glob(f"*/{CONFIG}"))
     if name in there:
         return SHIPPED / name
     if is_folder:
         raise UserError(
-            f"model {name}: the folder holds no model ({CONFIG}, {WEIGHTS}, {MANIFEST}); give the "
-            "folder of a run that has trained, or an exported one"
+            f"model {name}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that of "
+            "a run that has trained, or an exported one"
         )
     if isinstance(name, Path) or not may_be_hub_id(name):
         raise UserError(
-            f"model {name}: no such folder, no shipped model (shipped: {', '.join(there)}), and no "
-            "id of a model on the hub (ORGANISATION/NAME)"
+            f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
+            "the hub (ORGANISATION/NAME)"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:  # the hub's many errors all mean: could not be had
-        message = first_line(error)
-        raise UserError(f"model {name}: no such folder, and the hub gave: {message}") from None
+    files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
+    return from_hub(name, "model", files, revision)
 
 
 def model_digest(folder: Path) -> str:
@@ -109,16 +91,13 @@ def model_digest(folder: Path) -> str:
 
     That is its config, weights, tokenizer and autoencoder, also one that lies on the hub: with the
     same weights, another of these makes another model.
-
-    Raises:
-        UserError: it has no manifest or config, or its autoencoder cannot be had.
     """
-    listed, config = digests(folder, "model"), _config(folder)
-    listed = {name: digest for name, digest in listed.items() if name != CONFIG}  # may be edited
+    known, config = digests(folder, "model"), _config(folder)
+    known.pop(CONFIG, None)  # it may have been edited
     names = (CONFIG, WEIGHTS, *FILES.values())
     paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
     inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
-    parts: dict[str, Any] = {name: listed.get(name) or sha256(folder / name) for name in inside}
+    parts: dict[str, Any] = {name: known.get(name) or sha256(folder / name) for name in inside}
     if config.image.vae and config.image.vae != VAE:
         parts["image"] = fingerprint(config.image)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -134,9 +113,6 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     """Load an exported model onto the CPU, in the precision that its weights were saved in.
 
     The manifest vouches for all files but config.json, of which `generation` may be edited.
-
-    Raises:
-        UserError: the folder is damaged, or config and weights do not fit each other.
     """
     verify(folder, "model", edited=CONFIG)
     config = _config(folder)
@@ -150,11 +126,10 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     config = config.model_copy(update=updates)
     tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
     decoder = Decoder(config, len(tokenizer) if tokenizer else 0)
-    try:
+    with user_error(f"{folder / WEIGHTS}: not readable", SafetensorError, OSError):
         weights = load_file(folder / WEIGHTS)
+    try:
         decoder.to(_precision(weights, folder)).load_state_dict(weights)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not readable ({error})") from None
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
@@ -171,12 +146,8 @@ def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:
 
 def _config(folder: Path) -> ModelConfig:
     """The config as it was written: what lies in the folder is named, not found."""
-    try:
+    with user_error(f"{folder / CONFIG}: not readable JSON", OSError, ValueError):
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder / CONFIG}: not readable ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG}: not valid JSON ({error})") from None
     return build(ModelConfig, described, str(folder / CONFIG))
 
 
@@ -187,28 +158,19 @@ def default_device() -> torch.device:
     return torch.device("cuda", launcher.place().gpu(torch.cuda.device_count()))
 
 
-def check_device(device: Any = None) -> torch.device:
-    """The device that is asked for, or the default one.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+def check_device(device: Any) -> torch.device:
+    """The device that is asked for, or the default one."""
     if device is None:
         return default_device()
-    try:
+    # Each backend has errors of its own.
+    with user_error(f"device {device}: give cpu, cuda or cuda:1", Exception):
         found = torch.device(device)
         torch.zeros(1, device=found).cpu()  # also that no numbers can be had from `meta`
-    except Exception as error:  # each backend has its own
-        raise UserError(f"device {device}: {first_line(error)}; give cpu, cuda or cuda:1") from None
     return found
 
 
-def check_dtype(dtype: Any = None) -> torch.dtype | None:
-    """The precision that is asked for, as torch's type or by its name; None stays None.
-
-    Raises:
-        UserError: it is none that a model can be used in.
-    """
+def check_dtype(dtype: Any) -> torch.dtype | None:
+    """The precision that is asked for, as torch's type or by its name; None stays None."""
     names = {str(each).removeprefix("torch."): each for each in PRECISIONS}
     found = names.get(str(dtype).removeprefix("torch."))
     if dtype is not None and (found is None or not isinstance(dtype, (str, torch.dtype))):

@@ -39,35 +39,26 @@ def no_room(error: BaseException | None) -> str | None:
 
 @contextmanager
 def room(path: Path, remedy: str = "") -> Iterator[None]:
-    """While `path` is written: where there is no room, one line, whatever library writes.
-
-    Raises:
-        UserError: there is no room.
-    """
+    """While `path` is written: where there is no room, one line, whatever library writes."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if why := no_room(error):
-            told = remedy or "make room and start again"
-            raise UserError(f"{path}: cannot be written ({why}); {told}") from None
-        raise
+        why = None if isinstance(error, UserError) else no_room(error)
+        if why is None:
+            raise
+        told = remedy or "make room and start again"
+        raise UserError(f"{path}: cannot be written ({why}); {told}") from None
 
 
 @contextmanager
 def writable(path: Path, remedy: str = "") -> Iterator[None]:
-    """While nothing but `path` is written: one line for whatever the system refuses.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """While nothing but `path` is written: one line for whatever the system refuses."""
     try:
         with room(path, remedy):
             yield
     except OSError as error:
-        told = f"{first_line(error)}); {remedy or 'give another place'}"
-        raise UserError(f"{path}: cannot be written ({told}") from None
+        told = remedy or "give another place"
+        raise UserError(f"{path}: cannot be written ({first_line(error)}); {told}") from None
 
 
 # Files
@@ -76,7 +67,8 @@ def writable(path: Path, remedy: str = "") -> Iterator[None]:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name beside `path`, this thread's own; what is left under it at the end is removed."""
-    part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_ident()}.part")
+    process = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    part = path.with_name(f".{path.name}.{process}.part")
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
@@ -87,18 +79,11 @@ def _beside(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def _host() -> str:
-    return socket.gethostname()
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A file to be written, which then takes the place of `path`; after an error, none is left.
 
     A link stays: what it points to is replaced. A pipe or a device is written to itself.
-
-    Raises:
-        UserError: there is no room, or nothing can be put in that place.
     """
     with room(path):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -115,20 +100,13 @@ def write(path: Path, data: bytes, remedy: str = "") -> None:
     """Write a file that appears under its name only when it is complete.
 
     `remedy` ends the message, where there is a better one than another place or more room.
-
-    Raises:
-        UserError: it cannot be written.
     """
     with writing(path) as part, writable(path, remedy):
         part.write_bytes(data)
 
 
 def create(path: Path, data: bytes) -> None:
-    """As `write`, where there is no file yet: of many processes that try, the first one does.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """As `write`, where there is no file yet: of many processes that try, the first one does."""
     with _beside(path) as part, writable(path):
         part.write_bytes(data)
         try:
@@ -139,11 +117,7 @@ def create(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file's end.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Add text to a file's end."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -161,7 +135,8 @@ def remove_leftovers(path: Path) -> None:
     Where locks hold on one host alone, another host may be at work on the same file: that is twice
     the work, but nothing is taken from it.
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}-\d+(-\d+)?\.part")
+    name, host = re.escape(path.name), re.escape(socket.gethostname())
+    ours = re.compile(rf"\.{name}\.{host}-\d+(-\d+)?\.part")
     for left in path.parent.iterdir():
         if ours.fullmatch(left.name):
             remove(left)
@@ -199,11 +174,7 @@ def is_free(folder: Path) -> bool:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside of `folder`, to write into; after an error all is as before.
-
-    Raises:
-        UserError: it cannot be made, or there is no room.
-    """
+    """An empty folder inside of `folder`, to write into; after an error all is as before."""
     there, part = folder.exists(), folder / PART
     with writable(folder):
         remove_folder(part)

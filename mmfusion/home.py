@@ -20,30 +20,22 @@ def cache_folder() -> Path:
 
     The first whose variable is set; it need not exist yet. Where one may not write there, it
     is a folder of the user's own below the temporary one.
-
-    Raises:
-        UserError: nor can anything be written there.
     """
     own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     closed = there.is_dir() and not os.access(there, os.W_OK | os.X_OK)
-    return _instead_of(folder) if closed or folder.parts[0] == "~" else folder
+    if not closed and folder.parts[0] != "~":
+        return folder
+    _warn(f"{folder}: cannot be written; the cache is in {_temporary()}")
+    return _temporary()
 
 
-@lru_cache
-def _instead_of(folder: Path) -> Path:
-    temporary = _temporary()
-    log.warning("%s: cannot be written; the cache is in %s", folder, temporary)
-    return temporary
+_warn = lru_cache(log.warning)  # once of each
 
 
 def _temporary() -> Path:
-    """A folder of this user alone below the temporary one.
-
-    Raises:
-        UserError: it cannot be made, or is somebody else's.
-    """
+    """A folder of this user alone below the temporary one."""
     try:
         path = Path(tempfile.gettempdir()) / f"mmfusion-{os.getuid()}"
         path.mkdir(mode=0o700, exist_ok=True)

@@ -12,15 +12,11 @@ from typing import NamedTuple
 
 from mmfusion.errors import UserError
 
-RANK = "RANK", ("WORLD_SIZE",), "LOCAL_RANK"
-SLURM = (
-    "SLURM_PROCID",
-    ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"),
-    "SLURM_LOCALID",
-)
+TASKS = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"
+SLURM = "SLURM_PROCID", TASKS, "SLURM_LOCALID"
 # Those of MPI come before Slurm's: below an mpirun inside a job, Slurm's count its own helpers.
 KINDS = (
-    RANK,
+    ("RANK", ("WORLD_SIZE",), "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
     ("PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID"),
@@ -44,54 +40,41 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """What the launcher says; without one, the only process.
-
-    Raises:
-        UserError: naming the variable that is missing or makes no sense.
-    """
-    slurm = not _outside_step()
-    kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or slurm)), None)
+    """What the launcher says; without one, the only process."""
+    kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or _in_step())), None)
     if kind is None:
         if (_number("WORLD_SIZE") or 1) > 1:
-            raise UserError(
-                f"WORLD_SIZE={_given('WORLD_SIZE')} is set, but RANK is not: set both, or unset it "
-                "to start one process without a launcher"
-            )
+            told = "set both, or unset it to start without a launcher"
+            raise UserError(f"WORLD_SIZE is set, but RANK is not: {told}")
         return Place()
     first, sizes, local = kind
-    size = next((name for name in sizes if _given(name)), sizes[0])
+    size = next(filter(_given, sizes), sizes[0])
     rank, world = _number(first) or 0, _number(size)
-    if world is None and rank:
-        raise UserError(f"{first}={rank} is set, but {size} is not: use a launcher, or set both")
     world = 1 if world is None else world
     if rank >= world:
-        raise UserError(f"{first}={rank} is not below {size}={world}: ranks count from 0")
+        raise UserError(
+            f"{first}={rank} is not below {size}={world}: ranks count from 0; use a launcher, or "
+            "set both"
+        )
     return Place(rank, world, _number(local), kind is SLURM)
 
 
 def join(gpus: int = 0) -> Place:
     """Set what torch and DeepSpeed read, so that all processes meet; returns this one's place.
 
-    Args:
-        gpus: how many this process sees; each one takes one of its own.
-
-    Raises:
-        UserError: as `place`; or nothing says where to meet, or there are too few GPUs.
+    Of the `gpus` that this process sees each process takes one of its own.
     """
     found = place()
-    counts = {name: _number(name) or 0 for name in (*SLURM[1], SLURM[0], SLURM[2])}
-    many = [f"{n}={c}" for n, c in counts.items() if c > (n in SLURM[1])]  # ranks count from 0
-    if _outside_step() and many and not any(_given(kind[0]) for kind in KINDS[:-1]):
+    tasks = next((f"{name}={_given(name)}" for name in TASKS if (_number(name) or 0) > 1), None)
+    if tasks and not _in_step() and not any(_given(kind[0]) for kind in KINDS[:-1]):
         raise UserError(
-            f"{many[0]}, but this process is not of a step that srun has started, and would train "
-            "alone; start it as `srun mmfusion train ...`, or set RANK=0 and WORLD_SIZE=1 if it is "
-            "meant to be alone"
+            f"{tasks}, but this process is not of a step that srun has started, and would train "
+            "alone; start it as `srun mmfusion train ...`, or set RANK=0 if it is meant to be alone"
         )
     # With one GPU each process may see its own alone, whatever its number on the host.
     if found.local is not None and found.local >= gpus > 1:
         raise UserError(
-            f"LOCAL_RANK={found.local}, but this host has {gpus} GPUs: start at most one process "
-            "a GPU"
+            f"LOCAL_RANK={found.local}, but this host has {gpus} GPUs: start one process a GPU"
         )
     address, port = _meeting(found)
     os.environ.update(
@@ -117,43 +100,38 @@ def _number(name: str, most: int = 2**31) -> int | None:
     return int(text)
 
 
-def _outside_step() -> bool:
+def _in_step() -> bool:
     """In a Slurm job's shell the tasks are counted, but only srun starts them, as a step."""
-    return not (_given("SLURM_STEP_ID") or _given("SLURM_STEPID"))
+    return bool(_given("SLURM_STEP_ID") or _given("SLURM_STEPID"))
 
 
 def _meeting(found: Place) -> tuple[str, int]:
     """Address and port of rank 0."""
     address, port = _given("MASTER_ADDR"), _number("MASTER_PORT", 65535)
     if found.world == 1:  # nobody to meet, and the port may be another job's
-        return "127.0.0.1", _free_port()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return "127.0.0.1", free.getsockname()[1]
     if found.slurm:
         start, count = SLURM_PORTS
         job, step = (_number(n, 2**63) or 0 for n in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         address, port = address or _slurm_host(), port or start + (job * 7 + step) % count
     if not address:
         raise UserError(
-            f"MASTER_ADDR is not set, but this is rank {found.rank} of {found.world}: use a "
-            "launcher such as torchrun, or set it to the host of rank 0 (mpirun: -x "
-            f"MASTER_ADDR=HOST -x MASTER_PORT={PORT})"
+            f"MASTER_ADDR is not set, but this is rank {found.rank} of {found.world}: use torchrun "
+            f"or the like, or give rank 0's host: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT={PORT}"
         )
     return address, port or PORT
 
 
 def _slurm_host() -> str:
     """The host of a step's first task; "" where Slurm does not say."""
-    hosts = _given("SLURM_STEP_NODELIST") or _given("SLURM_JOB_NODELIST")
-    alone = _given("SLURM_STEP_NUM_NODES") or _given("SLURM_NNODES")
-    return "127.0.0.1" if alone == "1" else first_host(hosts)
+    if (_given("SLURM_STEP_NUM_NODES") or _given("SLURM_NNODES")) == "1":
+        return "127.0.0.1"
+    return first_host(_given("SLURM_STEP_NODELIST") or _given("SLURM_JOB_NODELIST"))
 
 
 def first_host(hosts: str) -> str:
     """The first of Slurm's list of hosts: node07 of `node[07-09,12],other`."""
     found = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", hosts)
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", found[0]) if found else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

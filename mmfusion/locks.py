@@ -17,16 +17,10 @@ _kept: dict[Path, int] = {}
 
 
 def keep(folder: Path, what: str) -> None:
-    """Keep a folder, made if missing, until this process ends, however it ends.
+    """Keep a folder, made if missing, until this process ends; `what` it does, for the message.
 
     The lock is the process's, not its children's: a data worker that outlives it holds nothing.
     The lock's file stays: who removes it would let two processes lock two files of one name.
-
-    Args:
-        what: is done there, for the message.
-
-    Raises:
-        UserError: another process keeps it.
     """
     folder = folder.resolve()
     if folder in _kept:

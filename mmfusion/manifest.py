@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from mmfusion import files, locks
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -43,13 +43,15 @@ def sync(path: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write the manifest of all files in `folder`, and make it all durable."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    found = [path for path in _files(folder) if path.name != MANIFEST]
     made = {path.relative_to(folder).as_posix(): sha256(path) for path in found}
-    for path in found:
-        sync(path)
     (folder / MANIFEST).write_text(json.dumps(made, indent=1), encoding="utf-8")
-    sync(folder / MANIFEST)
-    sync(folder)
+    for path in (*found, folder / MANIFEST, folder):
+        sync(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def listed(folder: Path) -> dict[str, str]:
@@ -75,22 +77,14 @@ def _inside(name: str) -> bool:
 
 
 def digests(folder: Path, what: str) -> dict[str, str]:
-    """The manifest of a folder: each file's digest.
-
-    Raises:
-        UserError: there is none, named with `what` the folder is.
-    """
+    """The manifest of a folder: each file's digest."""
     if found := listed(folder):
         return found
     raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole")
 
 
 def verify(folder: Path, what: str, edited: str | None = None) -> None:
-    """Check a folder against its manifest; the file `edited` may differ.
-
-    Raises:
-        UserError: a file is missing or differs, named with `what` the folder is.
-    """
+    """Check a folder against its manifest; the file `edited` may differ."""
     _heal(folder)
     for name, digest in digests(folder, what).items():
         path = folder / name
@@ -98,14 +92,6 @@ def verify(folder: Path, what: str, edited: str | None = None) -> None:
             raise UserError(f"{what} {folder}: {name} is missing; get it anew")
         if name != edited and sha256(path) != digest:
             raise UserError(f"{what} {folder}: {name} is cut short or damaged; get it anew")
-
-
-def _remove(folder: Path, name: str) -> None:
-    """Remove a listed file, and the folders that it leaves empty; behind links nothing is ours."""
-    if not _linked(folder, name) and not (folder / name).is_dir():
-        files.remove(folder / name)
-        for parent in _above(folder, name):
-            files.remove_empty(parent)
 
 
 def _above(folder: Path, name: str) -> list[Path]:
@@ -126,21 +112,14 @@ def _linked(folder: Path, name: str) -> bool:
 def check(folder: Path, what: str, mark: str) -> None:
     """Make sure that files may be put into a folder: it is absent, empty, or one of ours.
 
-    Args:
-        folder: looked at, and brought in order if a process was killed while it replaced it.
-        what: it is if it is ours.
-        mark: a file that it holds, and its manifest lists, if it is ours.
-
-    Raises:
-        UserError: it is something else.
+    If it is ours it is a `what`, holds the file `mark`, and its manifest lists that. What a killed
+    process has left there is finished.
     """
     _heal(folder)
     real = Path(os.path.realpath(folder))
-    try:
+    with user_error(f"{folder}: cannot be read", OSError):
         if files.is_free(real) or _is_ours(real, mark):
             return
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     raise UserError(f"{folder}: is there and is no {what}; give another folder")
 
 
@@ -160,9 +139,6 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
 
     Ours is what the manifest lists; what else lies in `folder` stays. After an error, all is as
     before. `mark` must be among the files that are written.
-
-    Raises:
-        UserError: as `check`; a file that is not ours is in the way; there is no room.
     """
     check(folder, what, mark)
     real = Path(os.path.realpath(folder))
@@ -179,7 +155,7 @@ def replacing(folder: Path, what: str, mark: str) -> Iterator[Path]:
 def _check_free(folder: Path, part: Path) -> None:
     """Make sure that nothing of the user's stands where a new file is to go."""
     old = listed(folder)
-    for path in sorted(path for path in part.rglob("*") if path.is_file()):
+    for path in _files(part):
         name = path.relative_to(part).as_posix()
         above = _above(folder, name)
         wrong = [p for p in above if p.is_symlink() or (p.exists() and not p.is_dir())]
@@ -199,8 +175,12 @@ def finish(folder: Path) -> None:
     for name in new:
         files.move(part / name, folder / name)
     for name, digest in listed(folder).items():
-        if name not in new and (folder / name).is_file() and sha256(folder / name) == digest:
-            _remove(folder, name)
+        path = folder / name
+        if name in new or _linked(folder, name) or not path.is_file() or sha256(path) != digest:
+            continue
+        files.remove(path)
+        for parent in _above(folder, name):
+            files.remove_empty(parent)
     files.move(part / MANIFEST, folder / MANIFEST)
     sync(folder)
     files.remove_folder(part)

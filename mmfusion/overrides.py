@@ -1,16 +1,24 @@
 """YAML text and dotted overrides, as plain data: nothing in them is ever run."""
 
 import re
-from types import UnionType
+from functools import reduce
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from mmfusion.errors import UserError, first_line
 
+Key = tuple[int | str, ...]
+"""The path to a value: names of sections and keys, numbers of a list's entries."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_document(self, node: Any) -> Any:
+        self.deep_construct = True  # inside out: what is inside of itself is refused
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -23,8 +31,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _TextLoader(yaml.SafeLoader):
+    """SafeLoader to which every word is text."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings which that loader would read as numbers."""
+    """SafeDumper that quotes the strings which `_Loader` would read as numbers."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -35,10 +50,10 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def read_yaml(text: str, name: str) -> Any:
-    """Parse YAML; `name` is what the error calls the text. No two places share an object."""
+def read_yaml(text: str, name: str, words: bool = False) -> Any:
+    """Parse YAML that errors call `name`; with `words`, what is not quoted is text all the same."""
     try:
-        return _unshared(yaml.load(text, _Loader))  # a SafeLoader: builds plain data only
+        return yaml.load(text, _TextLoader) if words else yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = first_line(error)
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -52,85 +67,44 @@ def write_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
-def _unshared(data: Any) -> Any:
-    """A copy in which what one alias wrote twice is two things: an override changes one of them."""
-    if isinstance(data, dict):
-        return {key: _unshared(value) for key, value in data.items()}
-    return [_unshared(value) for value in data] if isinstance(data, list) else data
-
-
-def apply_override(raw: dict, override: str, kind: Any) -> tuple[str, ...]:
-    """Set one value of plain data, in place; a number in the path picks a list entry.
-
-    Args:
-        raw: the data of a `kind`.
-        override: key.path=value; the value is read as `typed` reads it.
-        kind: a section of the configuration, which says of what type the value is.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: it is not key.path=value, or the path leads nowhere.
-    """
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r}: write it as key.path=value")
-    path = tuple(key.strip().split("."))
-    node: Any = raw
-    for depth, part in enumerate(path[:-1]):
-        where = ".".join(path[: depth + 1])
-        node = node[_index(node, part, where)] if isinstance(node, list) else _child(node, part)
-        if not isinstance(node, (dict, list)):
-            raise UserError(f"override {override!r}: {where} is a value, not a section")
-        kind = _inside(kind, part)
-    made = typed(_inside(kind, path[-1]), value, override)
-    node[_index(node, path[-1], key) if isinstance(node, list) else path[-1]] = made
-    return path
-
-
-def read_option(kind: Any, given: str, what: str) -> tuple[str, Any]:
-    """One option of a flat section, given as name=value; a wrong name or value is left to `build`.
-
-    Args:
-        kind: the section, such as `Sampling`.
-        given: name=value; the value is read as `typed` reads it.
-        what: what the user calls such an option, such as `--set`.
-
-    Raises:
-        UserError: it is not name=value.
-    """
-    name, equals, value = given.partition("=")
-    if not equals:
-        raise UserError(f"{what} {given}: write it as name=value")
-    name = name.strip()
-    return name, typed(_inside(kind, name), value, f"{what} {given}")
-
-
-def typed(kind: Any, text: str, name: str) -> Any:
-    """A value as its type wants it: text stays as it is written, all else is read as YAML.
+def read_override(given: str, kind: Any, what: str = "override") -> tuple[Key, Any]:
+    """The path and the value of key.path=value, a value for data of this `kind`, a `Section`.
 
     Where text is wanted nothing in it means anything: not `#`, quotes, brackets, `1e3` or `yes`;
     only white space around it is left out. Where it may also be absent, `null` says so. In a list
-    of texts, `[a, "b, c"]`, quotes and commas are YAML's, and each entry is text.
-
-    Raises:
-        UserError: it is no YAML, told with `name`, what the user wrote.
+    of texts, `[a, "b, c"]`, quotes and commas are YAML's, and each entry is text. All else is YAML.
     """
-    text = text.strip()
-    members = _members(kind)
-    if text == "null" and type(None) in members:
-        return None
-    lists = [get_args(member)[0] for member in members if get_origin(member) is list]
-    if lists and text.startswith("["):
-        made = read_yaml(text, name)
-        if not any(map(_is_text, lists)) or not isinstance(made, list):
-            return made
-        # What each entry was before YAML made a number or a date of it.
-        written = getattr(yaml.compose(text, _Loader), "value", ())
-        pairs = zip(written, made, strict=True)
-        return [node.value if isinstance(node, yaml.ScalarNode) else m for node, m in pairs]
-    return text if any(map(_is_text, [*members, *lists])) else read_yaml(text, name)
+    key, equals, text = given.partition("=")
+    if not equals:
+        raise UserError(f"{what} {given}: write it as key=value")
+    path = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+    members, text = _members(reduce(_inside, path, kind)), text.strip()
+    if text == "null" and NoneType in members:
+        return path, None
+    entries = [get_args(member)[0] for member in members if get_origin(member) is list]
+    if entries and text.startswith("["):
+        return path, read_yaml(text, f"{what} {given}", any(map(_is_text, entries)))
+    if any(map(_is_text, [*members, *entries])):
+        return path, text
+    return path, read_yaml(text, f"{what} {given}")
+
+
+def replaced(node: Any, path: Key, value: Any, where: str) -> Any:
+    """A copy of plain data with another value at a path; sections on the way are made.
+
+    It is a copy, since one YAML alias may have written several sections.
+    """
+    if not path:
+        return value
+    part, *rest = path
+    if isinstance(node, list):
+        if not isinstance(part, int) or part >= len(node):
+            raise UserError(f"{where}: a list of {len(node)} entries has no entry {part}")
+        return [*node[:part], replaced(node[part], (*rest,), value, where), *node[part + 1 :]]
+    if not isinstance(node, (dict, NoneType)):
+        raise UserError(f"{where}: {part} is not in a section, but in a value")
+    node = node or {}
+    return {**node, part: replaced(node.get(part), (*rest,), value, where)}
 
 
 def _members(kind: Any) -> list[Any]:
@@ -149,7 +123,7 @@ def _is_text(kind: Any) -> bool:
     return str in _members(kind)
 
 
-def _inside(kind: Any, part: str) -> Any:
+def _inside(kind: Any, part: int | str) -> Any:
     """The type of what `part` names in a `kind`; text where it names nothing, which is refused."""
     for member in _members(kind):
         fields = getattr(member, "model_fields", {})
@@ -158,15 +132,3 @@ def _inside(kind: Any, part: str) -> Any:
         if get_origin(member) in (list, dict):
             return get_args(member)[-1]
     return str
-
-
-def _child(node: dict, part: str) -> Any:
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _index(node: list, part: str, where: str) -> int:
-    if not part.isdecimal() or int(part) >= len(node):
-        raise UserError(f"override {where}: a list of {len(node)} entries has no entry {part}")
-    return int(part)

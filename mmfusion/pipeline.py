@@ -13,17 +13,12 @@ from mmfusion.codecs.image import ImageCodec, make_codec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, shown, user_error
 from mmfusion.generation.answers import Answers, Parts
-from mmfusion.generation.arguments import Common, each, listed, shown, split_options
+from mmfusion.generation.arguments import each, listed, split_options
 from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.edit_masks import EditMask
-from mmfusion.generation.prompt import (
-    Prompt,
-    PromptItem,
-    PromptReader,
-    PromptSlot,
-)
+from mmfusion.generation.prompt import Prompt, PromptItem, PromptReader, PromptSlot
 
 
 class Pipeline:
@@ -38,26 +33,23 @@ class Pipeline:
         on_picture: called with (item, share done, picture as it stands) while denoising.
         on_token: called with (item, text so far) while writing.
         progress: show a bar.
-        Any option of `mmfusion.config.Sampling`: guidance, guidance_interval,
-            num_inference_steps, scheduler, ar_steps, ar_sizes, order, temperature, top_p, beams,
-            length_penalty, max_new_tokens. The defaults are the model's own for the task.
-        budget_ms: milliseconds for a picture of `class_to_image` or `text_to_image`: their
-            defaults are then those of the best point that `mmfusion eval frontier` measured within
-            them on this machine.
+        Any option of `mmfusion.config.Sampling`; the defaults are the model's own for the task.
+        best_of (`text_to_image`, `image_to_text`): candidates drawn of each item, of which the one
+            is kept that the model finds likeliest: the picture with the highest
+            log p(prompt | picture), or the caption with the highest log p(caption | picture) /
+            tokens ** length_penalty. What is judged is what is returned: 8-bit pictures, finished
+            texts. Candidate 0 has the item's own seed, candidate k one that follows from that seed
+            and k alone; of equals the first is kept.
+        budget_ms (`class_to_image`, `text_to_image`): milliseconds for a picture; the defaults are
+            then those of the best point that `mmfusion eval frontier` measured within them on this
+            machine. With best_of N each candidate has a share of budget_ms / N; the likelihood
+            pass that chooses among them is not counted.
 
     A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
     by instead of this machine's, `digest` the model's (`export.model_digest`) by which it is found.
     A call may not give both `budget_ms` and what it chooses (ar_steps, ar_sizes, scheduler,
     num_inference_steps, guidance); against a pipeline's budget, the call's option wins and a
-    warning is logged. With `best_of` N each candidate has a share of budget_ms / N; the likelihood
-    pass that chooses among them is not counted.
-
-    `text_to_image` and `image_to_text` also take `best_of`: so many candidates of each item are
-    drawn, and the one is kept that the model itself finds likeliest: the picture with the highest
-    log p(prompt | picture), or the caption with the highest score log p(caption | picture) /
-    tokens ** length_penalty, for beams and candidates mean the same by the best. What is judged is
-    what is returned: 8-bit pictures and finished texts. Candidate 0 has the item's own seed,
-    candidate k one that follows from that seed and k alone; of equals the first is kept.
+    warning is logged.
 
     Raises `mmfusion.errors.UserError` for any input that cannot be answered.
     """
@@ -103,10 +95,8 @@ class Pipeline:
         place, precision = export.check_device(device), export.check_dtype(dtype)
         folder = export.locate(name, revision)
         config, decoder, tokenizer, digest = export.load(folder)
-        try:
+        with user_error(f"device {place}: is full", RuntimeError):
             decoder = decoder.to(place, precision)
-        except RuntimeError as error:  # its memory is full
-            raise UserError(f"device {place}: {first_line(error)}") from None
         codec = make_codec(config.image, decoder.latent_in.weight.device)
         return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
 
@@ -115,17 +105,12 @@ class Pipeline:
 
         The folder may be absent, empty, or hold an exported model, whose files are replaced; what
         else lies there stays.
-
-        Raises:
-            UserError: it holds something else, or cannot be written.
         """
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
         weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
-        try:
+        with user_error(f"{folder}: cannot be written", OSError, ValueError):
             export.export(self.config, weights, Path(os.path.expanduser(folder)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: cannot be written ({first_line(error)})") from None
 
     def class_to_image(self, labels: int | str | Sequence[int | str], **options: Any) -> Any:
         """Pictures of classes, by number or name."""
@@ -133,7 +118,7 @@ class Pipeline:
         common, own = split_options(options)
         asked = self.read.image_slot("class_to_image", self.budget.fill("class_to_image", own))
         parts: Parts = [[self.read.label(label), asked] for label in classes]
-        images = [image for (image,) in self.answers.of(parts, "class_to_image", common)]
+        images = self.answers.one_each(parts, "class_to_image", common)
         return images[0] if single else images
 
     def text_to_image(self, prompts: str | Sequence[str], best_of: int = 1, **options: Any) -> Any:
@@ -142,10 +127,11 @@ class Pipeline:
         common, own = split_options(options, best_of)
         own = self.budget.fill("text_to_image", own, best_of)
         asked = self.read.image_slot("text_to_image", own)
-        parts: Parts = [[self.read.text(text), asked] for text in texts for _ in range(best_of)]
-        images = [image for (image,) in self.answers.of(parts, "text_to_image", common)]
+        texts = [text for text in texts for _ in range(best_of)]
+        parts: Parts = [[self.read.text(text), asked] for text in texts]
+        images = self.answers.one_each(parts, "text_to_image", common)
         if best_of > 1:
-            said = [self.read.answer(text) for text in texts for _ in range(best_of)]
+            said = map(self.read.answer, texts)
             documents = list(zip(map(self.read.picture, images), said, strict=True))
             images = self.answers.best(images, documents, common, asked.sampling.length_penalty)
         return images[0] if single else images
@@ -163,8 +149,7 @@ class Pipeline:
                 "temperature=1, or leave best_of out"
             )
         given = [each for each in map(self.read.picture, pictures) for _ in range(best_of)]
-        parts: Parts = [[each, asked] for each in given]
-        captions = [caption for (caption,) in self.answers.of(parts, "image_to_text", common)]
+        captions = self.answers.one_each([[each, asked] for each in given], "image_to_text", common)
         if best_of > 1:
             documents = list(zip(given, map(self.read.answer, captions), strict=True))
             captions = self.answers.best(captions, documents, common, asked.sampling.length_penalty)
@@ -182,9 +167,8 @@ class Pipeline:
 
         Kept tokens stay bit for bit. `mask`, `prompt` and `label` are one for all, or one each.
 
-        Args:
-            mask: white (nonzero) where to regenerate, or a region: top, bottom, left, right,
-                center, outpaint.
+        The mask is white (nonzero) where to regenerate, or a region: top, bottom, left, right,
+        center, outpaint.
         """
         if (prompt is None) == (label is None):
             raise UserError("edit: give either a prompt or a label")
@@ -197,7 +181,7 @@ class Pipeline:
             [condition(wanted), self.read.edit(picture, painted, own)]
             for picture, painted, wanted in zip(images, masks, conditions, strict=True)
         ]
-        edited = [image for (image,) in self.answers.of(parts, "edit", common)]
+        edited = self.answers.one_each(parts, "edit", common)
         return edited[0] if single else edited
 
     def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:
@@ -226,20 +210,12 @@ class Pipeline:
         batch_size: int = 128,
         progress: bool = False,
     ) -> Any:
-        """How likely the model finds answers: log p(answer | prompt) and its number of tokens.
+        """How likely the model finds answers: a `Likelihood` of log p(answer | prompt) for each.
 
-        Args:
-            prompts: what is given before each answer: a picture, a text, or a list of both.
-            answers: a text for each prompt; with a str alone, `prompts` is its one prompt.
-
-        Returns:
-            A `Likelihood`, or one for each answer.
-
-        Raises:
-            UserError: an answer that no row of the model holds, named by its place, or one for
-                which there is no prompt.
+        A prompt is a picture, a text, or a list of both; with a str as `answers`, `prompts` is its
+        one prompt.
         """
-        common = Common(batch_size=batch_size, progress=progress)
+        common, _ = split_options({"batch_size": batch_size, "progress": progress})
         texts, single = listed(answers)
         given = [prompts] if single else listed(prompts, ())[0]
         if len(given) != len(texts):

@@ -6,17 +6,13 @@ which may stand inside of a caption or of a string in JSON.
 
 from pathlib import Path
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 
 UTF8, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 def begin(data: bytes, where: str | Path) -> bytes:
-    """The beginning of a text without its byte order mark.
-
-    Raises:
-        UserError: it is UTF-16.
-    """
+    """The beginning of a text without its byte order mark."""
     if data.startswith(UTF16) or b"\0" in data[:2]:
         raise UserError(f"{where}: is UTF-16 text; save it as UTF-8")
     return data.removeprefix(UTF8)
@@ -29,7 +25,5 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read.
         UserError: it is not UTF-8.
     """
-    try:
+    with user_error(f"{path}: is not UTF-8 text; save it as UTF-8", UnicodeDecodeError):
         return begin(path.read_bytes(), path).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None

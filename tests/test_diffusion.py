@@ -1,6 +1,7 @@
 """Noising and sampling against closed forms: a Gaussian's denoiser is known exactly."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,11 +280,6 @@ def test_the_way_back_takes_as_many_steps_as_asked_at_falling_timesteps(
             assert torch.isfinite(x).all()
 
 
-def test_noise_is_not_predicted_on_the_straight_path() -> None:
-    with pytest.raises(ValueError, match=r"path flow.*v_prediction or sample"):
-        diffusion("epsilon", path="flow")
-
-
 @pytest.mark.parametrize("path", ["ddpm", "flow"])
 def test_timesteps_follow_their_law(path: str) -> None:
     rng = np.random.default_rng(0)
@@ -327,12 +323,15 @@ def test_a_timestep_for_each_image_or_each_ar_step(per: str, copies: int) -> Non
     assert len(seen) == copies * (3 if per == "step" else 1)
 
 
-@pytest.mark.parametrize("path", ["ddpm", "flow"])
-def test_more_steps_than_unipc_can_take_are_refused(path: str) -> None:
-    config = model_config(diffusion={"path": path, "prediction": "sample"})
-    most = Sampling(scheduler="unipc", num_inference_steps=998)
-    assert config.refusal(most) is None
-    for number in (999, 1000):
-        why = config.refusal(most.model_copy(update={"num_inference_steps": number}))
-        assert why is not None
-        assert "unipc; choose 1 to 998" in why
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("ddpm", 2, 1000), ("ddim", 2, 1000), ("dpmsolver++", 1, 1000), ("unipc", 1, 998)],
+)
+def test_numbers_of_steps_that_a_scheduler_cannot_take_are_refused(
+    name: Any, least: int, most: int
+) -> None:
+    config = model_config(diffusion={"prediction": "sample"})
+    for number in (least - 1 or least, least, most, most + 1):
+        why = config.refusal(Sampling(scheduler=name, num_inference_steps=number))
+        fits = least <= number <= most
+        assert why is None if fits else f"{name}; choose {least} to {most}" in str(why)

@@ -49,47 +49,35 @@ def tree(folder: Path) -> dict[str, bytes]:
 # What is there
 
 
-def make_notes(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "notes").write_text("years of work")
-
-
-def make_model_of_others(folder: Path) -> None:
-    make_notes(folder)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).write_text("{}")
-
-
-def make_extension(folder: Path) -> None:
-    """A browser's extension has files of these names, too."""
-    make_notes(folder)
-    (folder / "config.json").write_text("{}")
-    (folder / "manifest.json").write_text('{"manifest_version": 3, "config.json": "settings"}')
-
-
-def make_lookalike(folder: Path) -> None:
-    """A manifest that lists the user's own files, with digests that are not theirs."""
-    make_notes(folder)
-    (folder / "config.json").write_text("{}")
-    made_up = dict.fromkeys(("config.json", "notes"), "0" * 64)
-    (folder / "manifest.json").write_text(json.dumps(made_up))
-
-
-def make_checkpoint(folder: Path) -> None:
-    make_notes(folder)
-    (folder / "state.json").write_text("{}")
-    manifest.seal(folder)
-
-
-FOREIGN: dict[str, Callable[[Path], Any]] = {
-    "a folder with files": make_notes,
-    "a hidden file alone": lambda p: (p.mkdir(), (p / ".env").touch()),
-    "a file": lambda p: p.write_text("years of work"),
-    "a model of another project": make_model_of_others,
-    "an extension of a browser": make_extension,
-    "a sealed folder of another kind": make_checkpoint,
-    "a manifest with digests of something else": make_lookalike,
+NOTES = {"notes": "years of work"}
+FOREIGN: dict[str, dict[str, str]] = {  # the files of a folder
+    "a folder with files": NOTES,
+    "a hidden file alone": {".env": ""},
+    "a file": {},
+    "a model of another project": {**NOTES, "config.json": "{}", "model.safetensors": "{}"},
+    "an extension of a browser": {
+        **NOTES,
+        "config.json": "{}",
+        "manifest.json": '{"manifest_version": 3, "config.json": "settings"}',
+    },
+    "a sealed folder of another kind": {**NOTES, "state.json": "{}"},
+    "a manifest with digests of something else": {
+        **NOTES,
+        "config.json": "{}",
+        "manifest.json": json.dumps(dict.fromkeys(("config.json", "notes"), "0" * 64)),
+    },
 }
+
+
+def make(place: Path, kind: str) -> None:
+    if kind == "a file":
+        place.write_text("years of work")
+        return
+    place.mkdir()
+    for name, text in FOREIGN[kind].items():
+        (place / name).write_text(text)
+    if "sealed" in kind:
+        manifest.seal(place)
 
 
 @pytest.mark.parametrize("written", ["place", "place/", "place/.", "x/../place", "link", "."])
@@ -98,7 +86,7 @@ def test_what_is_not_ours_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, written: str
 ) -> None:
     place = tmp_path / "place"
-    FOREIGN[kind](place)
+    make(place, kind)
     (tmp_path / "x").mkdir()
     (tmp_path / "link").symlink_to("place")
     before = tree(tmp_path)

@@ -262,6 +262,8 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_drawn(digits
             digits.plain.class_to_image(3, budget_ms=wrong)
     with pytest.raises(UserError, match=r"with best_of 3 takes 30\.0 ms .* give at least 31"):
         Digits().plain.text_to_image(SIX, best_of=3, budget_ms=29)
+    with pytest.raises(UserError, match="best_of"):
+        Digits().plain.text_to_image(SIX, best_of=0, budget_ms=29)
     digits.place("text_to_image").unlink()
     whole = path.read_bytes()
     for damaged in (

@@ -78,21 +78,6 @@ def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None
     assert abs(mirrored - expected[:, ::-1]).max() <= 2
 
 
-def test_the_caption_of_a_turned_picture_is_that_of_the_upright_one(pipe: Pipeline) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (8, 8), np.uint8)
-    exif = PILImage.Exif()
-    exif[0x0112] = 7
-    file = io.BytesIO()
-    PILImage.fromarray(np.ascontiguousarray(TURNED[7](pixels))).save(file, "png", exif=exif)
-    given, plain = PILImage.open(file), PILImage.fromarray(pixels)
-    assert np.array_equal(pipe.read.picture(given).latents, pipe.read.picture(plain).latents)
-    assert pipe.log_likelihood(given, "a one") == pipe.log_likelihood(plain, "a one")
-    assert pipe.image_to_text(given, max_new_tokens=4) == pipe.image_to_text(
-        plain, max_new_tokens=4
-    )
-
-
 def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
     """A 16 x 32 picture on its side, painted on in its upper token."""
     painted = np.zeros((32, 16), np.uint8)
@@ -206,7 +191,7 @@ NO_PICTURES: dict[str, Callable[[], Any]] = {
     "float": lambda: PILImage.new("F", (8, 8), 0.5),
     "32 bits": lambda: PILImage.new("I", (8, 8), 70_000),
     "odd transparency": lambda: with_note(PILImage.new("RGB", (8, 8)), object()),
-    "too many pixels": lambda: lazy(_claims()),
+    "too many pixels": lambda: PILImage.new("1", (11_000, 10_000)),
     "array": lambda: np.zeros((8, 8, 3), np.uint8),
     "array of no shape": lambda: np.array(3),
     "tensor": lambda: torch.zeros(3, 8, 8),
@@ -223,18 +208,6 @@ NO_PICTURES: dict[str, Callable[[], Any]] = {
 }
 
 
-def _claims() -> bytes:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        sum_ = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", sum_)
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 11_000, 10_000, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 def said(call: Callable[[], Any]) -> str:
     """The message of the UserError, or nothing; any other error is one."""
     try:
@@ -247,13 +220,10 @@ def said(call: Callable[[], Any]) -> str:
 def refused(call: Callable[[], Any], *named: str) -> None:
     """A UserError of short lines that hold all that is named."""
     message = said(call)
-    assert message, "was not refused"
-    assert len(message) < 1000
-    for name in named:
-        assert name in message, message
+    assert 0 < len(message) < 1000, message
+    assert all(name in message for name in named), message
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", NO_PICTURES)
 def test_what_is_no_picture(pipe: Pipeline, kind: str) -> None:
     make = NO_PICTURES[kind]
@@ -315,17 +285,13 @@ def test_values_that_no_option_takes(pipe: Pipeline, option: str) -> None:
 
 
 def test_unknown_options_list_the_choices(pipe: Pipeline) -> None:
-    image = picture(0)
     for call, choices in (
         (lambda **o: pipe.class_to_image(1, **o), ("budget_ms", "seed", "ar_steps")),
-        (lambda **o: pipe.text_to_image("a", **o), ("best_of", "batch_size", "order")),
-        (lambda **o: pipe.image_to_text(image, **o), ("best_of", "on_token", "beams")),
-        (lambda **o: pipe.edit(image, "top", label=1, **o), ("progress", "guidance")),
-        (lambda **o: pipe.generate([ImageSlot()], **o), ("on_picture", "top_p")),
+        (lambda **o: pipe.image_to_text(picture(0), **o), ("best_of", "on_token", "beams")),
+        (lambda **o: pipe.edit(picture(0), "top", label=1, **o), ("progress", "guidance")),
         (lambda **o: pipe.generate([TextSlot(**o)]), ("max_new_tokens", "top_p")),
     ):
         refused(lambda call=call: call(max_new_token=3), "did you mean max_new_tokens?", *choices)
-        refused(lambda call=call: call(zzz=3), "zzz", *choices)
 
 
 ITEMS: dict[str, list[Any]] = {
@@ -378,6 +344,7 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.edit(picture(0), np.array([[object()] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), np.array([["a"] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), HUGE, label=1), "mask"),
+    (lambda p: p.edit(picture(0), np.ones((7, 5)), label=1), "mask of size 5x7"),
     (lambda p: p.edit(picture(0), "middle\n" * 99, label=1), "mask"),
     (lambda p: p.log_likelihood(None, ["a"]), "one item or a list"),
     (lambda p: p.log_likelihood("", "a"), "empty"),
@@ -408,15 +375,14 @@ def test_extremes_that_are_allowed(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("device", v) for v in ("gpu", "cuda:x", "cuda:99", "meta", 3.5, "", "cpu:1:2", object())]
-    + [("dtype", v) for v in ("int8", "single", "", 32, "bf 16", torch.int64, torch.float64)],
+    + [("dtype", v) for v in ("int8", "single", "", 32, "bf 16", torch.int64, torch.float64)]
+    + [("name", v) for v in (None, 3, "", "a\0b", "x" * 900, ["digits"], b"digits")],
 )
-def test_devices_and_types_that_there_are_not(model_folder: Path, key: str, value: Any) -> None:
-    refused(lambda: Pipeline.from_pretrained(model_folder, **{key: value}), key)
-
-
-@pytest.mark.parametrize("name", [None, 3, "", "a\0b", "x" * 900, ["digits"], b"digits"])
-def test_names_that_are_none(name: Any) -> None:
-    refused(lambda: Pipeline.from_pretrained(name), "model")
+def test_devices_types_and_names_that_there_are_not(
+    model_folder: Path, key: str, value: Any
+) -> None:
+    given = {"name": model_folder, key: value}
+    refused(lambda: Pipeline.from_pretrained(**given), key if key != "name" else "model")
 
 
 # Precision, editing, names
@@ -491,11 +457,14 @@ def test_a_folder_hides_a_shipped_model_if_it_is_one(here: list[str], model_fold
     assert locate("digits") == shipped
     Path("digits").mkdir()
     assert locate("digits") == shipped
-    Path("digits/data").mkdir()
+    for place in ("digits/data", "digits/model"):
+        Path(place).mkdir()
+    for place in ("digits", "digits/model"):  # of something else
+        Path(place, "config.json").write_text("{}")
     assert locate("digits") == shipped
     for local in ("./digits", "digits/", Path("digits"), str(Path("digits").resolve())):
         refused(lambda local=local: locate(local), "digits", "config.json")
-    shutil.copytree(model_folder, "digits/model")
+    shutil.copytree(model_folder, "digits/model", dirs_exist_ok=True)
     assert locate("digits") == Path("digits/model")
     shutil.copytree(model_folder, "digits", dirs_exist_ok=True)
     assert locate("digits") == locate("./digits") == Path("digits")
@@ -517,15 +486,3 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(here: list[str]) -> None:
     assert not here
     refused(lambda: locate("org/name"), "org/name", "no such folder", "hub", "no network")
     assert here == ["org/name"]
-
-
-def test_a_folder_with_a_config_of_something_else_hides_no_shipped_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for place in ("digits", "digits/model"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "config.json").write_text("{}")
-        assert locate("digits") == SHIPPED / "digits"
-    with pytest.raises(UserError, match="digits"):
-        locate("./digits")

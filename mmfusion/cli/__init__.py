@@ -31,15 +31,13 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit()
 
 
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+]
+
+
 @app.callback()
-def _front(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-) -> None:
+def _front(version: Version = False) -> None:
     pass
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -25,31 +25,21 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="a sampling option as name=value, such as guidance=2 (repeatable)"),
 ]
-BestOf = Annotated[
-    int,
-    typer.Option(
-        min=1, help="draw so many candidates of each and keep the one that the model likes best"
-    ),
-]
+MASK = "top, bottom, left, right, center, outpaint, or a picture: white is redrawn"
+KEPT = "draw so many candidates of each and keep the one that the model likes best"
+BestOf = Annotated[int, typer.Option(min=1, help=KEPT)]
 Exact = Annotated[bool, typer.Option(help="save small pictures at their own size, not enlarged")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
-]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (default: a GPU, if any)")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: as saved)")]
-NUMBERED = "{:04d}.png"  # pictures of a folder
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
 
 def generate(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="what to draw, one picture each")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="a class name or number (repeatable)")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="a picture file, or a folder")
-    ] = Path("picture.png"),
+    prompts: Annotated[list[str] | None, typer.Argument(help="what to draw, one each")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="a class, by name or number")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="a file, or a folder")] = Path(
+        "picture.png"
+    ),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     model: Model = "digits",
     seed: Seed = 0,
@@ -97,12 +87,7 @@ def caption(
 
 def edit(
     image: Annotated[Path, typer.Argument(help="the picture to edit")],
-    mask: Annotated[
-        str,
-        typer.Option(
-            help="top, bottom, left, right, center, outpaint, or a picture: white is redrawn"
-        ),
-    ],
+    mask: Annotated[str, typer.Option(help=MASK)],
     prompt: Annotated[str | None, typer.Option(help="what the redrawn part belongs to")] = None,
     label: Annotated[str | None, typer.Option(help="or its class")] = None,
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("edited.png"),
@@ -118,7 +103,7 @@ def edit(
 
     (place,) = _places(output)
     picture = _open(image)
-    where = mask if mask in REGIONS else _open(Path(mask), f"or one of {', '.join(REGIONS)}")
+    where = mask if mask in REGIONS else _open(Path(mask), f"; or give {', '.join(REGIONS)}")
     edited = _pipeline(model, device, dtype).edit(
         picture, where, prompt=prompt, label=label, seed=seed, **_options(options)
     )
@@ -171,14 +156,14 @@ def chat(
                 prompt = []
             elif command == "/help":
                 typer.echo(HELP)
-            elif command == "/image" and not rest:
-                raise UserError("/image: name the file of a picture")
             elif command == "/image":
+                if not rest:
+                    raise UserError("/image: name the file of a picture")
                 prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
                 slot = TextSlot() if command == "/say" else ImageSlot()
                 *_, made = pipeline.generate([*prompt, slot], seed=seed, **chosen)
-                if command == "/say":
+                if isinstance(made, str):
                     typer.echo(made)
                 else:
                     _save(made, _free(output)[0], exact)
@@ -203,9 +188,10 @@ def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
 def _options(given: list[str] | None) -> dict[str, Any]:
     from mmfusion.config import Sampling
     from mmfusion.generation.arguments import check_names
-    from mmfusion.overrides import read_option
+    from mmfusion.overrides import read_override
 
-    options = dict(read_option(Sampling, item, "--set") for item in given or [])
+    read = [read_override(item, Sampling, "--set") for item in given or []]
+    options = {str(name): value for (name, *_), value in read}
     check_names(options, tuple(Sampling.model_fields), "--set")
     return options
 
@@ -214,11 +200,9 @@ def _open(path: Path, remedy: str = "") -> "PILImage.Image":
     from mmfusion.codecs.image import open_image
 
     try:
-        if not path.is_file():
-            raise UserError(
-                f"picture {path}: no such file{f'; give a file, {remedy}' if remedy else ''}"
-            )
         data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"picture {path}: no such file{remedy}") from None
     except OSError as error:
         raise UserError(f"picture {path}: cannot be read ({error.strerror})") from None
     return open_image(data, f"picture {path}")
@@ -228,10 +212,7 @@ def _places(path: Path, count: int = 1) -> list[Path]:
     """The file that an output means, also for a sheet of several pictures, or those of its folder.
 
     A folder that is there is a folder; else a name that ends as a picture format does is a file,
-    and any other, dots or not, a folder to be made.
-
-    Raises:
-        UserError: nothing can be written there; before anything is drawn for it.
+    and any other, dots or not, a folder to be made. Refused before anything is drawn for it.
     """
     from PIL import Image as PILImage
 
@@ -248,7 +229,7 @@ def _places(path: Path, count: int = 1) -> list[Path]:
 
 def _free(folder: Path, count: int = 1) -> list[Path]:
     """The first numbered pictures of a folder that are not there yet."""
-    names = (folder / NUMBERED.format(n) for n in numbers())
+    names = (folder / f"{number:04d}.png" for number in numbers())
     return list(islice((path for path in names if not path.exists()), count))
 
 
@@ -260,11 +241,9 @@ def _save(picture: "PILImage.Image", path: Path, exact: bool) -> None:
     factor = 1 if exact else max(1, SHOWN // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     file = io.BytesIO()  # Pillow does not notice a disk that is full
-    try:
+    with user_error(f"{path}: cannot be written", OSError, ValueError):
         format = PILImage.registered_extensions()[path.suffix.lower()]
         picture.resize(size, PILImage.Resampling.NEAREST).save(file, format)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({error})") from None
     files.write(path, file.getvalue())
     note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""
     typer.echo(f"{path}{note}")

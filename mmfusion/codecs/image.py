@@ -20,7 +20,7 @@ from einops import rearrange
 from PIL import Image as PILImage
 
 from mmfusion.config import ImageConfig
-from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.errors import CorruptSample, UserError, user_error
 from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
@@ -45,16 +45,12 @@ warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
 def open_image(data: bytes, where: str) -> PILImage.Image:
-    """Decode a picture and turn it upright; of an animation, the first frame.
-
-    Raises:
-        Damage: it is not a picture, is cut short, or is unreasonably large.
-    """
+    """Decode a picture and turn it upright; of an animation, the first frame."""
     try:
         picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # decoders raise anything at damaged data
-        reason = "no picture format that is read here" if "BytesIO" in str(error) else error
-        raise CorruptSample("picture", f"{where}: {_unreadable(reason)}") from None
+        why = "no picture format that is read here" if "BytesIO" in str(error) else error
+        raise _unreadable(why).at(where) from None
     try:
         return upright(picture)
     except CorruptSample as error:
@@ -62,12 +58,7 @@ def open_image(data: bytes, where: str) -> PILImage.Image:
 
 
 def upright(picture: PILImage.Image) -> PILImage.Image:
-    """A picture with its pixels read, turned as its EXIF notes say; one turned has no notes left.
-
-    Raises:
-        UserError: it is no PIL picture.
-        Damage: its pixels cannot be read (its file is cut short, or closed), or are too many.
-    """
+    """A picture with its pixels read and turned as its EXIF notes say, which then go."""
     if not isinstance(picture, PILImage.Image):
         raise UserError(
             f"expected a PIL picture, got {type(picture).__name__}; read a file with "
@@ -75,11 +66,11 @@ def upright(picture: PILImage.Image) -> PILImage.Image:
         )
     if picture.width * picture.height > MOST_PIXELS:
         size = f"{picture.width} x {picture.height}"
-        raise CorruptSample("picture", _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}"))
+        raise _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}")
     try:
         picture.load()
     except Exception as error:
-        raise CorruptSample("picture", _unreadable(error)) from None
+        raise _unreadable(error) from None
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # a picture with damaged notes is still a picture
@@ -93,8 +84,8 @@ def upright(picture: PILImage.Image) -> PILImage.Image:
     return turned
 
 
-def _unreadable(why: object) -> str:
-    return f"not a readable picture ({why or type(why).__name__})"
+def _unreadable(why: object) -> CorruptSample:
+    return CorruptSample("picture", f"not a readable picture ({why or type(why).__name__})")
 
 
 def prepare(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
@@ -107,30 +98,26 @@ def prepare(picture: PILImage.Image, size: int, channels: int) -> np.ndarray:
     picture = flat(picture).convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         # A ribbon's ends are never seen; resized with it they could fill the memory.
-        ribbon = MOST_OBLONG * min(picture.size)
-        if max(picture.size) > ribbon:
-            width, height = min(picture.width, ribbon), min(picture.height, ribbon)
-            left, top = (picture.width - width) // 2, (picture.height - height) // 2
-            picture = picture.crop((left, top, left + width, top + height))
+        most = MOST_OBLONG * min(picture.size)
+        picture = _centre(picture, min(picture.width, most), min(picture.height, most))
         while min(picture.size) >= 2 * size:
             half = picture.width // 2, picture.height // 2
             picture = picture.resize(half, PILImage.Resampling.BOX)
         scale = size / min(picture.size)
         scaled = round(picture.width * scale), round(picture.height * scale)
-        picture = picture.resize(scaled, PILImage.Resampling.BICUBIC)
-        left, top = (picture.width - size) // 2, (picture.height - size) // 2
-        picture = picture.crop((left, top, left + size, top + size))
+        picture = _centre(picture.resize(scaled, PILImage.Resampling.BICUBIC), size, size)
     return np.asarray(picture).reshape(size, size, channels)
+
+
+def _centre(picture: PILImage.Image, width: int, height: int) -> PILImage.Image:
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def flat(picture: PILImage.Image) -> PILImage.Image:
     """The one form in which pictures are used: upright, 8 bits, opaque, of mode L or RGB.
 
     Transparent ones are laid on white. Wherever a picture comes from, this is its way in.
-
-    Raises:
-        UserError: it is no PIL picture.
-        Damage: it has no pixels, they cannot be read, or the range of their values is not known.
     """
     picture = upright(picture)
     if not min(picture.size):
@@ -141,7 +128,10 @@ def flat(picture: PILImage.Image) -> PILImage.Image:
         )
     try:
         if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-            return PILImage.fromarray(np.rint(_sixteen_bits(picture) / 257).astype(np.uint8))
+            values = np.asarray(picture)
+            transparent = values == picture.info.get("transparency", -1)  # one value means it
+            values = np.where(transparent, 65535, values)
+            return PILImage.fromarray(np.rint(values / 257).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             if picture.mode == "La":
                 picture = picture.convert("LA")
@@ -150,12 +140,6 @@ def flat(picture: PILImage.Image) -> PILImage.Image:
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # of odd palettes and colours
         raise CorruptSample("picture", f"the picture's colours cannot be read ({error})") from None
-
-
-def _sixteen_bits(picture: PILImage.Image) -> np.ndarray:
-    """Values (H, W) of a grey picture of 16 bits, the one that means transparent as white."""
-    values = np.asarray(picture)
-    return np.where(values == picture.info.get("transparency", -1), 65535, values)
 
 
 def patches(cells: np.ndarray, patch: int) -> np.ndarray:
@@ -195,45 +179,41 @@ class PixelCodec:
         self.config = config
 
     def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        c = self.config
-        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
-        scaled = pixels.astype(np.float32) / 127.5 - 1
-        return patches(scaled.transpose(0, 3, 1, 2), c.patch)
+        return patches(self.latents(pictures), self.config.patch)
 
     def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
         cells = unpatches(tokens, self.config.grid, self.config.patch)
-        return [to_image(pixels) for pixels in cells]
+        return [to_image(pixels) for pixels in self.pixels(cells)]
+
+    def latents(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        """Normalised latents (B, c, h, w)."""
+        size, channels = self.config.size, self.config.channels
+        pixels = np.stack([prepare(picture, size, channels) for picture in pictures])
+        return (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
+
+    def pixels(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels (B, c, H, W) in [-1, 1] of normalised latents."""
+        return latents
 
 
-class AutoencoderCodec:
+class AutoencoderCodec(PixelCodec):
     """A diffusers AutoencoderKL from a folder or hub id, its latents scaled to unit variance."""
 
     def __init__(self, config: ImageConfig, device: str | torch.device = "cpu") -> None:
-        """Load the autoencoder and check that it fits the config.
-
-        Raises:
-            UserError: it cannot be loaded, or its channels or downsampling differ from the config.
-        """
+        """Load the autoencoder and check that it fits the config."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        self.config, self.device = config, device
-        name = str(config.vae)
-        if not Path(name).is_dir() and not may_be_hub_id(name):
-            raise UserError(
-                f"image.vae {name}: no such folder; put a diffusers AutoencoderKL there, with "
-                "safetensors weights"
-            )
-        try:
+        super().__init__(config)
+        self.device = device
+        folder = _vae_folder(str(config.vae))
+        with user_error(
+            f"image.vae {config.vae}: not a diffusers AutoencoderKL", OSError, ValueError
+        ):
             vae: Any = AutoencoderKL.from_pretrained(
-                config.vae,
+                folder,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,  # True needs accelerate, and warns without it
             )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"image.vae {config.vae}: not a diffusers AutoencoderKL folder or hub id with "
-                f"safetensors weights ({str(error).splitlines()[0]})"
-            ) from None
         self.vae = vae.to(device).eval().requires_grad_(False)
         found = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         wanted = config.latent_channels, config.downsampling
@@ -246,23 +226,19 @@ class AutoencoderCodec:
 
     def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
         """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
-        c = self.config
-        pixels = np.stack([prepare(picture, c.size, c.channels) for picture in pictures])
-        x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(super().latents(pictures))
         with torch.inference_mode():
             posterior = self.vae.encode(x.to(self.device)).latent_dist
             mean = (posterior.mean - self.shift) * self.scale
             return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
 
-    def encode(self, pictures: list[PILImage.Image]) -> np.ndarray:
-        return patches(self.moments(pictures)[:, 0], self.config.patch)
+    def latents(self, pictures: list[PILImage.Image]) -> np.ndarray:
+        return self.moments(pictures)[:, 0]
 
-    def decode(self, tokens: np.ndarray) -> list[PILImage.Image]:
-        cells = unpatches(tokens, self.config.grid, self.config.patch)
-        raw = torch.from_numpy(cells.copy()).to(self.device) / self.scale + self.shift
+    def pixels(self, latents: np.ndarray) -> np.ndarray:
+        raw = torch.from_numpy(latents.copy()).to(self.device) / self.scale + self.shift
         with torch.inference_mode():
-            pixels = self.vae.decode(raw).sample.float().cpu().numpy()
-        return [to_image(picture) for picture in pixels]
+            return self.vae.decode(raw).sample.float().cpu().numpy()
 
 
 def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]:
@@ -270,16 +246,12 @@ def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]
 
 
 def fingerprint(config: ImageConfig) -> dict[str, Any]:
-    """All that the latents of a picture depend on: autoencoder (SHA-256), scale, crop, precision.
-
-    Raises:
-        UserError: the autoencoder's files cannot be had.
-    """
-    weights, described = (_vae_file(str(config.vae), name) for name in VAE_FILES)
-    try:
+    """All that a picture's latents depend on: autoencoder (SHA-256), scale, crop, precision."""
+    folder = _vae_folder(str(config.vae))
+    weights, described = (folder / name for name in VAE_FILES)
+    wrong = OSError, ValueError, KeyError, TypeError
+    with user_error(f"image.vae {described}: not an autoencoder's config", *wrong):
         scale, shift = _scaling(config, json.loads(described.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"image.vae {described}: not an autoencoder's config ({error})") from None
     return {
         "vae": sha256(weights),
         "scale": scale,
@@ -289,6 +261,18 @@ def fingerprint(config: ImageConfig) -> dict[str, Any]:
         "crop": "centre, ADM",
         "precision": "float32, kept as float16",
     }
+
+
+def _vae_folder(vae: str) -> Path:
+    """Where an autoencoder's files are, of a folder or from the hub."""
+    folder = Path(vae)
+    if not folder.is_dir() and may_be_hub_id(vae):
+        folder = from_hub(vae, "image.vae", [*VAE_FILES])
+    if missing := [name for name in VAE_FILES if not (folder / name).is_file()]:
+        if folder.is_dir():
+            raise UserError(f"image.vae {vae}: not a diffusers AutoencoderKL: no {missing[0]}")
+        raise UserError(f"image.vae {vae}: no such folder; put a diffusers AutoencoderKL there")
+    return folder
 
 
 def may_be_hub_id(name: str) -> bool:
@@ -306,22 +290,13 @@ def may_be_hub_id(name: str) -> bool:
     return bool(slash) and first != "runs" and not os.path.lexists(first)
 
 
-def _vae_file(vae: str, name: str) -> Path:
-    folder = Path(vae)
-    if folder.is_dir():
-        if (folder / name).is_file():
-            return folder / name
-        raise UserError(f"image.vae {vae}: has no {name}; put a diffusers AutoencoderKL there")
-    if not may_be_hub_id(vae):
-        raise UserError(f"image.vae {vae}: no such folder; put a diffusers AutoencoderKL there")
-    from huggingface_hub import hf_hub_download
+def from_hub(name: str, what: str, files: list[str], revision: str | None = None) -> Path:
+    """A folder with these files of a model on the hub."""
+    from huggingface_hub import snapshot_download
 
-    try:
-        return Path(hf_hub_download(vae, name))
-    except Exception as error:  # the hub's many errors all mean: could not be had
-        raise UserError(
-            f"image.vae {vae}: no such folder, and the hub gave: {first_line(error)}"
-        ) from None
+    # Its many errors all mean: could not be had.
+    with user_error(f"{what} {name}: no such folder, nor could the hub give it", Exception):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
 def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> ImageCodec:

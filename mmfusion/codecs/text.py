@@ -29,11 +29,7 @@ class Tokenizer:
     """A vocabulary of either kind with this project's control symbols."""
 
     def __init__(self, path: str | Path) -> None:
-        """Load a sentencepiece `.model`, or a `.json` of the tokenizers library.
-
-        Raises:
-            UserError: no such file, not a tokenizer, or one without the control symbols.
-        """
+        """Load a sentencepiece `.model`, or a `.json` of the tokenizers library."""
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(

@@ -4,13 +4,14 @@ Both are data: nothing in them is ever run.
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sentencepiece
 import tokenizers
 
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import user_error
 from mmfusion.texts import read_text
 
 FILES = {".model": "tokenizer.model", ".json": "tokenizer.json"}
@@ -23,7 +24,7 @@ def kind(path: str | Path) -> str:
     return suffix if suffix in FILES else ".model"
 
 
-class Vocabulary(Protocol):
+class Vocabulary(ABC):
     """Pieces of text and their ids.
 
     Attributes:
@@ -40,37 +41,36 @@ class Vocabulary(Protocol):
 
     def find(self, symbol: str) -> int | None:
         """The id of a control symbol; None where it is not one."""
+        found = self._id(symbol)
+        return found if found in self.control else None
 
+    @abstractmethod
+    def _id(self, piece: str) -> int | None: ...
+
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
 
+    @abstractmethod
     def decode(self, ids: list[int]) -> str:
         """Text of ids; those of control symbols leave no trace."""
 
 
-class SentencePiece:
-    """A sentencepiece model."""
+class SentencePiece(Vocabulary):
+    """A sentencepiece `.model`."""
 
     def __init__(self, path: Path) -> None:
-        """Load a `.model` file.
-
-        Raises:
-            UserError: it is none.
-        """
         self.model = sentencepiece.SentencePieceProcessor()
-        try:
+        with user_error(f"tokenizer {path}: not a sentencepiece model", RuntimeError, OSError):
             self.model.LoadFromSerializedProto(path.read_bytes())
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"tokenizer {path}: not a sentencepiece model ({error})") from None
-        self.size: int = self.model.GetPieceSize()
+        self.size = self.model.GetPieceSize()
         self.control = frozenset(filter(self.model.IsControl, range(self.size)))
         self.mute = frozenset(filter(self.model.IsUnknown, range(self.size)))
         end = self.model.eos_id()
-        self.end: int | None = end if end >= 0 else None
+        self.end = end if end >= 0 else None
 
-    def find(self, symbol: str) -> int | None:
-        found = self.model.PieceToId(symbol)
-        return found if found in self.control else None
+    def _id(self, piece: str) -> int:
+        return self.model.PieceToId(piece)
 
     def encode(self, text: str) -> list[int]:
         return self.model.EncodeAsIds(text)
@@ -79,32 +79,33 @@ class SentencePiece:
         return self.model.DecodeIds(ids)
 
 
-class FastTokenizer:
+class FastTokenizer(Vocabulary):
     """A `tokenizer.json` as transformers' fast tokenizers save it.
 
     What ends a text is the special token that its template (`post_processor`) puts last.
     """
 
     def __init__(self, path: Path) -> None:
-        """Load a `.json` file.
-
-        Raises:
-            UserError: it is none.
-        """
-        self.library, described = _read_json(path)
+        # The library raises nothing more special.
+        with user_error(f"tokenizer {path}: not a tokenizer.json of `tokenizers`", Exception):
+            text = read_text(path)
+            described = json.loads(text)
+            self.library = tokenizers.Tokenizer.from_str(text)
+        self.library.no_truncation()
+        self.library.no_padding()
         ids = self.library.get_vocab(with_added_tokens=True).values()
         added = self.library.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special}
-        unknown = _unknown(self.library, described["model"])
+        model: dict[str, Any] = described["model"]  # names the unknown piece, or gives its place
+        named = model.get("unk_id"), self._id(model.get("unk_token") or "")
+        unknown = {i for i in named if i is not None}
         self.size = max(ids, default=-1) + 1
-        self.control = frozenset(special - unknown)
+        self.control = frozenset({i for i, token in added.items() if token.special} - unknown)
         self.mute = frozenset(unknown | (set(range(self.size)) - set(ids)))
-        end = _last(described)
-        self.end: int | None = self.find(end) if end else None
+        template = (described.get("post_processor") or {}).get("single") or [{}]
+        self.end = self.find(template[-1].get("SpecialToken", {}).get("id") or "")
 
-    def find(self, symbol: str) -> int | None:
-        found = self.library.token_to_id(symbol)
-        return found if found in self.control else None
+    def _id(self, piece: str) -> int | None:
+        return self.library.token_to_id(piece)
 
     def encode(self, text: str) -> list[int]:
         # Special tokens are spelled out, not obeyed. Set anew: a copy or a pickle forgets it.
@@ -113,35 +114,3 @@ class FastTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self.library.decode(ids, skip_special_tokens=True)
-
-
-def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """A `tokenizer.json` that cuts and pads nothing, and what the file says.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        text = read_text(path)
-        described = json.loads(text)
-        library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
-        raise UserError(
-            f"tokenizer {path}: not a tokenizer.json of the tokenizers library "
-            f"({first_line(error)})"
-        ) from None
-    library.no_truncation()
-    library.no_padding()
-    return library, described
-
-
-def _unknown(library: tokenizers.Tokenizer, model: dict[str, Any]) -> set[int]:
-    """The id of unknown text, named by a piece or, in unigram models, by its place."""
-    found = {model.get("unk_id"), library.token_to_id(model.get("unk_token") or "")}
-    return {i for i in found if i is not None}
-
-
-def _last(described: dict[str, Any]) -> str | None:
-    """The special token that the template puts after a text."""
-    parts = (described.get("post_processor") or {}).get("single") or [{}]
-    return parts[-1].get("SpecialToken", {}).get("id")

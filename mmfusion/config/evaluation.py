@@ -1,6 +1,6 @@
 """What `mmfusion eval` measures: a section for each direction, and what it is compared with."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -35,11 +35,9 @@ class Asked(Section):
 
     @model_validator(mode="after")
     def _of_use(self) -> "Asked":
-        idle = [name for name in self.sampling if name not in self.allowed]
         # Where candidates are ranked, this says how, though no text is written.
-        if self.best_of > 1 and "length_penalty" in idle:
-            idle.remove("length_penalty")
-        if idle:
+        ranks = ("length_penalty",) if self.best_of > 1 else ()
+        if idle := [name for name in self.sampling if name not in (*self.allowed, *ranks)]:
             raise ValueError(
                 f"sampling: {', '.join(idle)} would change nothing here; "
                 f"there are {', '.join(self.allowed)}"
@@ -58,9 +56,7 @@ class Drawn(Asked):
     """A folder, shards, a samples npz, or a reference npz of openai/guided-diffusion."""
     features: list[str] = Field(["inception"], min_length=1)
     """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, pixels."""
-    metrics: list[ImageMetric] = Field(
-        ["fid", "sfid", "is", "precision", "recall", "kid"], min_length=1
-    )
+    metrics: list[ImageMetric] = Field([*get_args(ImageMetric)], min_length=1)
 
 
 class ClassToImage(Drawn):
@@ -90,7 +86,7 @@ class ImageToText(Asked):
     """Shards with captions."""
     pictures: int | None = Field(None, gt=0)
     """Use only the first so many; default: all."""
-    metrics: list[CaptionMetric] = Field(["bleu", "rouge_l", "cider", "meteor"], min_length=1)
+    metrics: list[CaptionMetric] = Field([*get_args(CaptionMetric)], min_length=1)
     tokenizer: Literal["auto", "ptb", "plain", "spaces"] = "auto"
     """auto: as published scores (ptb) where Java is, else plain."""
     clip: str | None = None

@@ -76,15 +76,12 @@ class DecoderConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DecoderConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.width % 4:
-            raise ValueError(f"width {self.width} is not a multiple of 4 (2-D sin-cos positions)")
-        if self.position == "rotary" and (
-            self.width // self.heads < 6 or self.width // self.heads % 2
-        ):
+        width, heads = self.width, self.heads
+        if width % heads or width % 4:  # 4: of 2-D sin-cos positions
+            raise ValueError(f"width {width} is not a multiple of heads {heads} and of 4")
+        if self.kv_heads and heads % self.kv_heads:
+            raise ValueError(f"heads {heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.position == "rotary" and (width // heads < 6 or width // heads % 2):
             raise ValueError("rotary positions need an even head dimension of 6 or more")
         return self
 
@@ -161,15 +158,12 @@ class ModelConfig(Section):
             sampling: Sampling = getattr(self.generation, task)
             if why := self.refusal(sampling):
                 raise ValueError(f"generation.{task}.{why}")
-            if task != "edit":  # an edit generates as many tokens as its mask says
-                self._check_split(task, sampling)
+            tokens, sizes = self.image.tokens, sampling.ar_sizes
+            fits = sampling.ar_steps <= tokens and (sizes is None or sum(sizes) == tokens)
+            if not fits and task != "edit":  # of which the mask says how many tokens are generated
+                key = "ar_steps" if sizes is None else "ar_sizes"
+                raise ValueError(f"generation.{task}.{key}: an image has {tokens} tokens")
         return self
-
-    def _check_split(self, task: str, sampling: "Sampling") -> None:
-        tokens, sizes = self.image.tokens, sampling.ar_sizes
-        if sampling.ar_steps > tokens or (sizes is not None and sum(sizes) != tokens):
-            key = "ar_steps" if sizes is None else "ar_sizes"
-            raise ValueError(f"generation.{task}.{key}: an image has {tokens} tokens")
 
     def refusal(self, sampling: "Sampling") -> str | None:
         """Why this model cannot draw with these options, or None."""
@@ -181,9 +175,9 @@ class ModelConfig(Section):
                 f"choose {', '.join(fitting)}"
             )
         # One step of DDPM or DDIM at linspace spacing is the cleanest timestep: noise comes out.
-        least, most = 2 if scheduler in ("ddpm", "ddim") else 1, self.diffusion.timesteps
-        if scheduler == "unipc":  # at more, two of its whole timesteps are the same, and it fails
-            most -= 2
+        least = 2 if scheduler in ("ddpm", "ddim") else 1
+        # At more, two of UniPC's whole timesteps are the same, and it fails.
+        most = self.diffusion.timesteps - (2 if scheduler == "unipc" else 0)
         if not least <= sampling.num_inference_steps <= most:
             return (
                 f"num_inference_steps: {sampling.num_inference_steps} with {scheduler}; "
@@ -191,7 +185,7 @@ class ModelConfig(Section):
             )
         if sampling.guidance != 1 and self.diffusion.dropout == 0:
             return (
-                f"guidance {sampling.guidance}: this model is trained without dropout of its "
-                "condition (diffusion.dropout: 0), so only guidance 1 is meaningful"
+                f"guidance {sampling.guidance}: this model was trained without dropout of its "
+                "condition (diffusion.dropout: 0); give guidance 1"
             )
         return None

@@ -1,6 +1,6 @@
 """How answers are made, and each task's documented default."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ OF_PICTURES = (
 )  # fmt: skip
 OF_TEXTS = ("temperature", "top_p", "beams", "length_penalty", "max_new_tokens")
 """Which options of `Sampling` do something for a picture, and which for a text."""
+Count = Annotated[int, Field(gt=0, lt=2**63)]
 
 
 class Sampling(Section):
@@ -24,11 +25,11 @@ class Sampling(Section):
     guidance_schedule: Literal["constant", "linear", "cosine", "tokens"] = "constant"
     """How the scale rises from 1 to `guidance`: not at all, linearly or as a half cosine while
     noise falls, or linearly with the image tokens there after an AR step (as MAR's)."""
-    num_inference_steps: int = Field(250, gt=0)
+    num_inference_steps: Count = 250
     scheduler: Literal["ddpm", "ddim", "euler", "dpmsolver++", "unipc"] | None = None
     """Default: ddpm, or euler for a flow model."""
-    ar_steps: int = Field(1, gt=0)
-    ar_sizes: list[int] | None = None
+    ar_steps: Count = 1
+    ar_sizes: Annotated[list[Count], Field(min_length=1)] | None = None
     """Tokens of each AR step; default: `ar_steps` even ones."""
     order: Literal["random", "raster"] | list[int] = "random"
     """Random, raster, or the grid indices themselves in the order of their generation."""
@@ -42,19 +43,17 @@ class Sampling(Section):
     """Beams and `best_of` rank texts by log p / tokens ** length_penalty, the end symbol counted,
     as transformers does. 0 takes the most probable text, which favours short ones; 1 the highest
     mean over its tokens."""
-    max_new_tokens: int = Field(32, gt=0)
+    max_new_tokens: Count = 32
 
     @model_validator(mode="after")
     def _check(self) -> "Sampling":
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise ValueError("guidance_interval needs 0 <= low < high <= 1")
-        if self.ar_sizes is not None and min(self.ar_sizes, default=0) < 1:
-            raise ValueError("ar_sizes needs positive sizes")
         if self.beams > 1 and self.temperature > 0:
             raise ValueError(
                 f"beams: {self.beams} at temperature {self.temperature}; beam search draws "
-                "nothing: give temperature 0, or beams 1 to sample"
+                "nothing: give temperature 0, or beams 1"
             )
         return self
 

@@ -3,24 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, shown
+from mmfusion.overrides import Key
 
 Positive = Field(gt=0)
-Key = tuple[int | str, ...]
-"""The path to a value: names of sections and keys, numbers of a list's entries."""
 
 
 def home(path: str) -> str:
-    """A path with its leading `~` or `~user` as the folder that it stands for.
-
-    Raises:
-        ValueError: it is empty, or there is no such folder; pydantic makes it the key's error.
-    """
+    """A path with its leading `~` or `~user` as the folder that it stands for."""
     if not path:
         raise ValueError("is empty; give a name")
     name = path.split("/")[0]
@@ -28,10 +22,8 @@ def home(path: str) -> str:
         return path
     folder = os.path.expanduser(name)
     if not os.path.isabs(folder) or (name == "~" and not os.environ.get("HOME", folder)):
-        raise ValueError(
-            f"{name} stands for a home folder, and none is known (for ~ it is $HOME); write the "
-            f"path in full, or ./{path} for what is called so"
-        )
+        told = f"{name}: no home folder is known ($HOME); write the path in full, or ./{path}"
+        raise ValueError(told)
     return os.path.expanduser(path)
 
 
@@ -48,29 +40,18 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def build(
-    kind: type[S], raw: Any, name: str, origin: Callable[[Key], tuple[str, str]] | None = None
-) -> S:
-    """Validate plain data as a config section.
+def build(kind: type[S], raw: Any, origin: str | Callable[[Key], str]) -> S:
+    """Plain data as a config section; all that is wrong is named, a line each.
 
-    Args:
-        kind: the section.
-        raw: the data.
-        name: where they are from, for the message.
-        origin: where a key is from, and what is told of it beside, if not all are from `name`.
-
-    Raises:
-        UserError: naming every wrong key, what is wrong with it and where it is from.
+    `origin` is where the data are from, or says so of a key.
     """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        found = [
-            (*(origin(key) if origin else (name, "")), told) for key, told in faults(kind, error)
+        lines = [
+            f"{origin if isinstance(origin, str) else origin(key)}: {told}"
+            for key, told in faults(kind, error)
         ]
-        lines = []
-        for where, each in groupby(sorted(found, key=lambda f: f[0]), lambda f: f[0]):
-            lines += [f"{where}:", *(f"  {told}{beside}" for _, beside, told in each)]
         raise UserError("\n".join(lines)) from None
 
 
@@ -79,12 +60,12 @@ def faults(kind: type[Section], error: ValidationError) -> Iterator[tuple[Key, s
     for fault in error.errors():
         key, given = fault["loc"], fault["input"]
         told = fault["msg"].removeprefix("Value error, ")
-        shown = f" (got {given!r})" if isinstance(given, (str, int, float)) else ""
+        got = f" (got {shown(given)})" if isinstance(given, (str, int, float)) else ""
         if fault["type"] == "extra_forbidden":
             while isinstance(given, dict) and len(given) == 1:  # an unknown section's one key
                 key, given = (*key, *given), next(iter(given.values()))
-            told, shown = _unknown(kind, key), ""
-        yield key, f"{dotted(key) or '(top)'}: {told}{shown}"
+            told, got = _unknown(kind, key), ""
+        yield key, f"{dotted(key) or '(top)'}: {told}{got}"
 
 
 def dotted(key: Key) -> str:
@@ -92,29 +73,24 @@ def dotted(key: Key) -> str:
     return ".".join(map(str, key))
 
 
-def keys(kind: Any, along: Key = (), above: Key = ()) -> Iterator[Key]:
-    """All keys of a type, with the list entries that `along` goes through, the first ones else."""
+def keys(kind: Any, above: Key = ()) -> Iterator[Key]:
+    """All keys of a type; of a list's entries the first one's."""
+    below = (*above, 0) if getattr(kind, "__origin__", None) is list else above
     for argument in getattr(kind, "__args__", ()):  # of a list, a union, what is Annotated
-        if getattr(kind, "__origin__", None) is list:
-            number = along[0] if along and isinstance(along[0], int) else 0
-            yield from keys(argument, along[1:], (*above, number))
-        else:
-            yield from keys(argument, along, above)
+        yield from keys(argument, below)
     for name, field in getattr(kind, "model_fields", {}).items():
         yield (*above, name)
-        yield from keys(field.annotation, along[1:] if along[:1] == (name,) else (), (*above, name))
+        yield from keys(field.annotation, (*above, name))
 
 
 def _unknown(kind: type[Section], key: Key) -> str:
     """What is said of a key that there is not: the nearest one, and those beside it."""
-    known = list(keys(kind, key))
-    beside = [str(each[-1]) for each in known if each[:-1] == key[:-1]]
-    near = [dotted((*key[:-1], n)) for n in get_close_matches(str(key[-1]), beside, 1)]
-    if not near:
-        same = [dotted(each) for each in known if each[-1] == key[-1]]
-        near = get_close_matches(dotted(key), same, 1, 0.0)
-    if not near:
-        near = get_close_matches(dotted(key), map(dotted, known), 1, 0.75)
+    *section, name = (0 if isinstance(part, int) else part for part in key)
+    known = list(keys(kind))
+    beside = [str(each[-1]) for each in known if each[:-1] == (*section,)]
+    near = [dotted((*key[:-1], each)) for each in get_close_matches(str(name), beside, 1)]
+    near = near or [dotted(each) for each in known if each[-1] == name]
+    near = near or get_close_matches(dotted(key), map(dotted, known), 1, 0.75)
     meant = f"; did you mean {near[0]}?" if near else ""
     choices = f" (choose one of {', '.join(beside)})" if beside else ""
     return f"there is no such key{meant}{choices}"

@@ -49,6 +49,10 @@ class Answers:
                     answers[number].append(answer)
         return answers
 
+    def one_each(self, prompts: Parts, task: str, common: Common) -> list[Any]:
+        """As `of`, of prompts with one answer each."""
+        return [answer for (answer,) in self.of(prompts, task, common)]
+
     def likelihoods(
         self, documents: Sequence[Sequence[Segment]], common: Common
     ) -> list[Likelihood]:
@@ -80,18 +84,15 @@ class Answers:
         """Rows side by side, with room for all their parts, and a twin each where one is guided."""
         length = sum(max(self.read.room(part) for part in column) for column in columns)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        guided = any(
-            isinstance(first, ImageRequest) and first.sampling.guidance != 1
-            for first, *_ in columns
-        )
+        drawn = [first for first, *_ in columns if isinstance(first, ImageRequest)]
+        guided = any(request.sampling.guidance != 1 for request in drawn)
         return Session(self.decoder, self.config, self.tokenizer, length, generators, guided)
 
     def _draw(
         self, session: Session, batch: list[int], columns: list[Column], common: Common
     ) -> list[PILImage.Image]:
         """Pictures for the first of the columns that are left."""
-        first, follows = columns[0][0], len(columns) > 1
-        kept = None
+        first, follows, kept = columns[0][0], len(columns) > 1, None
         if first.keep is not None:
             kept = np.stack([p.latents for p in columns[0]]), np.stack([p.keep for p in columns[0]])
 
@@ -113,8 +114,7 @@ class Answers:
     ) -> list[str]:
         """Texts for the first of the columns that are left."""
         assert self.tokenizer is not None
-        decode = self.tokenizer.decode
-        follows = len(columns) > 1
+        decode, follows = self.tokenizer.decode, len(columns) > 1
         image_follows = follows and isinstance(columns[1][0], ImageRequest)
         said: list[list[int]] = [[] for _ in batch]
 
@@ -127,18 +127,13 @@ class Answers:
         return [decode(i).strip() for i in ids]
 
 
-def shape_of(parts: Sequence[PromptPart]) -> tuple:
-    """What must be equal for prompts to be answered side by side."""
-
-    def one(part: PromptPart) -> tuple:
-        if isinstance(part, ImageRequest):
-            kept = 0 if part.keep is None else int(part.keep.sum())
-            return "image", part.sampling.model_dump_json(), kept
-        if isinstance(part, TextRequest):
-            return "text", part.sampling.model_dump_json()
-        return (type(part).__name__,)
-
-    return tuple(one(part) for part in parts)
+def shape_of(part: PromptPart) -> tuple:
+    """What must be equal for parts to be run side by side."""
+    if isinstance(part, ImageRequest):
+        return part.sampling.model_dump_json(), 0 if part.keep is None else int(part.keep.sum())
+    if isinstance(part, TextRequest):
+        return ("text", part.sampling.model_dump_json())
+    return (type(part).__name__,)
 
 
 def batches(
@@ -149,7 +144,7 @@ def batches(
         raise UserError(f"{task}: nothing was given")
     groups: dict[tuple, list[int]] = {}
     for number, parts in enumerate(prompts):
-        groups.setdefault(shape_of(parts), []).append(number)
+        groups.setdefault(tuple(map(shape_of, parts)), []).append(number)
     with tqdm(total=len(prompts), desc=task, disable=not common.progress) as bar:
         for numbers in groups.values():
             for at in range(0, len(numbers), common.batch_size):

@@ -8,8 +8,7 @@ from PIL import Image as PILImage
 
 from mmfusion.codecs.image import flat
 from mmfusion.config import ImageConfig
-from mmfusion.errors import UserError
-from mmfusion.generation.arguments import shown
+from mmfusion.errors import UserError, shown
 
 REGIONS = ("top", "bottom", "left", "right", "center", "outpaint")
 
@@ -37,12 +36,10 @@ def region(name: str, rows: int, columns: int) -> np.ndarray:
 def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> np.ndarray:
     """Tokens (N,) that a mask touches: they are generated anew.
 
-    Args:
-        mask: a name of `REGIONS`, a picture (white, above 127, is drawn anew; pictures are laid on
-            white, so what is transparent, too) or an array (H, W) (nonzero is); of the proportions
-            of the picture to be edited, whose centre square the model sees, or as large as the
-            model's pictures or its token grid.
-        size: width and height of the picture to be edited, upright.
+    A mask is a name of `REGIONS`, a picture (white, above 127, is drawn anew; pictures are laid on
+    white, so what is transparent, too) or an array (H, W) (nonzero is). It has the proportions of
+    the picture to be edited, of `size` width and height, whose centre square the model sees, or is
+    as large as the model's pictures or its token grid.
     """
     rows, columns = config.grid
     if isinstance(mask, str):
@@ -60,8 +57,9 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
                 f"{', '.join(REGIONS)}"
             )
         alike = pixels.ndim == 2 and pixels.size > 0
-        alike = alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
-        if not alike and pixels.shape not in ((config.size, config.size), (rows, columns)):
+        if not (
+            alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
+        ) and pixels.shape not in ((config.size, config.size), (rows, columns)):
             raise UserError(
                 f"mask of size {'x'.join(map(str, pixels.shape[::-1]))}: needs the proportions of "
                 f"the picture, {size[0]}x{size[1]}, or {config.size}x{config.size}, as the model's "

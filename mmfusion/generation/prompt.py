@@ -14,8 +14,8 @@ from PIL import Image as PILImage
 from mmfusion.codecs.image import ImageCodec, upright
 from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
-from mmfusion.errors import UserError
-from mmfusion.generation.arguments import COMMON, check_names, shown, whole
+from mmfusion.errors import UserError, shown
+from mmfusion.generation.arguments import COMMON, check_names, whole
 from mmfusion.generation.edit_masks import EditMask, regenerated
 from mmfusion.sequence import Image, Label, Segment, Text, count
 
@@ -76,11 +76,7 @@ class PromptReader:
         self.config, self.tokenizer, self.codec = config, tokenizer, codec
 
     def sampling(self, task: str, options: dict[str, Any]) -> Sampling:
-        """The task's default sampling with single options replaced.
-
-        Raises:
-            UserError: an unknown option, a wrong value, or guidance that the model never learned.
-        """
+        """The task's default sampling with single options replaced."""
         if "best_of" in options:
             raise UserError(
                 f"best_of: {task} has no text that its candidates could be judged by; "
@@ -94,10 +90,6 @@ class PromptReader:
             for name, value in options.items()
             if value is not None
         }
-        for name, value in given.items():
-            values = value if isinstance(value, list) else [value]
-            if any(whole(each) and abs(each) >= 2**63 for each in values):
-                raise UserError(f"option {name} of {task}: {shown(value)} is too large a number")
         sampling = build(Sampling, {**base.model_dump(), **given}, f"options of {task}")
         why = self.config.refusal(sampling)
         if why and task != "image_to_text":
@@ -171,32 +163,28 @@ class PromptReader:
         return [self.text(i) if isinstance(i, str) else self.picture(i) for i in items]
 
     def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[PromptPart]:
-        """An interleaved prompt.
-
-        Raises:
-            UserError: it has no slot, or an item of another kind.
-        """
-        parts: list[PromptPart] = []
-        for item in prompt:
-            if isinstance(item, str):
-                parts.append(self.text(item))
-            elif isinstance(item, PILImage.Image):
-                parts.append(self.picture(item))
-            elif isinstance(item, ImageSlot):
-                parts.append(self.image_slot("interleaved", {**options, **item.options}))
-            elif isinstance(item, TextSlot):
-                parts.append(self.text_slot("interleaved", {**options, **item.options}))
-            else:
-                raise UserError(
-                    f"a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
-                    f"{type(item).__name__}"
-                )
+        """An interleaved prompt, with slots for its answers."""
         if not any(isinstance(item, PromptSlot) for item in prompt):
             raise UserError(
                 "the prompt has no slot: put mmfusion.ImageSlot() or mmfusion.TextSlot() where "
                 "something is to be generated"
             )
-        return parts
+        return [self._part(item, options) for item in prompt]
+
+    def _part(self, item: PromptItem, options: dict[str, Any]) -> PromptPart:
+        match item:
+            case str():
+                return self.text(item)
+            case PILImage.Image():
+                return self.picture(item)
+            case ImageSlot():
+                return self.image_slot("interleaved", {**options, **item.options})
+            case TextSlot():
+                return self.text_slot("interleaved", {**options, **item.options})
+        raise UserError(
+            f"a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
+            f"{type(item).__name__}"
+        )
 
     def room(self, part: PromptPart) -> int:
         """Tokens that a part takes in the cache."""

@@ -24,12 +24,14 @@ from mmfusion.config.files import read_names
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.export import check_folder, export
-from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, tensors
 
 MAR_VAE, MAR_CHANNELS, MAR_DOWNSAMPLING, MAR_SCALE = "data/vae/mar-kl16", 16, 16, 0.2325
 MAR = (MAR_CHANNELS, MAR_DOWNSAMPLING)
 
 # Ours -> theirs. Tensors of the modules have the same shapes, those of the tables are reshaped.
+TABLE, GRID, LABEL_GRID = "y_embedder.embedding_table.weight", "pos_embed", "cond_pos_embed"
+TABLES = {"label.weight": TABLE, "label_position.weight": LABEL_GRID, "grid_position.weight": GRID}
 MODULES = {
     "latent_in": "x_proj",
     "timestep.0": "t_embedder.mlp.0",
@@ -45,34 +47,22 @@ MODULES = {
     "mlp.up": "mlp.fc1",
     "mlp.down": "mlp.fc2",
 }
-TABLE, GRID, LABEL_GRID = "y_embedder.embedding_table.weight", "pos_embed", "cond_pos_embed"
-TABLES = {
-    "label.weight": TABLE,
-    "label_position.weight": LABEL_GRID,
-    "grid_position.weight": GRID,
-}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a checkpoint does not say of itself.
-
-    Attributes:
-        weights: which of the checkpoint's weights; default: "ema" if there, else "model", else
-            the file itself as a bare state dict.
-        patch, channels: latent cells a token side, and channels of a latent cell; default: MAR's
-            16 channels where they fit, which is also what 4 channels of patch 2 look like.
-        downsampling: pixels a side of one latent cell.
-        vae: folder or hub id of the diffusers AutoencoderKL.
-        classes: JSON list of class names; default: numbers.
-    """
+    """What a checkpoint does not say of itself."""
 
     weights: Literal["ema", "model"] | None = None
+    """Default: "ema" if there, else "model", else the file itself as a bare state dict."""
     patch: int | None = None
+    """Latent cells a token side."""
     channels: int | None = None
+    """Of a latent cell. Default: MAR's 16 if they fit; 4 channels of patch 2 look the same."""
     downsampling: int = MAR_DOWNSAMPLING
     vae: str = MAR_VAE
     classes: Path | None = None
+    """JSON list of class names; default: numbers."""
 
 
 @dataclass(frozen=True)
@@ -89,27 +79,33 @@ class Sizes:
     table_rows: int
 
 
-def import_causalfusion(
-    path: Path,
-    output: Path,
-    options: Options = Options(),
-) -> ModelConfig:
+def import_causalfusion(path: Path, output: Path, options: Options = Options()) -> ModelConfig:
     """Write an official checkpoint as an exported model, weights in fp32; returns its config.
 
     An exported model that is there already is replaced.
-
-    Raises:
-        UserError: the checkpoint cannot be read safely, holds no CausalFusion weights, lacks a
-            tensor or has one of another shape or not finite, leaves patch or channels open, or
-            `output` is something that must not be replaced.
     """
     check_folder(output)
     held = read(path)
-    weights = _weights(held, options.weights, str(path))
+    if options.weights and options.weights not in held:
+        there = [name for name in ("ema", "model") if name in held]
+        raise UserError(
+            f"checkpoint {path}: holds no {options.weights!r} weights; leave --weights out"
+            + (f" or choose {there[0]!r}" if there else "")
+        )
+    keys = (options.weights,) if options.weights else ("ema", "model")
+    weights = tensors(held, keys, str(path))
     sizes = _sizes(weights, str(path))
     known = getattr(held.get("args"), "num_classes", None)
     config = _config(sizes, known, options, str(path))
-    check_tensors(weights, _shapes(config, sizes), str(path))
+    with torch.device("meta"):
+        ours = Decoder(config, 0).state_dict()
+    shapes = {
+        **{TABLES.get(name) or _renamed(name, MODULES): tuple(t.shape) for name, t in ours.items()},
+        TABLE: (sizes.table_rows, sizes.label_tokens * sizes.width),
+        GRID: (1, sizes.side**2, sizes.width),
+        LABEL_GRID: (1, sizes.label_tokens, sizes.width),
+    }
+    check_tensors(weights, shapes, str(path))
     export(config, converted(weights, sizes, len(config.classes)), output)
     return config
 
@@ -117,60 +113,20 @@ def import_causalfusion(
 def converted(weights: Mapping[str, Tensor], sizes: Sizes, classes: int) -> dict[str, Tensor]:
     """Official tensors under our names, fp32; a table without a null class gets one of zeros."""
     modules = {theirs: ours for ours, theirs in MODULES.items()}
-    same = [name for name in weights if name not in TABLES.values()]
-    table = weights[TABLE].reshape(-1, sizes.width)
+    found = {
+        _renamed(name, modules): w for name, w in weights.items() if name not in TABLES.values()
+    }
+    found |= {ours: weights[theirs].reshape(-1, sizes.width) for ours, theirs in TABLES.items()}
     if sizes.table_rows == classes:
-        table = torch.cat([table, table.new_zeros(sizes.label_tokens, sizes.width)])
-    found = {_renamed(name, modules): weights[name] for name in same} | {
-        "label.weight": table,
-        "label_position.weight": weights[LABEL_GRID][0],
-        "grid_position.weight": weights[GRID][0],
-    }
+        nothing = found["label.weight"].new_zeros(sizes.label_tokens, sizes.width)
+        found["label.weight"] = torch.cat([found["label.weight"], nothing])
     return {name: tensor.float() for name, tensor in found.items()}
-
-
-def _shapes(config: ModelConfig, s: Sizes) -> dict[str, tuple[int, ...]]:
-    """The shape of every official tensor, as our decoder has it."""
-    with torch.device("meta"):
-        ours = Decoder(config, 0).state_dict()
-    return {
-        **{TABLES.get(name) or _renamed(name, MODULES): tuple(t.shape) for name, t in ours.items()},
-        TABLE: (s.table_rows, s.label_tokens * s.width),
-        GRID: (1, s.side**2, s.width),
-        LABEL_GRID: (1, s.label_tokens, s.width),
-    }
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:
     """The name of a tensor whose module is called otherwise."""
     block, module, part = re.findall(r"^(blocks\.\d+\.)?(.+)\.(\w+)$", name)[0]
     return f"{block}{modules[module]}.{part}"
-
-
-def _weights(held: Mapping[str, Any], wanted: str | None, where: str) -> dict[str, Tensor]:
-    """The chosen state dict, without wrappers' prefixes."""
-    if wanted and wanted not in held:
-        there = [name for name in ("ema", "model") if name in held]
-        raise UserError(
-            f"checkpoint {where}: holds no {wanted!r} weights ("
-            + (f"but {' and '.join(map(repr, there))}" if there else "neither 'ema' nor 'model'")
-            + "); choose with --weights, or leave it out"
-        )
-    chosen = held[wanted] if wanted else held.get("ema", held.get("model", held))
-    if not isinstance(chosen, Mapping) or not all(isinstance(name, str) for name in chosen):
-        raise UserError(f"checkpoint {where}: its weights are not a mapping of names to tensors")
-    weights = unwrapped(chosen, where)
-    if "x_proj.weight" not in weights:
-        names = ", ".join(list(weights)[:5]) or "nothing"
-        raise UserError(
-            f"checkpoint {where}: holds no CausalFusion weights: x_proj.weight is missing "
-            f"(it holds {names}{', ...' if len(weights) > 5 else ''})"
-        )
-    for name, tensor in weights.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        if not plain or not tensor.is_floating_point():
-            raise UserError(f"checkpoint {where}: {name} is not a dense tensor of real numbers")
-    return weights
 
 
 def _sizes(weights: Mapping[str, Tensor], where: str) -> Sizes:
@@ -232,14 +188,11 @@ def _config(sizes: Sizes, classes: Any, options: Options, where: str) -> ModelCo
             "width": sizes.width,
             "depth": sizes.depth,
             "heads": sizes.width // sizes.head_dim,
-            "norm": "layer",
-            "mlp": "gelu",
             "mlp_ratio": ratio,
-            "position": "learned",
             "time_term": False,
             "label_tokens": sizes.label_tokens,
         },
-        "diffusion": {"prediction": "epsilon", "dropout": dropout},
+        "diffusion": {"dropout": dropout},
         "generation": {task: {"guidance": value} for task, value in guidance.items()},
     }
     return build(ModelConfig, described, f"checkpoint {where}")
@@ -254,29 +207,23 @@ def _patch(token: int, options: Options) -> tuple[int, int]:
         patch = isqrt(token // channels)
     if patch * patch * channels == token:
         return patch, channels
-    given = {"--patch": options.patch, "--channels": options.channels}
-    flags = " ".join(f"{flag} {value}" for flag, value in given.items() if value)
     raise UserError(
-        f"a token holds {token} numbers: patch * patch * channels, which "
-        + (f"{flags} does not give" if flags else f"{MAR_CHANNELS} channels do not give")
-        + "; say what the autoencoder has with --patch and --channels"
+        f"a token holds {token} numbers, not patch {patch} * {patch} * {channels} channels; say "
+        "what the autoencoder has with --patch and --channels"
     )
 
 
 def _class_names(rows: int, known: Any, file: Path | None, where: str) -> list[str]:
     """Class names: of the file, else numbers. With class dropout the table has a null row more."""
-    names = None
-    if file is not None:
-        names = read_names(file, None)
-        if names is None:
-            raise UserError(f"classes {file}: no such file")
-    count = known if isinstance(known, int) else len(names) if names else rows - 1
-    if count not in (rows, rows - 1) or count < 1:
-        whose = "its arguments say" if isinstance(known, int) else f"{file} has"
+    names = read_names(file, None) if file else []
+    if names is None:
+        raise UserError(f"classes {file}: no such file")
+    count = known if isinstance(known, int) else len(names) or rows - 1
+    if count not in (rows, rows - 1) or count < 1 or (names and len(names) != count):
+        told = f"its arguments say {known}" if isinstance(known, int) else ""
+        told += f"{' and ' if told and names else ''}{file} has {len(names)}" if names else ""
         raise UserError(
             f"checkpoint {where}: {TABLE} has {rows} rows, for {rows - 1} classes and the null "
-            f"class, or {rows} without; {whose} {count}"
+            f"class, or {rows} without; {told}"
         )
-    if names and len(names) != count:
-        raise UserError(f"classes {file}: has {len(names)} names for {count} classes")
     return names or [str(number) for number in range(count)]

@@ -4,9 +4,9 @@ import argparse
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,6 @@ def read(path: Path) -> Mapping[str, Any]:
 
     Tensors of today's zip format are mapped, not read, so that a checkpoint with optimizer states
     costs no more memory than what is used of it.
-
-    Raises:
-        UserError: no such file, damaged, not a mapping, or one that asks for any other class or
-            function, which a pickle would call on loading.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
@@ -52,35 +48,36 @@ def read(path: Path) -> Mapping[str, Any]:
     return held
 
 
-def unwrapped(weights: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The weights by the names of the model itself, without those of what it was wrapped in.
+def tensors(held: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, Tensor]:
+    """The tensors under the first of `keys` that has some, or else the file's own.
 
-    Raises:
-        UserError: two of them are then of one name.
+    They have the names of the model itself, without those of what it was wrapped in.
     """
-    found: dict[str, Any] = {}
-    for name, weight in weights.items():
+    inner = next((held[key] for key in keys if isinstance(held.get(key), Mapping)), held)
+    found: dict[str, Tensor] = {}
+    for name, tensor in inner.items():
         own = ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
         if own in found:
             raise UserError(f"checkpoint {where}: holds {own} twice, once as {name}")
-        found[own] = weight
+        if isinstance(tensor, Tensor):
+            found[own] = tensor
+    if not found:
+        raise UserError(f"checkpoint {where}: holds no named tensors")
     return found
 
 
 def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Make sure that a model's tensors are all there, finite, in its shapes, and no others.
-
-    Raises:
-        UserError: naming the first that is not.
-    """
+    """Make sure that a model's tensors are all there, finite, in its shapes, and no others."""
     for name in {**shapes, **tensors}:
         found, wanted = tensors.get(name), shapes.get(name)
         if found is None:
             what = f"is missing; expected {wanted}"
         elif wanted is None:
             what = "is unknown; the model would not be the same without it"
+        elif found.layout != torch.strided or not found.is_floating_point():
+            what = "is not a dense tensor of real numbers"
         elif found.shape != wanted:
             what = f"has the shape {tuple(found.shape)}; expected {wanted}"
         elif not found.isfinite().all():
@@ -129,12 +126,9 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _posix_path(*parts: str) -> str:
-    return str(PurePosixPath(*parts))
-
-
-def _windows_path(*parts: str) -> str:
-    return str(PureWindowsPath(*parts))
+def _path(kind: type[PurePath]) -> Callable[..., str]:
+    """In place of a path: its text."""
+    return lambda *parts: str(kind(*parts))
 
 
 # Plain data's classes, each by all its names, and what of ours makes plain data in its place.
@@ -146,6 +140,6 @@ STAND_INS: list[Any] = [
         (make, f"{module}.{pure}{kind}Path")
         for module in ("pathlib", "pathlib._local")
         for pure in ("", "Pure")
-        for kind, make in (("Posix", _posix_path), ("Windows", _windows_path))
+        for kind, make in (("Posix", _path(PurePosixPath)), ("Windows", _path(PureWindowsPath)))
     ),
 ]

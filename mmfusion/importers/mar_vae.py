@@ -8,7 +8,6 @@ the projections of its attention are linear where the checkpoint's are 1x1 convo
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from mmfusion import files
 from mmfusion.errors import UserError
-from mmfusion.importers.checkpoint import check_tensors, read, unwrapped
+from mmfusion.importers.checkpoint import check_tensors, read, tensors
 
 LATENT_SCALE = 0.2325  # MAR's and CausalFusion's factor from raw to normalised latents
 GROUPS = 32  # of every GroupNorm: the one size that no tensor shows
@@ -45,15 +44,11 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
 
     Returns:
         How many tensors were taken, and how many left out.
-
-    Raises:
-        UserError: the file is not such a checkpoint, a tensor is missing, unknown, of a wrong
-            shape or not finite, or `output` holds something already.
     """
     real = Path(os.path.realpath(output))
     if not files.is_free(real):
         raise UserError(f"{output}: is there already; give a folder that is not")
-    found = _tensors(read(path), path)
+    found = tensors(read(path), ("model", "state_dict"), str(path))
     weights = {name: w for name, w in found.items() if name.startswith(PARTS)}
     if not weights:
         raise UserError(
@@ -67,19 +62,6 @@ def import_mar_vae(path: Path, output: Path) -> tuple[int, int]:
             files.move(file, real / file.name)
     files.remove_empty(part)
     return len(weights), len(found) - len(weights)
-
-
-def _tensors(held: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The named tensors, which may lie under `model` or `state_dict`."""
-    for key in ("model", "state_dict"):
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
-            break
-    tensors = {name: w for name, w in held.items() if isinstance(w, Tensor)}
-    found = unwrapped(tensors, str(path))
-    if not found:
-        raise UserError(f"checkpoint {path}: holds no named tensors")
-    return found
 
 
 def _config(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:

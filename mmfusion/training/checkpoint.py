@@ -40,13 +40,12 @@ PART = re.compile(rf"\.{NAME.pattern}\.part", re.ASCII)
 
 @dataclass
 class State:
-    """The counters of a run, and what each row slot has consumed."""
+    """The counters of a run, what each row slot has consumed, and what its numbers mean."""
 
     step: int = 0
     seconds: float = 0.0
     slots: dict[int, list[int]] | None = None
     layout: dict[str, Any] | None = None
-    """What the numbers of a slot mean, in the data's own words."""
 
 
 def write(
@@ -63,7 +62,9 @@ def write(
     part = root / f".{final.name}.part"
     with together(), files.writable(final):
         if rank == 0:
-            _clear(root)
+            for left in root.iterdir() if root.is_dir() else ():
+                if PART.fullmatch(left.name):  # of a killed run
+                    files.remove_folder(left)
             part.mkdir(parents=True)
     try:
         with together(), files.writable(final):
@@ -79,19 +80,15 @@ def write(
                 (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
                 save(config, part / "config.yaml")
                 _commit(part, final)
-                _rotate(root, state.step, config.train.keep)
+                # Newer ones than this are damaged: they do not count.
+                found = [path for path in all_checkpoints(root) if not path.is_symlink()]
+                for old in [p for p in found if _step(p) <= state.step][: -config.train.keep]:
+                    _remove(old)
     except BaseException:
         if rank == 0:
             files.remove_folder(part)
         raise
     return final
-
-
-def _clear(root: Path) -> None:
-    """Remove what killed runs have left half written."""
-    for left in root.iterdir() if root.is_dir() else ():
-        if PART.fullmatch(left.name):
-            files.remove_folder(left)
 
 
 def _commit(part: Path, final: Path) -> None:
@@ -102,13 +99,6 @@ def _commit(part: Path, final: Path) -> None:
         raise UserError(f"{final}: is in the way of a checkpoint; move it away")
     files.move(part, final)
     manifest.sync(final.parent)
-
-
-def _rotate(root: Path, step: int, keep: int) -> None:
-    """Remove the oldest checkpoints. Newer ones than `step` are damaged: they do not count."""
-    found = [path for path in all_checkpoints(root) if not path.is_symlink()]
-    for old in [path for path in found if _step(path) <= step][:-keep]:
-        _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -127,17 +117,19 @@ def _files(path: Path) -> list[Path]:
 def _write_pieces(
     path: Path, pieces: list[Piece], ema: Ema, optimizer: torch.optim.Optimizer
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    starts = {}
-    for piece, average in zip(pieces, ema.shards, strict=True):
-        starts[piece.name] = piece.start
-        tensors[f"{WEIGHT}/{piece.name}"] = piece.master
-        tensors[f"{EMA}/{piece.name}"] = average
-        adam = moments(optimizer, piece.flat)
-        for key in MOMENTS:
-            tensors[f"{key}/{piece.name}"] = piece.of(adam[key])
-    tensors = {name: t.float().cpu().contiguous().clone() for name, t in tensors.items()}
+    starts = {piece.name: piece.start for piece in pieces}
+    tensors = {
+        f"{kind}/{piece.name}": tensor.float().cpu().contiguous().clone()
+        for piece, average in zip(pieces, ema.shards, strict=True)
+        for kind, tensor in kept(piece, average, optimizer).items()
+    }
     save_file(tensors, path, metadata={"starts": json.dumps(starts)})
+
+
+def kept(piece: Piece, average: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that a checkpoint keeps of a piece, in place."""
+    adam = moments(optimizer, piece.flat)
+    return {WEIGHT: piece.master, EMA: average, **{key: piece.of(adam[key]) for key in MOMENTS}}
 
 
 def _step(path: Path) -> int:
@@ -151,14 +143,9 @@ def all_checkpoints(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest checkpoint whose manifest holds; damaged ones are named and passed over.
-
-    Raises:
-        UserError: there are checkpoints, and none is whole.
-    """
-    found = all_checkpoints(root)
+    """The newest checkpoint whose manifest holds; damaged ones are named and passed over."""
     problems = []
-    for path in reversed(found):
+    for path in reversed(all_checkpoints(root)):
         try:
             manifest.verify(path, "checkpoint")
             return path
@@ -166,9 +153,9 @@ def newest(root: Path) -> Path | None:
             log.warning("%s; trying an older one", error)
             problems.append(str(error))
     if problems:
+        told = "\n  ".join(problems)
         raise UserError(
-            f"no whole checkpoint under {root}; remove the folder to start over:\n  "
-            + "\n  ".join(problems)
+            f"no whole checkpoint under {root}; remove the folder to start over:\n  {told}"
         )
     return None
 
@@ -216,9 +203,6 @@ class Checkpoint:
         with torch.no_grad():
             for piece, average in zip(pieces, ema.shards, strict=True):
                 at = slice(piece.start, piece.start + piece.size)
-                piece.master.copy_(self.whole(WEIGHT, piece.name)[at])
-                average.copy_(self.whole(EMA, piece.name)[at])
-                adam = moments(optimizer, piece.flat)
-                for key in MOMENTS:
-                    piece.of(adam[key]).copy_(self.whole(key, piece.name)[at])
-                adam["step"].fill_(self.state.step)
+                for kind, tensor in kept(piece, average, optimizer).items():
+                    tensor.copy_(self.whole(kind, piece.name)[at])
+                moments(optimizer, piece.flat)["step"].fill_(self.state.step)

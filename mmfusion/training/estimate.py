@@ -20,12 +20,11 @@ def plan(config: Config, world: int) -> str:
     """The figures of a run on `world` ranks, as text."""
     train, data, c = config.train, config.data, config.decoder
     data.check_ranks(world)
-    vocabulary, note = 0, ""
-    if config.text:
-        try:
-            vocabulary = len(Tokenizer(config.text.tokenizer))
-        except UserError:
-            vocabulary, note = UNKNOWN_VOCABULARY, ", tokenizer not there yet: 32,000 assumed"
+    note = ""
+    try:
+        vocabulary = len(Tokenizer(config.text.tokenizer)) if config.text else 0
+    except UserError:
+        vocabulary, note = UNKNOWN_VOCABULARY, ", tokenizer not there yet: 32,000 assumed"
     with torch.device("meta"):
         model = Decoder(config, vocabulary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -5,22 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from mmfusion.training.checkpoint import kept
 from mmfusion.training.ema import Ema
-from mmfusion.training.zero_shards import MOMENTS, Piece, moments
+from mmfusion.training.zero_shards import Piece, moments
 
 PATIENCE = 3
 """Steps in a row that may go wrong; with the last of them a run ends."""
 
 
 class Health:
-    """What this rank knows of the last step, and all ranks of those before.
-
-    Attributes:
-        wrong: (), whether the last step's loss or gradient was not finite on this rank.
-    """
+    """What this rank knows of the last step, and all ranks of those before."""
 
     def __init__(self, engine: Any, pieces: list[Piece], ema: Ema) -> None:
         self._engine, self._pieces, self._ema = engine, pieces, ema
+        # (), whether the last step's loss or gradient was not finite on this rank.
         self.wrong = torch.zeros((), dtype=torch.bool, device=engine.device)
         self._skipped, self._in_a_row = engine.skipped_steps, 0
 
@@ -40,14 +38,11 @@ class Health:
 
     def look(self) -> tuple[bool, bool]:
         """Over all ranks: whether the last step went wrong, and what would be saved is broken."""
-        kept = [*(piece.master for piece in self._pieces), *self._ema.shards]
-        for piece in self._pieces:
-            state = moments(self._engine.basic_optimizer, piece.flat)
-            kept += [piece.of(state[key]) for key in MOMENTS]
         found = torch.zeros(2, device=self._engine.device)
         found[0] = self.wrong
-        for tensor in kept:
-            found[1] += ~tensor.isfinite().all()
+        for piece, average in zip(self._pieces, self._ema.shards, strict=True):
+            for tensor in kept(piece, average, self._engine.basic_optimizer).values():
+                found[1] += ~tensor.isfinite().all()
         distributed.all_reduce(found)
         wrong, broken = found.tolist()
         return wrong > 0, broken > 0

@@ -32,14 +32,13 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
 
 def grid(pictures: list[PILImage.Image], columns: int, side: int = 64) -> PILImage.Image:
     """Pictures side by side, small ones enlarged to at least `side` pixels, with a thin gap."""
-    factor = max(1, side // pictures[0].width)
-    size = pictures[0].width * factor
+    size = pictures[0].width * max(1, side // pictures[0].width)
     gap = max(2, size // 16)
-    rows = -(-len(pictures) // columns)
-    columns = min(columns, len(pictures))
-    sheet = PILImage.new("RGB", (columns * (size + gap) + gap, rows * (size + gap) + gap), "white")
+    columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
+    pitch = size + gap
+    sheet = PILImage.new("RGB", (columns * pitch + gap, rows * pitch + gap), "white")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
         large = picture.resize((size, size), PILImage.Resampling.NEAREST)
-        sheet.paste(large.convert("RGB"), (gap + column * (size + gap), gap + row * (size + gap)))
+        sheet.paste(large.convert("RGB"), (gap + column * pitch, gap + row * pitch))
     return sheet

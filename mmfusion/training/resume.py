@@ -17,9 +17,9 @@ from reprlib import Repr
 from typing import Any
 
 from mmfusion.config import Config
-from mmfusion.config.section import Key, Section, dotted
+from mmfusion.config.section import Section, dotted
 from mmfusion.errors import UserError
-from mmfusion.overrides import read_yaml
+from mmfusion.overrides import Key, read_yaml
 from mmfusion.training.checkpoint import Checkpoint
 
 FREE = {("train",), ("generation",), ("evaluation",), ("text", "tokenizer"), ("image", "vae"),
@@ -36,14 +36,10 @@ def go_on(
     config: Config,
     resume: Callable[[dict[str, Any], dict[int, list[int]]], None],
 ) -> None:
-    """Let the data go on from a checkpoint; called before anything is loaded or written.
-
-    Raises:
-        UserError: the checkpoint is of another model, loss or data: every difference, by its key.
-    """
+    """Let the data go on from a checkpoint; called before anything is loaded or written."""
     path = saved.path / "config.yaml"
-    before = _filled(Config, read_yaml(path.read_text(encoding="utf-8"), str(path)))
-    found = list(_differences(before, config.model_dump()))
+    before = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    found = list(_differences(before, config))
     try:
         resume(saved.state.layout or {}, saved.state.slots or {})
     except UserError as error:
@@ -56,29 +52,18 @@ def go_on(
         )
 
 
-def _filled(kind: Any, raw: Any) -> Any:
-    """A section's data with the defaults of keys that its version did not know.
-
-    They are not validated: what an older version allowed is no mistake of today's config.
-    """
-    fields = getattr(kind, "model_fields", None)
-    if fields is None:
-        inner = [part for part in getattr(kind, "__args__", ()) if hasattr(part, "model_fields")]
-        return _filled(inner[0], raw) if inner and isinstance(raw, dict) else raw
-    if not isinstance(raw, dict):
-        return raw
-    full = {}
-    for name, field in fields.items():
-        value: Any = raw.get(name, None if field.is_required() else field.get_default())
-        value = value.model_dump() if isinstance(value, Section) else value
-        full[name] = _filled(field.annotation, value)
-    return full
-
-
 def _differences(before: Any, now: Any, key: Key = ()) -> Iterator[str]:
-    """A line for each key whose value may not differ and does."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in now:
-            yield from _differences(before.get(name), now[name], (*key, name))
-    elif before != now and (key in FIXED or not any(key[:n] in FREE for n in range(len(key) + 1))):
+    """A line for each key whose value may not differ and does.
+
+    What an older version did not know had its default. What it allowed is not validated: it is no
+    mistake of today's config.
+    """
+    before = before.model_dump() if isinstance(before, Section) else before
+    if isinstance(before, dict) and isinstance(now, Section):
+        for name, field in type(now).model_fields.items():
+            default = None if field.is_required() else field.get_default()
+            yield from _differences(before.get(name, default), getattr(now, name), (*key, name))
+        return
+    now = now.model_dump() if isinstance(now, Section) else now
+    if before != now and (key in FIXED or not any(key[:n] in FREE for n in range(len(key) + 1))):
         yield f"{dotted(key)}: was {_short.repr(before)}, is now {_short.repr(now)}"

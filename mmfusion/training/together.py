@@ -47,20 +47,14 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def in_contact() -> Iterator[None]:
-    """One line where a collective fails because another rank has ended without a word.
-
-    Raises:
-        UserError: so it is.
-    """
+    """One line where a collective fails because another rank has ended without a word."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        raise UserError(
-            f"another rank has ended or cannot be reached; look at what it says "
-            f"({first_line(error)[:200]})"
-        ) from None
+        told = first_line(error)[:200]
+        raise UserError(f"another rank has ended or is gone; see what it says ({told})") from None
 
 
 class Stop:
@@ -89,9 +83,8 @@ class Stop:
             return  # a data worker, which its parent ends
         if not self.signal:
             self.signal, self._heard = number, now
-            self._tell(
-                f"{signal.Signals(number).name}: saves after this step (again: ends at once)"
-            )
+            name = signal.Signals(number).name
+            self._tell(f"{name}: saves after this step (again: ends at once)")
         elif now - self._heard > ECHO:
             self._tell("stopped at once; the next start goes on from the newest checkpoint")
             os._exit(128 + number)
