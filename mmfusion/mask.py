@@ -1,4 +1,4 @@
-"""The one rule of what a token may see, and the two forms that attention takes it in.
+"""The one rule of what a token may see, as a dense mask and as a block mask.
 
 A query sees a key of the same document that is clean and earlier in causal time, or that shares
 its order and its stream. That is causal text, bidirectional labels, block-causal clean images,
@@ -13,18 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-Mask = Tensor | BlockMask
-
-
-def visible(
-    doc_q: Tensor,
-    order_q: Tensor,
-    stream_q: Tensor,
-    doc_k: Tensor,
-    order_k: Tensor,
-    stream_k: Tensor,
-) -> Tensor:
-    """The rule itself, element by element over integer tensors that broadcast."""
+def visible(doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, stream_k: Any) -> Any:
+    """The rule itself, element by element over integer tensors or arrays that broadcast."""
     earlier = (stream_k == 0) & (order_k < order_q)
     together = (order_k == order_q) & (stream_k == stream_q)
     return (doc_q == doc_k) & (earlier | together)
@@ -36,15 +26,8 @@ def dense_mask(doc: Tensor, order: Tensor, stream: Tensor) -> Tensor:
     Args:
         doc, order, stream: (B, L) integers.
     """
-    return cross_mask((doc, order, stream), (doc, order, stream))
-
-
-def cross_mask(query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(B, Q, K) booleans for queries and keys given as (doc, order, stream), (B, Q) and (B, K).
-
-    Padding (doc -1) among the keys is hidden from all but itself: its orders are its own.
-    """
-    return visible(*(q[:, :, None] for q in query), *(k[:, None, :] for k in key))
+    parts = doc, order, stream
+    return visible(*(part[:, :, None] for part in parts), *(part[:, None, :] for part in parts))
 
 
 def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> BlockMask:
@@ -70,17 +53,10 @@ def _compiled_create() -> Any:
     return torch.compile(create_block_mask, dynamic=False)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None) -> Tensor:
-    """Attention of (B, H, Q, d) over (B, G, K, d), G dividing H, under either form of mask."""
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention of (B, H, Q, d) over (B, G, K, d), G dividing H."""
     grouped = query.shape[1] != key.shape[1]
-    if isinstance(mask, BlockMask):
-        flex = _flex(query.is_cuda)
-        return flex(query, key, value, block_mask=mask, enable_gqa=grouped)
-    if mask is not None and mask.ndim == 3:
-        mask = mask[:, None]
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=grouped
-    )
+    return _flex(query.is_cuda)(query, key, value, block_mask=mask, enable_gqa=grouped)
 
 
 @lru_cache(maxsize=2)

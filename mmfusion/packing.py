@@ -1,10 +1,16 @@
-"""Rows side by side as tensors: the one input that the decoder takes, in training and inference.
+"""Documents side by side as tensors: the one input that the decoder takes.
 
-The kinds of token are index lists into each row: B rows, L tokens, C entries of a kind. A list
-shorter than its capacity is padded with the index L, one past the row: the decoder writes such
-entries to a place that is cut off again, and losses give them weight 0.
+T tokens lie one after another, document after document. What they hold is in lists by kind, and
+each token says where in these lists, taken as one, its content is: x = lists[place], one gather.
+What is to be predicted are lists of places. On the CPU T is what there is. Where shapes must stay
+the same (CUDA) rows keep their padding and lists have a set length: entries too many point to the
+first token, and losses give them weight 0.
+
+Shapes: T tokens, D numbers in a latent token, M noisy tokens, I image tokens with these, P text
+targets, C entries of another kind.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -16,109 +22,119 @@ from mmfusion.sequence import IMAGE, LABEL, TEXT, Counts, Row
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of L tokens.
+    """T tokens.
 
     Attributes:
-        doc, order, stream: (B, L), see `mmfusion.sequence`.
-        position: (B, L, 3) time, row, column.
-        text_at, text_id: (B, C) places and ids of text tokens.
-        label_at, label_id: (B, C) places of label tokens; class * label_tokens + which token.
-        image_at: (B, C) places of image tokens, and their `latent` (B, C, D).
-        noisy_at, timestep: (B, C) places and timesteps of noisy tokens.
-        target, weight: (B, C, D) and (B, C) what noisy tokens predict, and its loss weight.
-        predict_at, predict_id: (B, C) places that predict text, and the id; -1 is padding.
+        doc, order, stream: (T,), see `mmfusion.sequence`; no two rows share a document's number.
+        position: (T, 3) time, row, column.
+        place: (T,) where each token's content is in text, label and image tokens, in this order.
+        text_id: (C,) ids of text tokens.
+        label_id: (C,) of label tokens, class * label_tokens + which token.
+        latent, cell: (I, D) and (I,) image tokens, the noisy ones first, and their grid indices.
+        timestep, target, weight: (M,), (M, D) and (M,) of noisy tokens: timestep, what they are to
+            predict, and its loss weight.
+        noisy_at, predict_at: (M,) and (P,) places of the tokens that predict latents and text.
+        predict_id: (P,) the text id to predict; -1 is padding.
+        rows: how many rows of one length T is; 0 where nothing is padded.
+        noisy, targets: how many noisy tokens and text targets there are, padding aside.
     """
 
     doc: Tensor
     order: Tensor
     stream: Tensor
     position: Tensor
-    text_at: Tensor
+    place: Tensor
     text_id: Tensor
-    label_at: Tensor
     label_id: Tensor
-    image_at: Tensor
     latent: Tensor
-    noisy_at: Tensor
+    cell: Tensor
     timestep: Tensor
     target: Tensor
     weight: Tensor
+    noisy_at: Tensor
     predict_at: Tensor
     predict_id: Tensor
+    rows: int
+    noisy: int
+    targets: int
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory: copies to a GPU need not be waited for."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._each(Tensor.pin_memory)
 
-    def rows(self, at: slice) -> "Batch":
-        """A part of the rows."""
-        return Batch(**{f.name: getattr(self, f.name)[at] for f in fields(self)})
-
-    def repeat(self, times: int) -> "Batch":
-        """The rows repeated as a whole, `times` times."""
-        return Batch(**{f.name: torch.cat([getattr(self, f.name)] * times) for f in fields(self)})
-
-    def with_noisy(self, latent: Tensor, timestep: Tensor) -> "Batch":
-        """The same places with other latents (B, C, D) and timesteps (B, C)."""
-        return replace(self, latent=latent, timestep=timestep)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: change(t) for n, t in held.items() if isinstance(t, Tensor)})
 
 
-def collate(rows: list[Row], capacity: Counts | None = None) -> Batch:
-    """Rows of one length as a batch; lists as long as `capacity`, or as the longest of the rows.
+def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None = None) -> Batch:
+    """Rows of documents as one batch.
 
     Every list has at least one entry, so that each embedder and head runs at every step: a head
     that one rank skips would stop DeepSpeed's reduction.
+
+    Args:
+        padded: whether rows keep their padding, or only what is written becomes tokens.
+        capacity: how many tokens of each kind a row has room for, which makes lists as long as
+            the room in all rows; without it they are as long as needed.
     """
+    sizes = [row.length if padded else row.used for row in rows]
+    sizes[0] = max(sizes[0], 1)  # a decoder must have something to read
 
-    def column(name: str) -> np.ndarray:
-        return np.stack([getattr(row, name) for row in rows])
+    def joined(name: str) -> np.ndarray:
+        parts = zip(rows, sizes, strict=True)
+        return np.concatenate([getattr(row, name)[:size] for row, size in parts])
 
-    kind, stream, predict = column("kind"), column("stream"), column("predict")
-    length = kind.shape[1]
-    image = kind == IMAGE
-    noisy = image & (stream > 0)
+    def places(chosen: np.ndarray, room: int | None) -> np.ndarray:
+        found = np.flatnonzero(chosen)
+        most = max(len(found), 1) if room is None else room * len(rows)
+        if len(found) > most:
+            raise ValueError(f"{len(found)} tokens of a kind do not fit a list of {most}")
+        return np.concatenate([found, np.zeros(most - len(found), int)])
 
-    def places(chosen: np.ndarray, size: int | None) -> np.ndarray:
-        counts = chosen.sum(1)
-        most = max(int(counts.max()), 1) if size is None else size
-        out = np.full((len(chosen), most), length)
-        row, at = np.nonzero(chosen)
-        out[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = at
-        return out
-
-    def take(values: np.ndarray, at: np.ndarray, fill: float = 0) -> Tensor:
-        padded = np.pad(
-            values, [(0, 0), (0, 1)] + [(0, 0)] * (values.ndim - 2), constant_values=fill
-        )
-        return torch.from_numpy(padded[np.arange(len(at))[:, None], at])
-
-    text_at = places(kind == TEXT, capacity and capacity.text)
-    label_at = places(kind == LABEL, capacity and capacity.label)
-    image_at = places(image, capacity and capacity.image)
-    noisy_at = places(noisy, capacity and capacity.noisy)
-    predict_at = places(predict >= 0, capacity and capacity.predict)
-    content = column("content")
+    kind, stream, predict, content = map(joined, ("kind", "stream", "predict", "content"))
+    noise = (kind == IMAGE) & (stream > 0)
+    kinds = [kind == TEXT, kind == LABEL, noise, (kind == IMAGE) & ~noise]
+    room = capacity or Counts._make([None] * 6)  # type: ignore[arg-type]
+    rooms = [room.text, room.label, room.noisy, room.image]
+    lists = [places(chosen, most) for chosen, most in zip(kinds, rooms, strict=True)]
+    place, start = np.zeros(len(kind), int), 0
+    for chosen, at in zip(kinds, lists, strict=True):
+        place[chosen] = start + np.arange(chosen.sum())
+        start += len(at)
+    text, label, noisy, clean = lists
+    image = np.concatenate([noisy, clean])
+    predict_at = places(predict >= 0, room.predict)
+    targets = int((predict >= 0).sum())
+    weight, predict_id = joined("weight")[noisy], predict[predict_at]
+    weight[noise.sum() :], predict_id[targets:] = 0, -1
+    first = np.cumsum([0, *(row.doc_id + 1 for row in rows[:-1])])
+    doc = joined("doc")
+    arrays = {
+        "doc": np.where(doc < 0, -1, doc + np.repeat(first, sizes)).astype(np.int32),
+        "order": joined("order"),
+        "stream": stream,
+        "position": joined("position"),
+        "place": place,
+        "text_id": content[text],
+        "label_id": content[label],
+        "latent": joined("latent")[image],
+        "cell": content[image],
+        "timestep": joined("timestep")[noisy],
+        "target": joined("target")[noisy],
+        "weight": weight,
+        "noisy_at": noisy,
+        "predict_at": predict_at,
+        "predict_id": predict_id,
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(
-        doc=torch.from_numpy(column("doc")),
-        order=torch.from_numpy(column("order")),
-        stream=torch.from_numpy(stream),
-        position=torch.from_numpy(column("position")),
-        text_at=torch.from_numpy(text_at),
-        text_id=take(content, text_at),
-        label_at=torch.from_numpy(label_at),
-        label_id=take(content, label_at),
-        image_at=torch.from_numpy(image_at),
-        latent=take(column("latent"), image_at),
-        noisy_at=torch.from_numpy(noisy_at),
-        timestep=take(column("timestep"), noisy_at),
-        target=take(column("target"), noisy_at),
-        weight=take(column("weight"), noisy_at),
-        predict_at=torch.from_numpy(predict_at),
-        predict_id=take(predict, predict_at, -1),
+        **tensors,
+        rows=len(rows) if padded else 0,
+        noisy=int(noise.sum()),
+        targets=targets,
     )

@@ -188,7 +188,7 @@ def random_document(rng: np.random.Generator) -> Document:
 
 def make_row(length: int, *documents: Document) -> Row:
     """Documents one after another in a row."""
-    row = Row(length, DIM, LABEL_TOKENS)
+    row = Row(length, DIM, LABEL_TOKENS, len(NAMES))
     for document in documents:
         row.document(document)
     return row
