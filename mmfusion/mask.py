@@ -21,13 +21,13 @@ def visible(doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, s
 
 
 def dense_mask(doc: Tensor, order: Tensor, stream: Tensor) -> Tensor:
-    """(B, L, L) booleans, true where the query (second axis) sees the key (third axis).
+    """(..., L, L) booleans, true where the query (last axis but one) sees the key (last axis).
 
     Args:
-        doc, order, stream: (B, L) integers.
+        doc, order, stream: (..., L) integers.
     """
     parts = doc, order, stream
-    return visible(*(part[:, :, None] for part in parts), *(part[:, None, :] for part in parts))
+    return visible(*(part[..., None] for part in parts), *(part[..., None, :] for part in parts))
 
 
 def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> BlockMask:

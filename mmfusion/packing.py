@@ -102,12 +102,14 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
     room = capacity or Counts._make([None] * 6)  # type: ignore[arg-type]
     rooms = [room.text, room.label, room.noisy, room.image]
     lists = [places(chosen, most) for chosen, most in zip(kinds, rooms, strict=True)]
+    contents = [content[at] for at in lists]
     place, start = np.zeros(len(kind), int), 0
-    for chosen, at in zip(kinds, lists, strict=True):
-        place[chosen] = start + np.arange(chosen.sum())
-        start += len(at)
-    text, label, noisy, clean = lists
-    image = np.concatenate([noisy, clean])
+    for chosen, held in zip(kinds, contents, strict=True):
+        number = chosen.sum()
+        place[chosen] = start + np.arange(number)
+        held[number:] = 0  # the first token's may be no entry of this kind's table
+        start += len(held)
+    _, _, noisy, clean = lists
     predict_at = places(predict >= 0, room.predict)
     targets = int((predict >= 0).sum())
     weight, predict_id = joined("weight")[noisy], predict[predict_at]
@@ -120,10 +122,10 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
         "stream": stream,
         "position": joined("position"),
         "place": place,
-        "text_id": content[text],
-        "label_id": content[label],
-        "latent": joined("latent")[image],
-        "cell": content[image],
+        "text_id": contents[0],
+        "label_id": contents[1],
+        "latent": joined("latent")[np.concatenate([noisy, clean])],
+        "cell": np.concatenate(contents[2:]),
         "timestep": joined("timestep")[noisy],
         "target": joined("target")[noisy],
         "weight": weight,
