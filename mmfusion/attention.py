@@ -55,13 +55,12 @@ class ByRow:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
     ) -> Tensor:
-        shapes = (x.unflatten(0, (self.rows, -1)) for x in (query, key, value))
-        q, k, v = (x.transpose(1, 2) for x in shapes)
+        q, k, v = (x.unflatten(0, (self.rows, -1)) for x in (query, key, value))
         if isinstance(self.mask, Tensor):
             read = attention(q, k, v, self.mask)
         else:
-            read = flexattention(q, k, v, self.mask)
-        return read.transpose(1, 2).flatten(0, 1)
+            read = flex_attention(q, k, v, self.mask)
+        return read.flatten(0, 1)
 
 
 class ByDocument:
@@ -74,48 +73,41 @@ class ByDocument:
     def __init__(self, batch: Batch) -> None:
         parts = [part.numpy() for part in (batch.doc, batch.order, batch.stream)]
         document = np.cumsum(np.diff(parts[0], prepend=parts[0][0]) != 0)
-        noisy = parts[2] > 0
-        every = np.arange(len(document))
+        noisy, every = parts[2] > 0, np.arange(len(document))
         self.asks = torch.cat([batch.noisy_at, batch.predict_at])
-        count = int(document[-1]) + 1
-        keys = [Group.of(every[noisy == n], document[noisy == n], count) for n in (False, True)]
-        buckets = _buckets(*(group.counts for group in keys))
-        tables = [np.concatenate([g.table(b) for g in keys], axis=1) for b in buckets]
-        self.sizes = [table.shape for table in tables]
-        self.keys = Places.of(tables, len(every))
+
+        def halves(asks: np.ndarray) -> list[Group]:
+            """The clean ones of some tokens by document, and the noisy ones."""
+            found = [np.flatnonzero(noisy[asks] == which) for which in (False, True)]
+            return [Group.of(some, document[asks[some]], document[-1] + 1) for some in found]
+
+        whole = halves(every)
+        buckets = _buckets(*(group.counts for group in whole))
         self.plans = []
-        for asks in (every, self.asks.numpy()):
-            asked = [np.flatnonzero(noisy[asks] == which) for which in (False, True)]
-            groups = [Group.of(entries, document[asks[entries]], count) for entries in asked]
-            queries, uses = [], []
-            for number, (bucket, key) in enumerate(zip(buckets, tables, strict=True)):
-                for group, reach in zip(groups, (keys[0].table(bucket).shape[1], None), strict=True):
-                    table = group.table(bucket)
-                    if table.size:
-                        mask = _mask(parts, np.where(table < 0, -1, asks[table]), key[:, :reach])
-                        queries.append(table)
-                        uses.append(_Use(number, reach, table.shape, mask))
-            self.plans.append((Places.of(queries, len(asks)), uses))
+        for asks, groups in ((every, whole), (self.asks.numpy(), halves(self.asks.numpy()))):
+            tables, uses = [], []
+            for bucket in buckets:
+                clean, other = (group.table(bucket) for group in whole)
+                keys = clean, np.concatenate([clean, other], axis=1)
+                queries = [group.table(bucket) for group in groups]
+                tokens = [np.where(q < 0, -1, asks[q]) if q.size else q for q in queries]
+                masks = [_mask(parts, q, k) for q, k in zip(tokens, keys, strict=True)]
+                tables.append(np.concatenate(queries, axis=1))
+                uses.append(_Use(clean.shape[1], [q.shape[1] for q in queries], masks))
+            self.plans.append((Places.of(tables, len(asks)), uses))
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
     ) -> Tensor:
         places, uses = self.plans[last]
-        keys, values = (self._apart(x, self.keys, self.sizes) for x in (key, value))
-        read = []
-        for q, use in zip(self._apart(query, places, [u.shape for u in uses]), uses, strict=True):
-            k, v = (x[use.bucket][:, :, : use.reach] for x in (keys, values))
-            read.append(attention(q, k, v, use.mask).transpose(1, 2).flatten(0, 1))
-        return _Move.apply(torch.cat(read), places.back, places.to, places.empty)
-
-    def _apart(self, x: Tensor, places: "Places", shapes: list[Any]) -> list[Tensor]:
-        """(N, heads, d) in a bucket each: (documents, heads, most tokens, d)."""
-        moved = _Move.apply(x, places.to, places.back, None)
-        parts = moved.split([rows * columns for rows, columns in shapes])
-        return [
-            part.unflatten(0, shape).transpose(1, 2)
-            for part, shape in zip(parts, shapes, strict=True)
+        whole = self.plans[False][0]
+        read = [
+            use.attend(q, k, v).flatten(0, 1)
+            for q, k, v, use in zip(
+                places.apart(query), whole.apart(key), whole.apart(value), uses, strict=True
+            )
         ]
+        return places.together(read)
 
 
 @dataclass(frozen=True)
@@ -142,33 +134,64 @@ class Group:
 
 
 class _Use(NamedTuple):
-    """Queries of one bucket and the keys they meet: all, or the first `reach`."""
+    """How the queries of a bucket, clean ones before noisy ones, meet its keys."""
 
-    bucket: int
-    reach: int | None
-    shape: tuple[int, int]
-    mask: Tensor | None
+    clean: int
+    asks: list[int]
+    masks: list[Tensor | None]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(documents, tokens, heads, d) each; what the queries read."""
+        reach = self.clean, key.shape[1]
+        return torch.cat(
+            [
+                attention(q, key[:, :most], value[:, :most], mask)
+                for q, most, mask in zip(query.split(self.asks, 1), reach, self.masks, strict=True)
+                if q.shape[1]
+            ],
+            dim=1,
+        )
 
 
-class Places(NamedTuple):
-    """Where tokens go (`to`), where they come back from, and which places hold none."""
+@dataclass(frozen=True)
+class Places:
+    """Tokens laid out in tables (documents, most tokens), and the way back.
 
-    to: Tensor
+    Attributes:
+        to: which token each place holds, filling the first; None where they lie so already.
+        back: each token's place.
+        empty: the places that hold none.
+    """
+
+    shapes: list[tuple[int, ...]]
+    to: Tensor | None
     back: Tensor
     empty: Tensor
 
-    def on(self, device: torch.device) -> "Places":
-        """The same on another device."""
-        return Places(*(part.to(device) for part in self))
-
     @classmethod
-    def of(cls, tables: list[np.ndarray], size: int) -> "Places":
+    def of(cls, tables: list[np.ndarray], size: int, device: torch.device | str = "cpu") -> "Places":
+        """`size` tokens by tables of their numbers; -1 is filling."""
         to = np.concatenate([table.ravel() for table in tables])
         held = np.flatnonzero(to >= 0)
         back = np.empty(size, int)
         back[to[held]] = held
-        parts = np.maximum(to, 0), back, np.flatnonzero(to < 0)
-        return cls(*map(torch.from_numpy, parts))
+        lists = np.maximum(to, 0), back, np.flatnonzero(to < 0)
+        tensors = [torch.from_numpy(array).to(device) for array in lists]
+        if np.array_equal(to, np.arange(size)):
+            tensors[0] = None
+        return cls([table.shape for table in tables], *tensors)
+
+    def apart(self, x: Tensor) -> list[Tensor]:
+        """(size, heads, d) as tables, (documents, most tokens, heads, d) each."""
+        if self.to is not None:
+            x = _Move.apply(x, self.to, self.back, None)
+        parts = x.split([rows * columns for rows, columns in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def together(self, tables: list[Tensor]) -> Tensor:
+        """Tables (documents * most tokens, heads, d) as (size, heads, d)."""
+        x = torch.cat(tables) if len(tables) > 1 else tables[0]
+        return x if self.to is None else _Move.apply(x, self.back, self.to, self.empty)
 
 
 class _Move(torch.autograd.Function):
@@ -215,8 +238,8 @@ def _mask(parts: list[np.ndarray], query: np.ndarray, key: np.ndarray) -> Tensor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of (B, H, Q, d) over (B, G, K, d), G dividing H."""
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(query.dtype)
-    grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    """Softmax attention of (B, Q, H, d) over (B, K, G, d), G dividing H: (B, Q, H, d)."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = q.shape[1] != k.shape[1]
+    read = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return read.transpose(1, 2)

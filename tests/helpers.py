@@ -10,6 +10,7 @@ import torch
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline
+from mmfusion.attention import ByRow
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
@@ -18,6 +19,7 @@ from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.session import Session
+from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Row, Text
 from mmfusion.split import draw_split
 
@@ -192,6 +194,23 @@ def make_row(length: int, *documents: Document) -> Row:
     for document in documents:
         row.document(document)
     return row
+
+
+def batch_of(length: int, *rows: list[Document]) -> Batch:
+    """Rows of so many tokens, each of some documents."""
+    return collate([make_row(length, *documents) for documents in rows], padded=True)
+
+
+def forward(decoder: Decoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Padded rows as a whole, without a cache: every pair of a row's tokens, under one mask."""
+    return decoder(batch, ByRow(batch, flex=False))
+
+
+def contents(batch: Batch) -> list[tuple[str, int]]:
+    """What each token is: its kind, and its text id, entry in the label table or grid cell."""
+    lists = {"text": batch.text_id, "label": batch.label_id, "image": batch.cell}
+    held = [(kind, number) for kind, numbers in lists.items() for number in numbers.tolist()]
+    return [held[at] for at in batch.place.tolist()]
 
 
 # The rule in other words: from segments, without `order` and `stream`

@@ -115,7 +115,7 @@ def _documents(
     maker = DocumentMaker(config, tokenizer)
     documents, lost = some_documents(source, shards, maker, DOCUMENTS, seed)
     lengths = document_lengths(config, source, documents, lost)
-    empty = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+    empty = Row.of(config, config.row_length)
     row, taken = packed(documents, empty, DRAWN)
     if not taken:
         return lengths, None
