@@ -20,6 +20,7 @@ import torch
 from bad_pictures import FINE, LOST, noise, saved
 from bad_samples import CLASS, DRAW, JSON_KINDS, LABEL, LATENT_KINDS, MIXED, Kind, npy, odd
 from bad_shards import SHARDS
+from helpers import contents
 from material import encoded, jsonl, make_vae, save
 from mutations import RUNS
 from ranks import CHECKOUT, environment
@@ -85,8 +86,7 @@ def good(number: int) -> tuple[str, dict[str, Any]]:
 
 
 def tokens(batch: Batch, tokenizer: Tokenizer) -> str:
-    ids = batch.text_id[batch.text_at < batch.doc.shape[1]]
-    return tokenizer.decode(ids.tolist())
+    return tokenizer.decode([number for kind, number in contents(batch) if kind == "text"])
 
 
 def watch_loader(

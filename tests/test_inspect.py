@@ -193,7 +193,7 @@ def rows(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     for source in config.data.sources:
         documents, lost = some_documents(source, Shards(source.shards), maker, 8, 0)
         assert not lost
-        row, taken = plot_rows.packed(documents, Row(128, 4, 2), 4)
+        row, taken = plot_rows.packed(documents, Row(128, 4, 2, 10), 4)
         assert 2 <= len(taken) <= 4
         assert row.doc.max() == len(taken) - 1
         found[source.task] = row
@@ -227,7 +227,7 @@ def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
 
 
 def test_learned_text_has_a_colour_of_its_own():
-    row = Row(12, 4, 2)
+    row = Row(12, 4, 2, 10)
     row.document([Label(None), Text([1, 5, 6]), Text([2, 7, 3], loss=True)])
     kinds = [list(plot_rows.KINDS).index(name) for name in
              ("label", "text, given", "text, learned", "padding")]  # fmt: skip
@@ -239,7 +239,7 @@ def test_rows_are_plotted_two_side_by_side_and_none_when_nothing_fits(rows: dict
     plotted = [plot_rows.PlottedRow(row, "$a row", ["doc 0"]) for row in rows.values()]
     figure = plot_rows.plot_rows(plotted[:3])
     assert sum(len(axes.images) for axes in figure.axes) == 3 * 5
-    assert plot_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2), 4)[1] == []
+    assert plot_rows.packed([[Text(list(range(20)))]], Row(10, 4, 2, 10), 4)[1] == []
 
 
 # The command

@@ -543,7 +543,7 @@ def test_training_reads_pieces_of_a_split_page(
                 assert isinstance(segment, Text)
                 drawn = following.get("target", False)
                 assert segment.ids[-1] == (tokenizer.image_id if drawn else tokenizer.end_id)
-        row = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+        row = Row.of(config, config.row_length)
         row.document(document)
         assert row.used == size.tokens
         clean = 0

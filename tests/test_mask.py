@@ -155,13 +155,14 @@ def test_flex_blocks_hold_all_that_is_visible() -> None:
 def test_flex_attention_equals_dense(heads: int, groups: int) -> None:
     places = parts(random_rows(4)[0])
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(3, heads, LENGTH, 16, generator=generator)
-    k, v = (torch.randn(3, groups, LENGTH, 16, generator=generator) for _ in range(2))
+    q = torch.randn(3, LENGTH, heads, 16, generator=generator)
+    k, v = (torch.randn(3, LENGTH, groups, 16, generator=generator) for _ in range(2))
     dense = dense_mask(*places)[:, None]
     # An explicit softmax is the judge of both.
-    weights = q @ k.repeat_interleave(heads // groups, 1).transpose(2, 3) / 4
+    key, value = (x.repeat_interleave(heads // groups, 2) for x in (k, v))
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, key) / 4
     weights = weights.masked_fill(~dense, -torch.inf).softmax(-1)
-    expected = weights @ v.repeat_interleave(heads // groups, 1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, value)
     flex = flex_attention(q, k, v, block_mask(*places, 32))
     for made in (attention.attention(q, k, v, dense), flex):
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)

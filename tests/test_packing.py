@@ -40,7 +40,7 @@ def test_capacity_changes_no_output(decoder: Decoder) -> None:
     rows = [make_row(LENGTH, d) for d in task_documents(np.random.default_rng(0)).values()]
     tight, roomy = collate(rows, True), collate(rows, True, Counts(LENGTH, 40, 9, 80, 70, 33))
     sizes = {"text_id": 40, "label_id": 9, "latent": 70 + 80, "cell": 70 + 80}
-    sizes |= dict.fromkeys(("timestep", "target", "weight", "noisy_at"), 70)
+    sizes |= dict.fromkeys(("timestep", "level", "target", "weight", "noisy_at"), 70)
     sizes |= {"predict_at": 33, "predict_id": 33}
     for name, size in sizes.items():
         assert len(getattr(roomy, name)) == len(rows) * size
@@ -77,7 +77,8 @@ def test_every_token_finds_its_own_content(
     noisy, targets = np.flatnonzero((kind == IMAGE) & (stream > 0)), np.flatnonzero(predict >= 0)
     assert (batch.noisy, batch.targets) == (len(noisy), len(targets))
     np.testing.assert_array_equal(batch.place[noisy] - before, np.arange(len(noisy)))
-    lists = {"noisy_at": noisy, "timestep": timestep[noisy], "target": target[noisy]}
+    np.testing.assert_array_equal(batch.timestep[batch.level][: len(noisy)], timestep[noisy])
+    lists = {"noisy_at": noisy, "target": target[noisy]}
     lists |= {"weight": weight[noisy], "predict_at": targets, "predict_id": predict[targets]}
     for name, expected in lists.items():
         np.testing.assert_array_equal(getattr(batch, name)[: len(expected)], expected, name)
@@ -86,8 +87,8 @@ def test_every_token_finds_its_own_content(
     written |= dict.fromkeys(("noisy_at", "weight"), stream[kind == IMAGE] > 0)
     for name, chosen in {**written, "predict_at": predict >= 0}.items():
         assert not getattr(batch, name)[chosen.sum() :].any(), name
-    assert not batch.cell[: len(batch.timestep)][len(noisy) :].any()
-    assert not batch.cell[len(batch.timestep) :][len(pictures) - len(noisy) :].any()
+    assert not batch.cell[: len(batch.noisy_at)][len(noisy) :].any()
+    assert not batch.cell[len(batch.noisy_at) :][len(pictures) - len(noisy) :].any()
     assert (batch.predict_id[len(targets) :] == -1).all()
 
 
