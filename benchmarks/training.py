@@ -86,7 +86,7 @@ def needed_flops(case: Case, batch: Given) -> int:
     last = 2 * tokens + noisy * (2 + mlp)
     blocks = (whole + last) * c.width**2
     ends = (tokens - rows * c.label_tokens + noisy) * c.width * c.token_dim
-    times = noisy * (256 + c.width) * c.width  # each noisy token's timestep
+    times = rows * (256 + c.width) * c.width  # an image's timestep
     return int(3 * 2 * (blocks + ends + times))
 
 

@@ -142,6 +142,8 @@ class _Use(NamedTuple):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(documents, tokens, heads, d) each; what the queries read."""
+        if not query.shape[1]:
+            return query
         reach = self.clean, key.shape[1]
         return torch.cat(
             [
@@ -240,6 +242,8 @@ def _mask(parts: list[np.ndarray], query: np.ndarray, key: np.ndarray) -> Tensor
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention of (B, Q, H, d) over (B, K, G, d), G dividing H: (B, Q, H, d)."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)  # SDPA misreads an fp32 mask beside fp64 numbers
     grouped = q.shape[1] != k.shape[1]
     read = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return read.transpose(1, 2)

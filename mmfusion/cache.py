@@ -78,8 +78,7 @@ class Reading:
             table = Group.of(np.arange(len(asks)), doc[asks], len(self.rows)).table()
             token = np.where(table < 0, -1, asks[table]) if table.size else table
             mask = self._mask(batch, starts, used, token)
-            places = Places.of([table], len(asks)).on(device) if (table < 0).any() else None
-            self.plans.append((table.shape, places, mask))
+            self.plans.append((Places.of([table], len(asks), device), mask))
         self.asks = self.asks.to(device)
 
     def _mask(
@@ -107,9 +106,6 @@ class Reading:
             held.flatten(0, 1).index_copy_(0, self.writes, new)
         if not len(query):
             return query
-        shape, places, mask = self.plans[last]
-        k, v = (held[self.part, : self.reach].transpose(1, 2) for held in kept)
-        q = query if places is None else query.index_select(0, places.to)
-        read = attention(q.unflatten(0, shape).transpose(1, 2), k, v, mask)
-        read = read.transpose(1, 2).flatten(0, 1)
-        return read if places is None else read.index_select(0, places.back)
+        places, mask = self.plans[last]
+        k, v = (held[self.part, : self.reach] for held in kept)
+        return places.together([attention(places.apart(query)[0], k, v, mask).flatten(0, 1)])

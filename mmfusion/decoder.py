@@ -218,9 +218,9 @@ class Decoder(nn.Module):
             image = image + self.grid_position(batch.cell)
         elif self.config.position == "sincos":
             image = image + self.grid_table[batch.cell]
-        noisy = len(batch.timestep)
         level = self.timestep(sinusoid(batch.timestep, FREQUENCIES).type_as(image))
-        lists = [image[:noisy] + level, image[noisy:]]
+        noisy, clean = image.tensor_split([len(batch.level)])
+        noisy = noisy + level.index_select(0, batch.level)
         label = image.new_zeros(len(batch.label_id), self.config.width)
         if self.classes:
             which = batch.label_id % self.config.label_tokens
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         text = image.new_zeros(len(batch.text_id), self.config.width)
         if self.vocabulary:
             text = self.text(batch.text_id)
-        x = torch.cat([text, label, *lists]).index_select(0, batch.place)
+        x = torch.cat([text, label, noisy, clean]).index_select(0, batch.place)
         if self.config.time_term and self.config.position != "rotary":
             x = x + self.time(sinusoid(batch.position[:, 0], FREQUENCIES).type_as(x))
         return x

@@ -54,9 +54,10 @@ def _compiled_create() -> Any:
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention of (B, H, Q, d) over (B, G, K, d), G dividing H."""
-    grouped = query.shape[1] != key.shape[1]
-    return _flex(query.is_cuda)(query, key, value, block_mask=mask, enable_gqa=grouped)
+    """FlexAttention of (B, Q, H, d) over (B, K, G, d), G dividing H: (B, Q, H, d)."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = q.shape[1] != k.shape[1]
+    return _flex(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 @lru_cache(maxsize=2)

@@ -31,8 +31,8 @@ class Batch:
         text_id: (C,) ids of text tokens.
         label_id: (C,) of label tokens, class * label_tokens + which token.
         latent, cell: (I, D) and (I,) image tokens, the noisy ones first, and their grid indices.
-        timestep, target, weight: (M,), (M, D) and (M,) of noisy tokens: timestep, what they are to
-            predict, and its loss weight.
+        timestep, level: the timesteps that there are, and (M,) which of them a noisy token has.
+        target, weight: (M, D) and (M,) what noisy tokens are to predict, and its loss weight.
         noisy_at, predict_at: (M,) and (P,) places of the tokens that predict latents and text.
         predict_id: (P,) the text id to predict; -1 is padding.
         rows: how many rows of one length T is; 0 where nothing is padded.
@@ -49,6 +49,7 @@ class Batch:
     latent: Tensor
     cell: Tensor
     timestep: Tensor
+    level: Tensor
     target: Tensor
     weight: Tensor
     noisy_at: Tensor
@@ -114,6 +115,9 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
     targets = int((predict >= 0).sum())
     weight, predict_id = joined("weight")[noisy], predict[predict_at]
     weight[noise.sum() :], predict_id[targets:] = 0, -1
+    timestep, level = joined("timestep")[noisy], np.arange(len(noisy))
+    if not padded:
+        timestep, level = np.unique(timestep, return_inverse=True)
     first = np.cumsum([0, *(row.doc_id + 1 for row in rows[:-1])])
     doc = joined("doc")
     arrays = {
@@ -126,7 +130,8 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
         "label_id": contents[1],
         "latent": joined("latent")[np.concatenate([noisy, clean])],
         "cell": np.concatenate(contents[2:]),
-        "timestep": joined("timestep")[noisy],
+        "timestep": timestep,
+        "level": level,
         "target": joined("target")[noisy],
         "weight": weight,
         "noisy_at": noisy,

@@ -102,7 +102,7 @@ class Ours:
         rows, cells = range(2 * len(order)), order[:, kept:]
         batch = session._image_batch(rows, cells, noisy=True)
         latent = noise.gather(1, cells[..., None].expand(-1, -1, noise.shape[2])).repeat(2, 1, 1)
-        level = torch.full((len(batch.doc),), float(given.timesteps[0]))
+        level = torch.tensor([float(given.timesteps[0])])
         noisy = replace(batch, latent=latent.flatten(0, 1), timestep=level)
         output, _ = yield noisy, Reading(session.cache, rows, batch)
         cond, uncond = output.unflatten(0, (len(rows), -1)).chunk(2)

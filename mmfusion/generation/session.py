@@ -276,7 +276,7 @@ class Session:
                 passes[guided] = batch.to(self.device), Reading(self.cache, rows, batch)
             batch, reading = passes[guided]
             latent = (torch.cat([x, x]) if guided else x).flatten(0, 1)
-            level = torch.full((len(latent),), step.timestep, device=self.device)
+            level = torch.full((1,), step.timestep, device=self.device)
             output, _ = yield replace(batch, latent=latent, timestep=level), reading
             output = output.unflatten(0, (-1, cells.shape[1]))
             if guided:
@@ -322,6 +322,7 @@ class Session:
             position=torch.stack([time, cell // columns, cell % columns], 1),
             cell=cell,
             noisy_at=torch.arange(len(cell) if noisy else 0),
+            level=torch.zeros(len(cell) if noisy else 0, dtype=torch.long),
         )
 
     def _order(self, sampling: Sampling, generator: torch.Generator) -> Tensor:
@@ -349,7 +350,7 @@ def _batch(config: ModelConfig, **given: Tensor) -> Batch:
     """T tokens of one kind, of which nothing is learned; `place` is their order."""
     none, size = torch.zeros(0, dtype=torch.long), len(given["doc"])
     latents = torch.zeros(0, config.image.latent_dim)
-    lists = dict.fromkeys(("text_id", "label_id", "cell", "noisy_at", "predict_at"), none)
+    lists = dict.fromkeys(("text_id", "label_id", "cell", "level", "noisy_at", "predict_at"), none)
     unused = {"latent": latents, "timestep": latents[:, 0], "target": latents}
     unused |= {"weight": latents[:, 0], "predict_id": none, "place": torch.arange(size)}
     return Batch(**{**lists, **unused, **given}, rows=0, noisy=0, targets=0)
