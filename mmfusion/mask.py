@@ -7,11 +7,13 @@ documents that never see each other.
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+if TYPE_CHECKING:  # it takes a second to load and is of use on a GPU alone
+    from torch.nn.attention.flex_attention import BlockMask
 
 def visible(doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, stream_k: Any) -> Any:
     """The rule itself, element by element over integer tensors or arrays that broadcast."""
@@ -30,7 +32,7 @@ def dense_mask(doc: Tensor, order: Tensor, stream: Tensor) -> Tensor:
     return visible(*(part[..., None] for part in parts), *(part[..., None, :] for part in parts))
 
 
-def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> BlockMask:
+def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> "BlockMask":
     """The same rule as a FlexAttention block mask, made once a step and shared by all layers.
 
     Args:
@@ -42,18 +44,19 @@ def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> 
     def rule(b: Any, h: Any, q: Any, k: Any) -> Tensor:
         return visible(doc[b, q], order[b, q], stream[b, q], doc[b, k], order[b, k], stream[b, k])
 
-    create = _compiled_create() if doc.is_cuda else create_block_mask
-    return create(
+    return _create(doc.is_cuda)(
         rule, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=doc.device, BLOCK_SIZE=block
     )
 
 
-@lru_cache(maxsize=1)
-def _compiled_create() -> Any:
-    return torch.compile(create_block_mask, dynamic=False)
+@lru_cache(maxsize=2)
+def _create(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
 
 
-def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask") -> Tensor:
     """FlexAttention of (B, Q, H, d) over (B, K, G, d), G dividing H: (B, Q, H, d)."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     grouped = q.shape[1] != k.shape[1]

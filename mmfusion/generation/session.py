@@ -262,7 +262,8 @@ class Session:
         `done` is the share of the image's tokens that are there afterwards.
         """
         diffusion = self.config.diffusion
-        steps = steps_of(diffusion, sampling.scheduler, sampling.num_inference_steps)
+        name = sampling.scheduler or diffusion.schedulers[0]
+        steps = steps_of(diffusion.model_dump_json(), name, sampling.num_inference_steps)
         at = cells[..., None].expand(-1, -1, latents.shape[2]).to(self.device)
         x, before = latents.gather(1, at), []
         fresh = self._noise(x, sum(step.noise != 0 for step in steps))
