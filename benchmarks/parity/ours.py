@@ -114,12 +114,13 @@ class Ours:
         noise: NoiseSource,
         sizes: list[int],
         interval: tuple[float, float],
+        steps: int = STEPS,
     ) -> Tensor:
         """Latents (B, N, D) of pictures drawn in raster order, in AR steps of these sizes."""
         sampling = Sampling(
             guidance=GUIDANCE,
             guidance_interval=list(interval),
-            num_inference_steps=STEPS,
+            num_inference_steps=steps,
             scheduler="ddpm",
             order="raster",
             ar_sizes=sizes,

@@ -34,6 +34,9 @@ from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 from mmfusion.split import even_sizes
 
+SMALL = 300_000_000
+"""Products of a pass below which one thread is as fast as several, which wait for each other: beside
+a busy process they wait for a hundred times as long as they work."""
 T = TypeVar("T")
 OnStep = Callable[[float, Tensor], None]
 Output = tuple[Tensor, Tensor | None]
@@ -43,12 +46,17 @@ Passes = Generator[tuple[Batch, Reading], Output, T]
 @torch.inference_mode()
 def run(decoder: Decoder, passes: Passes[T]) -> T:
     """Give passes to the decoder one after another; what they come to."""
-    output = None
-    while True:
-        try:
-            output = decoder(*passes.send(output))  # type: ignore[arg-type]
-        except StopIteration as end:
-            return end.value
+    output, threads = None, torch.get_num_threads()
+    size = sum(p.numel() for p in decoder.parameters())
+    try:
+        while True:
+            batch, reading = passes.send(output)  # type: ignore[arg-type]
+            torch.set_num_threads(1 if len(batch.doc) * size < SMALL else threads)
+            output = decoder(batch, reading)
+    except StopIteration as end:
+        return end.value
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Session:
