@@ -1,5 +1,7 @@
 """A sampler's steps as numbers against diffusers' schedulers, run on a model that is not linear."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -7,7 +9,8 @@ from torch import Tensor
 
 from mmfusion.config import DiffusionConfig
 from mmfusion.diffusion import Diffusion
-from mmfusion.generation.coefficients import HISTORY, steps_of
+from mmfusion.generation import coefficients
+from mmfusion.generation.coefficients import HISTORY, Step, probed, steps_of
 
 
 def configs() -> list[DiffusionConfig]:
@@ -46,7 +49,7 @@ def by_scheduler(config: DiffusionConfig, name: str, steps: int, x: Tensor) -> T
 def by_numbers(config: DiffusionConfig, name: str, steps: int, x: Tensor) -> Tensor:
     """As the docstring says it: x = Σ_k (a_k x_k + b_k o_k) + c z."""
     drawn, latents, outputs = generators(), [x], []
-    for step in steps_of(config, name, steps):
+    for step in probed(config, name, steps):
         outputs.insert(0, model(latents[0], step.timestep))
         assert len(step.latents) == len(step.outputs) == min(HISTORY, len(outputs))
         made = sum(a * x for a, x in zip(step.latents, latents, strict=False))
@@ -70,12 +73,39 @@ def test_numbers_do_what_the_scheduler_does(config: DiffusionConfig, name: str, 
     torch.testing.assert_close(made / scale, expected / scale, rtol=0, atol=1e-5)
 
 
-def test_only_ddpm_draws_and_the_default_is_the_first() -> None:
+def test_only_ddpm_draws_and_timesteps_fall() -> None:
     for config, name in CASES:
-        steps = steps_of(config, name, 5)
+        steps = probed(config, name, 5)
         drawn = [step.noise > 0 for step in steps]
         assert drawn == ([True] * 4 + [False] if name == "ddpm" else [False] * 5)
         falling = [step.timestep for step in steps]
         assert falling == sorted(falling, reverse=True)
-    for config in configs():
-        assert steps_of(config, None, 3) == steps_of(config, config.schedulers[0], 3)
+
+
+def test_numbers_are_kept_and_made_anew_where_they_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path))
+    made: list[int] = []
+
+    def spy(config: DiffusionConfig, name: str, steps: int) -> tuple[Step, ...]:
+        made.append(steps)
+        return probed(config, name, steps)
+
+    def asked(config: DiffusionConfig, steps: int) -> tuple[Step, ...]:
+        steps_of.cache_clear()
+        return steps_of(config.model_dump_json(), "unipc", steps)
+
+    monkeypatch.setattr(coefficients, "probed", spy)
+    first, second = configs()[:2]
+    expected = probed(first, "unipc", 4)
+    assert asked(first, 4) == asked(first, 4) == expected
+    assert made == [4]
+    asked(second, 4)
+    asked(first, 5)
+    assert made == [4, 4, 5]
+    for file in tmp_path.rglob("*.json"):
+        file.write_text(file.read_text("utf-8")[:-9], encoding="utf-8")
+    assert asked(first, 4) == expected
+    assert made == [4, 4, 5, 4]
+    steps_of.cache_clear()

@@ -108,10 +108,7 @@ def test_every_list_has_an_entry() -> None:
         assert batch.doc.tolist() == [-1] * size
         for name in ("text_id", "label_id", "noisy_at", "predict_at"):
             assert getattr(batch, name).tolist() == [0]
-        assert (len(batch.latent), len(batch.timestep)) == (
-            2,
-            1,
-        )  # a noisy one, and one that is not
+        assert (len(batch.level), len(batch.latent)) == (1, 2)  # a noisy one and a clean one
 
 
 def test_too_small_a_capacity_is_refused() -> None:
