@@ -491,6 +491,30 @@ def test_interleaved_answers_do_not_depend_on_their_batch(ending: Pipeline) -> N
         close(together[i][3], alone[3])
 
 
+@pytest.mark.parametrize("said", [{"temperature": 1.0}, {"beams": 4}], ids=str)
+def test_rows_of_very_different_lengths_are_answered_as_alone(
+    each: Pipeline, tokenizer: Tokenizer, said: dict[str, Any]
+) -> None:
+    prompts = [Text([tokenizer.text_id, *range(9, 9 + words)]) for words in (0, 70, 7)]
+    answer = Text([tokenizer.answer_id, 9, 8], loss=True)
+
+    def answers(rows: list[int]) -> tuple[list[list[int]], np.ndarray, torch.Tensor]:
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        session = Session(each.decoder, each.config, tokenizer, 110, generators, guided=True)
+        session.append([prompts[row] for row in rows])
+        ids = session.text(Sampling(**said, max_new_tokens=6), True, True, None)
+        drawn = session.image(Sampling(guidance=2.0, ar_steps=3, **FAST), True)
+        return ids, drawn, session.log_likelihood([answer] * len(rows))
+
+    texts, pictures, nats = answers([0, 1, 2])
+    for row in range(3):
+        (text,), (drawn,), (own,) = answers([row])
+        assert texts[row] == text
+        close(pictures[row], drawn)
+        close(nats[row], own)
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
+
+
 def test_a_row_whose_text_has_ended_draws_nothing_more(
     pipe: Pipeline, tokenizer: Tokenizer
 ) -> None:

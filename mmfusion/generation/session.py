@@ -164,7 +164,7 @@ class Session:
         assert self.tokenizer is not None
         begin = Text([self.tokenizer.answer_id])
         logits = yield from self._read([begin] * len(self.order), asked=self.rows)
-        branch, since, branched = self, int(self.cache.used.max()), sampling.beams > 1
+        branch, since, branched = self, int(self.cache.used[: self.rows].min()), sampling.beams > 1
         if branched:
             branch = self._branch(sampling.beams, room=sampling.max_new_tokens)
             logits = logits.repeat_interleave(sampling.beams, 0)
