@@ -1,6 +1,6 @@
 """A tiny model, random documents, and the visibility rule said a second time, in other words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,11 +113,11 @@ def make_pipeline(
     return Pipeline(config, decoder, tokenizer, codec(config.image))
 
 
-def begun(pipe: Pipeline, pictures: int, room: int = 60, guided: bool = False) -> Session:
-    """A session whose rows have read `picture(0)`, `picture(1)` and so on, seeded by these."""
-    generators = [torch.Generator().manual_seed(i) for i in range(pictures)]
+def begun(pipe: Pipeline, pictures: Sequence[int], room: int = 60, guided: bool = False) -> Session:
+    """A session each of whose rows has read `picture(i)`, and is seeded by `i`."""
+    generators = [torch.Generator().manual_seed(i) for i in pictures]
     session = Session(pipe.decoder, pipe.config, pipe.tokenizer, room, generators, guided)
-    session.append([pipe.read.picture(picture(i)) for i in range(pictures)])
+    session.append([pipe.read.picture(picture(i)) for i in pictures])
     return session
 
 

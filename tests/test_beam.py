@@ -218,7 +218,7 @@ def test_what_no_answer_holds_is_never_said_but_keeps_its_share(
     pipe: Pipeline, tokenizer: Tokenizer
 ) -> None:
     with shouting(pipe, tokenizer.unspeakable, 1e2):
-        found = begun(pipe, 6).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
+        found = begun(pipe, range(6)).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
     assert sum(map(len, found)) > 6
     assert not {i for ids in found for i in ids} & {*tokenizer.unspeakable}
 
@@ -255,7 +255,7 @@ def test_an_answer_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
 def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """The picture after it is the one that the same words, given, are followed by; guided too."""
     drawn = Sampling(guidance=2.0, ar_steps=2, **FAST)
-    search, told = begun(pipe, 4, guided=True), begun(pipe, 4, guided=True)
+    search, told = (begun(pipe, range(4), guided=True) for _ in range(2))
     ids = search.text(Sampling(beams=4, max_new_tokens=6), True, True, None)
     assert len({len(answer) for answer in ids}) > 1, "all end alike: a useless test"
     answer, image = tokenizer.answer_id, tokenizer.image_id
@@ -274,7 +274,7 @@ def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: T
 
 def test_the_longest_answer_fits_its_room(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """Prompts that fill the cache to the last token, with the answer cut off."""
-    session = begun(pipe, 2, room=16 + 7 + 2)
+    session = begun(pipe, range(2), room=16 + 7 + 2)
     with shouting(pipe, [tokenizer.end_id, tokenizer.image_id], -1e4):
         ids = session.text(Sampling(beams=3, max_new_tokens=7), False, True, None)
     assert [len(answer) for answer in ids] == [7, 7]

@@ -526,7 +526,7 @@ def test_a_row_whose_text_has_ended_draws_nothing_more(
         output[1][:, tokenizer.end_id] = torch.where(first, 1e4, -1e4)
 
     def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:
-        session = begun(pipe, rows)
+        session = begun(pipe, range(rows))
         ids = session.text(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
         return ids, session.image(Sampling(**FAST), False)
 
@@ -731,7 +731,7 @@ def test_control_symbols_are_never_in_answers(pipe: Pipeline, tokenizer: Tokeniz
     with shouting(pipe, [*loud - {tokenizer.end_id, tokenizer.image_id}]):
         for temperature in (0.0, 1.5):
             sampling = Sampling(temperature=temperature, max_new_tokens=12)
-            ids += begun(pipe, 20).text(sampling, False, False, None)
+            ids += begun(pipe, range(20)).text(sampling, False, False, None)
     assert sum(map(len, ids)) > 100
     assert not {i for answer in ids for i in answer} & loud
 
