@@ -142,28 +142,35 @@ def test_every_parameter_is_of_use(style: str) -> None:
 def test_bfloat16_forward_is_close_and_fp32_at_the_end(style: str) -> None:
     decoder = random_decoder(model_config(STYLES[style]), VOCABULARY)
     documents = task_documents(np.random.default_rng(0))
-    batch = batch_of(120, *([document] for document in documents.values()))
+    rows = [make_row(120, document) for document in documents.values()]
+    batch, flat = collate(rows, padded=True), collate(rows)
     with torch.no_grad():
         exact = forward(decoder, batch)
-        rounded = forward(decoder.to(torch.bfloat16), batch)
-    for a, b in zip(exact, rounded, strict=True):
-        assert b.dtype == torch.float32
-        assert b.isfinite().all()
-        assert (a - b).square().mean() < 0.01 * a.square().mean()
+        decoder.to(torch.bfloat16)
+        rounded = forward(decoder, batch), decoder(flat, ByDocument(flat))
+    for a, *others in zip(exact, *rounded, strict=True):
+        for b in others:
+            assert b.dtype == torch.float32
+            assert b.isfinite().all()
+            assert (a - b).square().mean() < 0.01 * a.square().mean()
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_checkpointed_activations_change_no_gradient(style: str) -> None:
     decoder = random_decoder(model_config(STYLES[style]), VOCABULARY).train()
-    batch = batch_of(120, [task_documents(np.random.default_rng(0))["interleaved"]])
-    slopes = []
-    for decoder.checkpoint_activations in (False, True):
-        decoder.zero_grad()
-        latents, logits = forward(decoder, batch)
-        (latents.square().sum() + logits.square().sum()).backward()
-        slopes.append([p.grad.clone() for p in decoder.parameters()])
-    for a, b in zip(*slopes, strict=True):
-        torch.testing.assert_close(a, b)
+    rows = [
+        make_row(120, document) for document in task_documents(np.random.default_rng(0)).values()
+    ]
+    padded, flat = collate(rows, padded=True), collate(rows)
+    for batch, attend in ((padded, ByRow(padded, flex=False)), (flat, ByDocument(flat))):
+        slopes = []
+        for decoder.checkpoint_activations in (False, True):
+            decoder.zero_grad()
+            latents, logits = decoder(batch, attend)
+            (latents.square().sum() + logits.square().sum()).backward()
+            slopes.append([p.grad.clone() for p in decoder.parameters()])
+        for a, b in zip(*slopes, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 # What is added to a token
