@@ -17,13 +17,13 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfusion import files, losses
+from mmfusion.attention import ByRow
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.eval.captions.scores import score
-from mmfusion.mask import dense_mask
 from mmfusion.packing import collate
 from mmfusion.pipeline import Pipeline
 from mmfusion.rng import generator
@@ -144,11 +144,11 @@ def loss_of(model: nn.Module, documents: list[Document], config: ModelConfig) ->
         return (model(x, t, y) - target).square().mean()
     tokens = config.decoder.label_tokens  # one document a row
     length = max(count(document, tokens).tokens for document in documents)
-    rows = [Row(length, config.image.latent_dim, tokens) for _ in documents]
+    rows = [Row.of(config, length) for _ in documents]
     for row, document in zip(rows, documents, strict=True):
         row.document(document)
-    batch = collate(rows).to(device)
-    predicted, logits = model(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    batch = collate(rows, padded=True).to(device)
+    predicted, logits = model(batch, ByRow(batch, flex=False))
     part = losses.sums(predicted, logits, batch)
     return losses.total(part, part.noisy, part.targets, text_weight=0.2)
 
