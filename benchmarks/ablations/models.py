@@ -16,13 +16,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmfusion.attention import attention
 from mmfusion.config import ModelConfig
-from mmfusion.decoder import FREQUENCIES, Attention, Mlp, grid_sincos, sinusoid
+from mmfusion.decoder import FREQUENCIES, Attention, Layer, Mlp, grid_sincos, sinusoid
 from mmfusion.eval.metrics import frechet_distance
 
 from .data import Data
 
 FEATURES = 64
+
+
+class ByPicture:
+    """Attention within pictures of N tokens, all of which see each other."""
+
+    asks = None
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures = pictures
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
+        q, k, v = (x.unflatten(0, (self.pictures, -1)) for x in (query, key, value))
+        return attention(q, k, v, None).flatten(0, 1)
 
 
 class AdaptiveBlock(nn.Module):
@@ -40,7 +54,9 @@ class AdaptiveBlock(nn.Module):
             self.modulation(condition)[:, None].chunk(6, dim=-1)
         )  # fmt: skip
         y = self.norm(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.attention(y, None, None, None, 0)
+        at = Layer(0, False, torch.empty(0))
+        read = self.attention(y.flatten(0, 1), ByPicture(len(y)), None, at)
+        x = x + gate1 * read.view_as(x)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
 
