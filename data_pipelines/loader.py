@@ -205,8 +205,9 @@ class Loader:
             RowSlot(n, config, self.sources, maker) for n in range(rank, data.rows, world)
         ]
         capacity = data.capacity
-        fixed = capacity and torch.cuda.is_available()
-        self._capacity = Counts(config.row_length, **capacity.model_dump()) if fixed else None
+        self._capacity = None
+        if capacity and torch.cuda.is_available():
+            self._capacity = Counts(config.row_length, **capacity.model_dump())
         self._consumed = {slot.number: slot.state for slot in self.slots}
         self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LISTED)
         for source in self.sources:

@@ -33,9 +33,7 @@ class Attend(Protocol):
 
     asks: Tensor | None
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read from keys and values (T, G, d): (Q, H, d)."""
 
 
@@ -49,15 +47,15 @@ class ByRow:
 
     def __init__(self, batch: Batch, flex: bool) -> None:
         self.rows = batch.rows
-        parts = (part.view(batch.rows, -1) for part in (batch.doc, batch.order, batch.stream))
-        self.mask = block_mask(*parts) if flex else dense_mask(*parts)[:, None]
+        flat = batch.doc, batch.order, batch.stream
+        doc, order, stream = (part.view(batch.rows, -1) for part in flat)
+        make: Any = block_mask if flex else dense_mask
+        self.mask = make(doc, order, stream)
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         q, k, v = (x.unflatten(0, (self.rows, -1)) for x in (query, key, value))
         if isinstance(self.mask, Tensor):
-            read = attention(q, k, v, self.mask)
+            read = attention(q, k, v, self.mask[:, None])
         else:
             read = flex_attention(q, k, v, self.mask)
         return read.flatten(0, 1)
@@ -96,9 +94,7 @@ class ByDocument:
                 uses.append(_Use(clean.shape[1], [q.shape[1] for q in queries], masks))
             self.plans.append((Places.of(tables, len(asks)), uses))
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         places, uses = self.plans[last]
         whole = self.plans[False][0]
         read = [
@@ -171,7 +167,9 @@ class Places:
     empty: Tensor
 
     @classmethod
-    def of(cls, tables: list[np.ndarray], size: int, device: torch.device | str = "cpu") -> "Places":
+    def of(
+        cls, tables: list[np.ndarray], size: int, device: torch.device | str = "cpu"
+    ) -> "Places":
         """`size` tokens by tables of their numbers; -1 is filling."""
         to = np.concatenate([table.ravel() for table in tables])
         held = np.flatnonzero(to >= 0)
@@ -179,9 +177,9 @@ class Places:
         back[to[held]] = held
         lists = np.maximum(to, 0), back, np.flatnonzero(to < 0)
         tensors = [torch.from_numpy(array).to(device) for array in lists]
-        if np.array_equal(to, np.arange(size)):
-            tensors[0] = None
-        return cls([table.shape for table in tables], *tensors)
+        there = np.array_equal(to, np.arange(size))
+        shapes = [table.shape for table in tables]
+        return cls(shapes, None if there else tensors[0], *tensors[1:])
 
     def apart(self, x: Tensor) -> list[Tensor]:
         """(size, heads, d) as tables, (documents, most tokens, heads, d) each."""
@@ -205,7 +203,7 @@ class _Move(torch.autograd.Function):
         return x.index_select(0, to)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         slope = slope.index_select(0, ctx.back)
         if ctx.empty is not None and len(ctx.empty):
             slope.index_fill_(0, ctx.empty, 0)

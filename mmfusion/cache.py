@@ -97,9 +97,7 @@ class Reading:
         mask = torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), -torch.inf)
         return mask[:, None].to(self.cache.kv.device, self.cache.kv.dtype)
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
         kept = self.cache.kv[layer]
         for held, new in zip(kept, (key, value), strict=True):

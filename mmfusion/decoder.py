@@ -85,7 +85,9 @@ class HeadsLinear(nn.Linear):
         if asks is None:
             q, k, v = F.linear(x, self.weight).unflatten(1, (-1, self.dim)).split(sizes, dim=1)
             return q, k, v
-        of_queries, of_others = self.weight.split([self.heads * self.dim, 2 * self.groups * self.dim])
+        of_queries, of_others = self.weight.split(
+            [self.heads * self.dim, 2 * self.groups * self.dim]
+        )
         query = F.linear(x.index_select(0, asks), of_queries)
         k, v = F.linear(x, of_others).unflatten(1, (-1, self.dim)).chunk(2, dim=1)
         return query.unflatten(1, (-1, self.dim)), k, v

@@ -15,7 +15,10 @@ from torch import Tensor
 if TYPE_CHECKING:  # it takes a second to load and is of use on a GPU alone
     from torch.nn.attention.flex_attention import BlockMask
 
-def visible(doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, stream_k: Any) -> Any:
+
+def visible(
+    doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, stream_k: Any
+) -> Any:
     """The rule itself, element by element over integer tensors or arrays that broadcast."""
     earlier = (stream_k == 0) & (order_k < order_q)
     together = (order_k == order_q) & (stream_k == stream_q)

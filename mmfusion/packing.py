@@ -11,7 +11,8 @@ targets, C entries of another kind.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: change(t) for n, t in held.items() if isinstance(t, Tensor)})
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {n: change(t) for n, t in held.items() if isinstance(t, Tensor)}
+        return Batch(**{**held, **changed})
 
 
 def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None = None) -> Batch:
@@ -90,52 +92,37 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
         parts = zip(rows, sizes, strict=True)
         return np.concatenate([getattr(row, name)[:size] for row, size in parts])
 
-    def places(chosen: np.ndarray, room: int | None) -> np.ndarray:
-        found = np.flatnonzero(chosen)
-        most = max(len(found), 1) if room is None else room * len(rows)
-        if len(found) > most:
-            raise ValueError(f"{len(found)} tokens of a kind do not fit a list of {most}")
-        return np.concatenate([found, np.zeros(most - len(found), int)])
-
     kind, stream, predict, content = map(joined, ("kind", "stream", "predict", "content"))
     noise = (kind == IMAGE) & (stream > 0)
-    kinds = [kind == TEXT, kind == LABEL, noise, (kind == IMAGE) & ~noise]
-    room = capacity or Counts._make([None] * 6)  # type: ignore[arg-type]
-    rooms = [room.text, room.label, room.noisy, room.image]
-    lists = [places(chosen, most) for chosen, most in zip(kinds, rooms, strict=True)]
-    contents = [content[at] for at in lists]
-    place, start = np.zeros(len(kind), int), 0
-    for chosen, held in zip(kinds, contents, strict=True):
-        number = chosen.sum()
-        place[chosen] = start + np.arange(number)
-        held[number:] = 0  # the first token's may be no entry of this kind's table
-        start += len(held)
-    _, _, noisy, clean = lists
-    predict_at = places(predict >= 0, room.predict)
-    targets = int((predict >= 0).sum())
-    weight, predict_id = joined("weight")[noisy], predict[predict_at]
-    weight[noise.sum() :], predict_id[targets:] = 0, -1
+    kinds = kind == TEXT, kind == LABEL, noise, (kind == IMAGE) & ~noise, predict >= 0
+    room: Sequence[int | None] = [None] * len(kinds)
+    if capacity:
+        room = capacity.text, capacity.label, capacity.noisy, capacity.image, capacity.predict
+    lists = [_places(k, most and most * len(rows)) for k, most in zip(kinds, room, strict=True)]
+    text, label, noisy, clean, targets = lists
+    place, held = _contents(kinds[:4], lists[:4], content)
     timestep, level = joined("timestep")[noisy], np.arange(len(noisy))
     if not padded:
         timestep, level = np.unique(timestep, return_inverse=True)
-    first = np.cumsum([0, *(row.doc_id + 1 for row in rows[:-1])])
-    doc = joined("doc")
+    weight, predict_id = joined("weight")[noisy], predict[targets]
+    weight[noise.sum() :], predict_id[kinds[4].sum() :] = 0, -1
+    doc, first = joined("doc"), np.cumsum([0, *(row.doc_id + 1 for row in rows[:-1])])
     arrays = {
         "doc": np.where(doc < 0, -1, doc + np.repeat(first, sizes)).astype(np.int32),
         "order": joined("order"),
         "stream": stream,
         "position": joined("position"),
         "place": place,
-        "text_id": contents[0],
-        "label_id": contents[1],
+        "text_id": held[0],
+        "label_id": held[1],
         "latent": joined("latent")[np.concatenate([noisy, clean])],
-        "cell": np.concatenate(contents[2:]),
+        "cell": np.concatenate(held[2:]),
         "timestep": timestep,
         "level": level,
         "target": joined("target")[noisy],
         "weight": weight,
         "noisy_at": noisy,
-        "predict_at": predict_at,
+        "predict_at": targets,
         "predict_id": predict_id,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -143,5 +130,27 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
         **tensors,
         rows=len(rows) if padded else 0,
         noisy=int(noise.sum()),
-        targets=targets,
+        targets=int(kinds[4].sum()),
     )
+
+
+def _places(chosen: np.ndarray, most: int | None) -> np.ndarray:
+    """Where the chosen tokens are, filled up with the first token to `most`, or to one."""
+    found = np.flatnonzero(chosen)
+    most = max(len(found), 1) if most is None else most
+    if len(found) > most:
+        raise ValueError(f"{len(found)} tokens of a kind do not fit a list of {most}")
+    return np.concatenate([found, np.zeros(most - len(found), int)])
+
+
+def _contents(
+    kinds: Sequence[np.ndarray], lists: Sequence[np.ndarray], content: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Each token's place in the lists taken as one, and what each list holds; filling holds 0."""
+    place, start, held = np.zeros(len(content), int), 0, []
+    for chosen, at in zip(kinds, lists, strict=True):
+        number = chosen.sum()
+        place[chosen] = start + np.arange(number)
+        start += len(at)
+        held.append(np.where(np.arange(len(at)) < number, content[at], 0))
+    return place, held

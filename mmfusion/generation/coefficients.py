@@ -50,7 +50,9 @@ def steps_of(config: str, scheduler: str, steps: int) -> tuple[Step, ...]:
     name = sha256(dumps(asked | {"form": FORM, "diffusers": version("diffusers")}).encode())
     path = cache_folder() / "samplers" / f"{name.hexdigest()}.json"
     with suppress(OSError, ValueError, TypeError):
-        return tuple(Step(*step) for step in json.loads(path.read_text(encoding="utf-8")))
+        kept = [Step(*step) for step in json.loads(path.read_text(encoding="utf-8"))]
+        if kept:
+            return tuple(kept)
     found = probed(DiffusionConfig.model_validate_json(config), scheduler, steps)
     with suppress(OSError):
         files.write(path, dumps(found).encode())

@@ -12,7 +12,6 @@ Shapes: R rows asked for, 2R with the unconditional ones, N tokens of an image, 
 numbers in a token.
 """
 
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -27,16 +26,15 @@ from mmfusion.cache import Cache, Reading
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
 from mmfusion.generation.coefficients import HISTORY, steps_of
 from mmfusion.generation.decoding import OnToken, begin_choice
+from mmfusion.generation.image_plan import guidance_scale, step_sizes, token_order
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
-from mmfusion.split import even_sizes
 
 SMALL = 300_000_000
-"""Products of a pass below which one thread is as fast as several, which wait for each other: beside
-a busy process they wait for a hundred times as long as they work."""
+"""Products of a pass below which one thread does it: several would wait for each other, and beside
+a busy process a hundred times as long as they work."""
 T = TypeVar("T")
 OnStep = Callable[[float, Tensor], None]
 Output = tuple[Tensor, Tensor | None]
@@ -121,7 +119,7 @@ class Session:
         """The passes of `image`."""
         tokens, dim = self.config.image.tokens, self.config.image.latent_dim
         latents = torch.stack([torch.randn(tokens, dim, generator=g) for g in self.generators])
-        orders = [self._order(sampling, g) for g in self.generators]
+        orders = [token_order(sampling, tokens, g) for g in self.generators]
         if kept is not None:
             given, keep = torch.from_numpy(kept[0]), torch.from_numpy(kept[1])
             latents[keep] = given[keep]
@@ -129,7 +127,7 @@ class Session:
             yield from self._keep_image(latents, cells)
             orders = [o[~row[o]] for o, row in zip(orders, keep, strict=True)]
         order = torch.stack(orders)
-        sizes = self._sizes(sampling, order.shape[1])
+        sizes = step_sizes(sampling, order.shape[1])
         latents = latents.to(self.device)
         there = tokens - order.shape[1]
         for step, cells in enumerate(order.split(sizes, dim=1)):
@@ -194,7 +192,9 @@ class Session:
         assert logits is not None
         nats = F.cross_entropy(logits, batch.predict_id.to(logits.device), reduction="none")
         owner = batch.doc[batch.predict_at].long()
-        return -torch.zeros(len(answers), dtype=torch.double).index_add(0, owner, nats.cpu().double())
+        return -torch.zeros(len(answers), dtype=torch.double).index_add(
+            0, owner, nats.cpu().double()
+        )
 
     def _read(self, segments: Sequence[Segment], asked: int = 0) -> Passes[Tensor]:
         """Clean segments of the first rows; logits (asked, V) after those of the first of them."""
@@ -273,7 +273,8 @@ class Session:
         name = sampling.scheduler or diffusion.schedulers[0]
         steps = steps_of(diffusion.model_dump_json(), name, sampling.num_inference_steps)
         at = cells[..., None].expand(-1, -1, latents.shape[2]).to(self.device)
-        x, before = latents.gather(1, at), []
+        x = latents.gather(1, at)
+        before: list[tuple[Tensor, Tensor]] = []
         fresh = self._noise(x, sum(step.noise != 0 for step in steps))
         passes: dict[bool, tuple[Batch, Reading]] = {}
         for number, step in enumerate(steps):
@@ -293,7 +294,7 @@ class Session:
                 output = uncond + scale * (cond - uncond)
             before = [(x, output), *before][:HISTORY]
             shares = zip(step.latents, step.outputs, before, strict=True)
-            x = sum(a * was + b * made for a, b, (was, made) in shares)
+            x = torch.stack([a * was + b * made for a, b, (was, made) in shares]).sum(0)
             if step.noise:
                 x = x + step.noise * next(fresh)
             if report or number == len(steps) - 1:
@@ -334,26 +335,6 @@ class Session:
             level=torch.zeros(len(cell) if noisy else 0, dtype=torch.long),
         )
 
-    def _order(self, sampling: Sampling, generator: torch.Generator) -> Tensor:
-        tokens = self.config.image.tokens
-        if isinstance(sampling.order, list):
-            if sorted(sampling.order) != list(range(tokens)):
-                raise UserError(f"order: needs each of the grid indices 0 to {tokens - 1} once")
-            return torch.tensor(sampling.order)
-        if sampling.order == "raster":
-            return torch.arange(tokens)
-        return torch.randperm(tokens, generator=generator)
-
-    def _sizes(self, sampling: Sampling, tokens: int) -> list[int]:
-        if sampling.ar_sizes is None:
-            return even_sizes(tokens, sampling.ar_steps)
-        if sum(sampling.ar_sizes) != tokens:
-            raise UserError(
-                f"ar_sizes: {sampling.ar_sizes} add up to {sum(sampling.ar_sizes)}; "
-                f"{tokens} tokens are to be generated"
-            )
-        return sampling.ar_sizes
-
 
 def _batch(config: ModelConfig, **given: Tensor) -> Batch:
     """T tokens of one kind, of which nothing is learned; `place` is their order."""
@@ -363,30 +344,3 @@ def _batch(config: ModelConfig, **given: Tensor) -> Batch:
     unused = {"latent": latents, "timestep": latents[:, 0], "target": latents}
     unused |= {"weight": latents[:, 0], "predict_id": none, "place": torch.arange(size)}
     return Batch(**{**lists, **unused, **given}, rows=0, noisy=0, targets=0)
-
-
-def guidance_scale(sampling: Sampling, noise: float, done: float) -> float:
-    """Scale w of uncond + w (cond - uncond) at a denoising step (Ho & Salimans 2022).
-
-    Where it is 1 no unconditional pass is needed.
-
-    Args:
-        noise: timestep as a share of the noise schedule, 0 clean to 1 noise.
-        done: share of the image's tokens that are there after this AR step, 0 to 1.
-
-    Outside [low, high) of the interval it is 1 (Kynkäänniemi et al. 2024); high 1 takes in the
-    noise itself.
-    """
-    low, high = sampling.guidance_interval
-    if noise < low or (noise >= high and high < 1):
-        return 1.0
-    match sampling.guidance_schedule:
-        case "linear":
-            share = 1 - noise
-        case "cosine":
-            share = (1 + math.cos(math.pi * noise)) / 2
-        case "tokens":
-            share = done
-        case _:
-            share = 1.0
-    return 1 + (sampling.guidance - 1) * share
