@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention [--json FILE] [--quick]
 
-First `mmfusion.mask.attend` is compared with an explicit softmax in fp64 over 50 random rows, for
+First the decoder's attention is compared with an explicit softmax in fp64 over 50 random rows, for
 both forms of mask: outputs and gradients, of every row and token, since PyTorch has known bugs with
 key and value gradients under masks like ours (its issues 153799, 158212, 167116, 186775). Then it
 is timed at XL (20 heads of 64, 16,384 tokens a batch) beside masked SDPA and, as a ceiling, causal
@@ -32,7 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmfusion import jsonl
-from mmfusion.mask import attend, block_mask, dense_mask
+from mmfusion.attention import attention
+from mmfusion.mask import block_mask, dense_mask, flex_attention
 from mmfusion.packing import collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row, Segment, Text, count
 from mmfusion.split import draw_split
@@ -80,17 +81,26 @@ def xl_document(rng: np.random.Generator) -> Document:
 def packed(rows: int, length: int, draw: Callable[..., Document], fill: float = 0) -> Places:
     """Rows packed next-fit; with `fill`, one has padding alone and such a share has none."""
     rng = np.random.default_rng(0)
-    done, document = [Row(length, 1, LABEL_TOKENS)] * (fill > 0), draw(rng)
+    done, document = [Row(length, 1, LABEL_TOKENS, null_label=0)] * (fill > 0), draw(rng)
     while len(done) < rows:
-        row = Row(length, 1, LABEL_TOKENS)
+        row = Row(length, 1, LABEL_TOKENS, null_label=0)
         while row.used + count(document, LABEL_TOKENS).tokens <= length:
             row.document(document)
             document = draw(rng)
         if row.used < length and rng.random() < fill:
             row.document([Text([0] * (length - row.used))])
         done.append(row)
-    batch = collate(done).to(DEVICE)
-    return batch.doc, batch.order, batch.stream
+    batch = collate(done, padded=True).to(DEVICE)
+    doc, order, stream = (x.view(rows, -1) for x in (batch.doc, batch.order, batch.stream))
+    return doc, order, stream
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+    """What the decoder calls, over (B, H, L, d), under a dense mask (B, L, L) or a block mask."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if isinstance(mask, Tensor):
+        return attention(q, k, v, mask[:, None]).transpose(1, 2)
+    return flex_attention(q, k, v, mask).transpose(1, 2)
 
 
 def tensors(rows: int, length: int, heads: int, groups: int, dim: int, kind: Any) -> list[Tensor]:
@@ -222,25 +232,25 @@ def time_xl(length: int, name: str, block: int = 0, tuned: bool = False) -> Iter
     places = packed(XL_TOKENS // length, length, xl_document)
     seen = dense_mask(*places)
     rows, pairs = len(seen), int(seen.sum())
-    attention: Attention = partial(attend, mask=seen)
+    read: Attention = partial(attend, mask=seen)
     drawn = tensors(rows, length, XL_HEADS, XL_HEADS, XL_DIM, BF16)
     record: Record = {"L": length, "B": rows, "attention": name, "right": True}
     if block:
-        blocks, dense = block_mask(*places, block), results(attention, drawn)
+        blocks, dense = block_mask(*places, block), results(read, drawn)
         record["mask ms"] = quartiles(lambda: block_mask(*places, block), 1)[1]
         record["blocks %"] = 100 - blocks.sparsity()
-        attention = partial(attend, mask=blocks)
+        read = partial(attend, mask=blocks)
     elif name == "SDPA causal":
-        attention, pairs = causal, rows * length * (length + 1) // 2
+        read, pairs = causal, rows * length * (length + 1) // 2
     with compiling(tuned):
         if block:
-            pairwise = zip(compiled(attention, drawn)[0], dense, strict=True)
+            pairwise = zip(compiled(read, drawn)[0], dense, strict=True)
             off = torch.stack([errors(*pair).amax(1) for pair in pairwise])
             record["off SDPA"] = off.amax(0).tolist()  # both are in bf16: doubled tolerance
             record["right"] = bool((off.cpu().numpy() <= 2 * np.array(TOLERANCE[BF16])).all())
-        forward = quartiles(lambda: attention(*drawn[:3]), CALLS)
-        both = quartiles(lambda: results(attention, drawn), CALLS)
-        longest = kernels(lambda: results(attention, drawn))[0]
+        forward = quartiles(lambda: read(*drawn[:3]), CALLS)
+        both = quartiles(lambda: results(read, drawn), CALLS)
+        longest = kernels(lambda: results(read, drawn))[0]
     work = 4 * XL_DIM * XL_HEADS * pairs / 1e9  # over milliseconds: TFLOP/s
     record |= {"seen %": 100 * pairs / (rows * length**2), "quartiles": [forward, both]}
     record |= {"fwd ms": forward[1], "both ms": both[1], "fwd TFLOP/s": work / forward[1]}

@@ -116,11 +116,7 @@ class RowSlot:
 
     def row(self) -> PackedRow:
         """The next row, filled until a document does not fit."""
-        row = Row(
-            self.config.row_length,
-            self.config.image.latent_dim,
-            self.config.decoder.label_tokens,
-        )
+        row = Row.of(self.config, self.config.row_length)
         used = Counts()
         lost: list[dict[str, str]] = []
         while True:
@@ -209,7 +205,9 @@ class Loader:
             RowSlot(n, config, self.sources, maker) for n in range(rank, data.rows, world)
         ]
         capacity = data.capacity
-        self._capacity = Counts(config.row_length, **capacity.model_dump()) if capacity else None
+        self._capacity = None
+        if capacity and torch.cuda.is_available():
+            self._capacity = Counts(config.row_length, **capacity.model_dump())
         self._consumed = {slot.number: slot.state for slot in self.slots}
         self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LISTED)
         for source in self.sources:
@@ -240,15 +238,16 @@ class Loader:
             slot.begin(self._consumed[slot.number])
         workers = min(self.config.data.workers, len(self.slots))
         steps = _start(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
-        micro, pin = self.config.data.micro_rows, torch.cuda.is_available()
+        micro, cuda = self.config.data.micro_rows, torch.cuda.is_available()
         while True:
             packed = [row for _ in range(workers or 1) for row in _next(steps)]
             packed.sort(key=lambda row: row.slot)
             self._consumed = {p.slot: p.state for p in packed}
             self._lost.extend(entry for p in packed for entry in p.lost)
             parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
-            batches = [collate([p.row for p in part], self._capacity) for part in parts]
-            yield [batch.pin() for batch in batches] if pin else batches
+            rows = ([p.row for p in part] for part in parts)
+            batches = [collate(some, padded=cuda, capacity=self._capacity) for some in rows]
+            yield [batch.pin() for batch in batches] if cuda else batches
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""

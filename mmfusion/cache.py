@@ -1,16 +1,20 @@
 """Keys and values of the clean tokens that came before, kept outside the model.
 
-All rows share one write place; a row that has nothing to write there gets padding, which the
-visibility rule hides. So rows of different lengths, and rows that have already ended, stand side
-by side. Tokens that are only being denoised lie in the free space past the end and are gone with
-the next pass: nothing is copied and nothing noisy is ever kept.
+Each row has a length of its own. A pass writes its tokens past the end of their rows; clean ones
+stay there (`keep`), noisy ones are overwritten by the next pass: nothing is copied.
+
+Shapes: R rows, T tokens of a pass, Q queries, H heads, G key-value heads, d head dimension.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from mmfusion.attention import Group, Places, attention
 from mmfusion.config import DecoderConfig
-from mmfusion.mask import cross_mask
+from mmfusion.mask import visible
 from mmfusion.packing import Batch
 
 
@@ -26,55 +30,80 @@ class Cache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         groups = config.kv_heads or config.heads
-        shape = (config.depth, 2, rows, groups, length, config.width // config.heads)
+        shape = (config.depth, 2, rows, length, groups, config.width // config.heads)
         # Zeros, not empty: hidden entries are multiplied by 0, which does not remove a NaN.
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
-        self.doc = torch.full((rows, length), -1, dtype=torch.int32, device=device)
-        self.order = torch.zeros((rows, length), dtype=torch.int32, device=device)
-        self.stream = torch.zeros((rows, length), dtype=torch.int32, device=device)
-        self.used = 0
+        self.length, self.used = length, np.zeros(rows, int)
 
-    @property
-    def length(self) -> int:
-        """Tokens that fit."""
-        return self.doc.shape[1]
-
-    def part(self, rows: slice) -> "Cache":
-        """Some of the rows, on the same memory."""
-        part = Cache.__new__(Cache)
-        part.kv, part.used = self.kv[:, :, rows], self.used
-        part.doc, part.order, part.stream = self.doc[rows], self.order[rows], self.stream[rows]
-        return part
-
-    def take(self, other: "Cache", rows: Tensor, since: int = 0) -> None:
-        """Hold what `rows` (B,) of another cache, or of this one, hold from `since` on.
+    def take(self, other: "Cache", rows: Sequence[int], since: int = 0) -> None:
+        """Hold what `rows` of another cache, or of this one, hold from `since` on.
 
         A row may be named several times: beams of a search share what came before them.
         """
-        end = self.used = other.used
-        self.kv[..., since:end, :] = other.kv[:, :, rows, :, since:end]
-        self.doc[:, since:end] = other.doc[rows, since:end]
-        self.order[:, since:end] = other.order[rows, since:end]
-        self.stream[:, since:end] = other.stream[rows, since:end]
+        self.used = other.used[list(rows)]
+        end = int(self.used.max())
+        at = torch.tensor(rows, device=self.kv.device)
+        self.kv[:, :, :, since:end] = other.kv[:, :, at, since:end]
 
-    def mask(self, batch: Batch) -> Tensor:
-        """(B, Q, used + Q): what the batch's tokens see of the cache and of each other."""
-        own = (batch.doc, batch.order, batch.stream)
-        kept = (self.doc, self.order, self.stream)
-        key = tuple(torch.cat([k[:, : self.used], o], 1) for k, o in zip(kept, own, strict=True))
-        return cross_mask(own, key)  # type: ignore[arg-type]
+    def keep(self, rows: Sequence[int], sizes: np.ndarray) -> None:
+        """The tokens that a pass has written to these rows are clean: they stay."""
+        self.used[list(rows)] += sizes
 
-    def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, G, used + Q, d) of the cache followed by the given ones."""
-        end = self.used + key.shape[2]
-        k, v = self.kv[layer]
-        k[:, :, self.used : end], v[:, :, self.used : end] = key, value
-        return k[:, :, :end], v[:, :, :end]
 
-    def keep(self, batch: Batch) -> None:
-        """Keep the clean tokens of the pass just made."""
-        end = self.used + batch.doc.shape[1]
-        self.doc[:, self.used : end] = batch.doc
-        self.order[:, self.used : end] = batch.order
-        self.stream[:, self.used : end] = batch.stream
-        self.used = end
+class Reading:
+    """Attention of one pass: each document of a batch reads a row of the cache, and itself."""
+
+    def __init__(self, cache: Cache, rows: Sequence[int], batch: Batch) -> None:
+        """`rows` are those of the batch's documents, in their order."""
+        self.cache, self.rows = cache, list(rows)
+        doc = batch.doc.numpy()
+        self.sizes = np.bincount(doc, minlength=len(self.rows))
+        used = cache.used[self.rows]
+        self.reach = int((used + self.sizes).max())
+        if self.reach > cache.length:
+            raise ValueError(f"{self.reach} tokens do not fit a cache of {cache.length}")
+        starts = np.cumsum(self.sizes) - self.sizes
+        within = np.arange(len(doc)) - np.repeat(starts, self.sizes)
+        place = np.repeat(np.array(self.rows) * cache.length + used, self.sizes) + within
+        device = cache.kv.device
+        self.writes = torch.from_numpy(place).to(device)
+        first = self.rows[0]
+        together = self.rows == list(range(first, first + len(self.rows)))
+        self.part: slice | Tensor = slice(first, first + len(self.rows))
+        if not together:
+            self.part = torch.tensor(self.rows, device=device)
+        self.asks = torch.cat([batch.noisy_at, batch.predict_at])
+        self.plans = []
+        for asks in (np.arange(len(doc)), self.asks.numpy()):
+            table = Group.of(np.arange(len(asks)), doc[asks], len(self.rows)).table()
+            token = np.where(table < 0, -1, asks[table]) if table.size else table
+            mask = self._mask(batch, starts, used, token)
+            self.plans.append((Places.of([table], len(asks), device), mask))
+        self.asks = self.asks.to(device)
+
+    def _mask(
+        self, batch: Batch, starts: np.ndarray, used: np.ndarray, token: np.ndarray
+    ) -> Tensor | None:
+        """(R, 1, Q, reach): 0 or -inf for SDPA; None where everything is visible."""
+        column = np.arange(self.reach)
+        own = column[None] - used[:, None]
+        inside = (own >= 0) & (own < self.sizes[:, None])
+        key = np.where(inside, starts[:, None] + own, 0)
+        parts = [part.numpy() for part in (batch.doc, batch.order, batch.stream)]
+        rule = visible(*(p[token][:, :, None] for p in parts), *(p[key][:, None] for p in parts))
+        seen = (own < 0)[:, None] | (inside[:, None] & rule) | (token < 0)[:, :, None]
+        if seen.all():
+            return None
+        mask = torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), -torch.inf)
+        return mask[:, None].to(self.cache.kv.device, self.cache.kv.dtype)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
+        """What queries (Q, H, d) read: (Q, H, d)."""
+        kept = self.cache.kv[layer]
+        for held, new in zip(kept, (key, value), strict=True):
+            held.flatten(0, 1).index_copy_(0, self.writes, new)
+        if not len(query):
+            return query
+        places, mask = self.plans[last]
+        k, v = (held[self.part, : self.reach] for held in kept)
+        return places.together([attention(places.apart(query)[0], k, v, mask).flatten(0, 1)])

@@ -4,21 +4,23 @@ Options of one block: LayerNorm, GELU and learned positions make the paper's (Ca
 section 4); RMSNorm, SwiGLU and rotary positions make Llama's. Conditioning is in context: there
 is no adaptive norm, the timestep is added to noisy tokens.
 
-Shapes: B rows, L tokens, W width, H heads, G key-value heads, d head dimension, C entries of a
-kind, D numbers in a latent token, K label tokens.
+In the last block only the tokens that predict something ask and go through the MLP: nothing reads
+what the others would become.
+
+Shapes: T tokens, W width, H heads, G key-value heads, d head dimension, D numbers in a latent
+token; M noisy and P text-predicting tokens, Q = M + P.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmfusion.cache import Cache
+from mmfusion.attention import Attend
 from mmfusion.config import DecoderConfig, ModelConfig
-from mmfusion.mask import Mask, attend
 from mmfusion.packing import Batch
 
 FREQUENCIES = 256  # sinusoid features of a timestep or time
@@ -43,7 +45,7 @@ def grid_sincos(width: int, rows: int, columns: int) -> Tensor:
 
 
 def rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, L, dim/2) of rotary angles along time, row and column.
+    """Cosines and sines (T, 1, dim/2) of rotary angles along time, row and column of (T, 3).
 
     A third of the rotated pairs goes to rows, a third to columns, the rest to time.
     """
@@ -59,7 +61,7 @@ def rotary(position: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (first half, second half) of (B, H, L, d) by the given angles."""
+    """Turn the pairs (first half, second half) of (T, H, d) by the given angles."""
     cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).type_as(x)
@@ -70,35 +72,50 @@ def make_norm(kind: str, width: int) -> nn.Module:
     return nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width, eps=1e-6)
 
 
+class HeadsLinear(nn.Linear):
+    """Queries (Q, H, d), keys and values (T, G, d) by one matrix, queries of all tokens or some."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.heads, self.groups = config.heads, config.kv_heads or config.heads
+        self.dim = config.width // config.heads
+        super().__init__(config.width, (self.heads + 2 * self.groups) * self.dim, bias=False)
+
+    def forward(self, x: Tensor, asks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        sizes = [self.heads, self.groups, self.groups]
+        if asks is None:
+            q, k, v = F.linear(x, self.weight).unflatten(1, (-1, self.dim)).split(sizes, dim=1)
+            return q, k, v
+        of_queries, of_others = self.weight.split(
+            [self.heads * self.dim, 2 * self.groups * self.dim]
+        )
+        query = F.linear(x.index_select(0, asks), of_queries)
+        k, v = F.linear(x, of_others).unflatten(1, (-1, self.dim)).chunk(2, dim=1)
+        return query.unflatten(1, (-1, self.dim)), k, v
+
+
 class Attention(nn.Module):
     """Multi-head attention with a norm on each head's queries and keys (QK-norm)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.groups = config.kv_heads or config.heads
-        self.dim = config.width // config.heads
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.groups) * self.dim, bias=False)
-        self.q_norm = make_norm(config.norm, self.dim)
-        self.k_norm = make_norm(config.norm, self.dim)
+        self.qkv = HeadsLinear(config)
+        self.q_norm = make_norm(config.norm, self.qkv.dim)
+        self.k_norm = make_norm(config.norm, self.qkv.dim)
         self.out = nn.Linear(config.width, config.width, bias=config.mlp == "gelu")
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Mask | None,
-        rope: tuple[Tensor, Tensor] | None,
-        cache: Cache | None,
-        layer: int,
+        self, x: Tensor, attend: Attend, rope: tuple[Tensor, Tensor] | None, at: "Layer"
     ) -> Tensor:
-        heads = rearrange(self.qkv(x), "b l (h d) -> b h l d", d=self.dim)
-        q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
+        asks = attend.asks if at.last else None
+        q, k, v = self.qkv(x, asks)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        if cache is not None:
-            k, v = cache.extended(layer, k, v)
-        return self.out(rearrange(attend(q, k, v, mask), "b h l d -> b l (h d)"))
+            own = rope if asks is None else (rope[0][asks], rope[1][asks])
+            q, k = rotate(q, own), rotate(k, rope)
+        read = attend(at.number, q, k, v, at.last).flatten(1)
+        if at.last and asks is None:
+            read = read.index_select(0, at.predicting)
+        return self.out(read)
 
 
 class Mlp(nn.Module):
@@ -119,6 +136,14 @@ class Mlp(nn.Module):
         return self.down(F.gelu(x, approximate="tanh"))
 
 
+class Layer(NamedTuple):
+    """Which block it is, and where the tokens that predict something are: (Q,)."""
+
+    number: int
+    last: bool
+    predicting: Tensor
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
@@ -130,14 +155,10 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Mask | None,
-        rope: tuple[Tensor, Tensor] | None = None,
-        cache: Cache | None = None,
-        layer: int = 0,
+        self, x: Tensor, attend: Attend, rope: tuple[Tensor, Tensor] | None, at: Layer
     ) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask, rope, cache, layer)
+        read = self.attention(self.norm1(x), attend, rope, at)
+        x = (x.index_select(0, at.predicting) if at.last else x) + read
         return x + self.mlp(self.norm2(x))
 
 
@@ -193,68 +214,49 @@ class Decoder(nn.Module):
             nn.init.normal_(self.text_out.weight, std=0.02)
 
     def embed(self, batch: Batch) -> Tensor:
-        """(B, L, W): each token's content, position, and timestep where it is noisy."""
-        rows, length = batch.doc.shape
-        weight = self.latent_in.weight
-        # One place more than the row has: padded list entries are written there and cut off.
-        x = torch.zeros(
-            rows, length + 1, self.config.width, device=weight.device, dtype=weight.dtype
-        )
-
-        def add(at: Tensor, values: Tensor) -> None:
-            x.scatter_add_(1, at[..., None].expand(-1, -1, x.shape[2]), values.type_as(x))
-
-        image = self.latent_in(batch.latent.type_as(x))
-        if self.config.position != "rotary":
-            place = F.pad(batch.position, (0, 0, 0, 1)).gather(
-                1, batch.image_at[..., None].expand(-1, -1, 3)
-            )
-            cell = place[..., 1] * self.grid[1] + place[..., 2]
-            learned = self.config.position == "learned"
-            image = image + (self.grid_position(cell) if learned else self.grid_table[cell])
-        add(batch.image_at, image)
-        add(batch.noisy_at, self.timestep(sinusoid(batch.timestep, FREQUENCIES).type_as(x)))
+        """(T, W): each token's content, position, and timestep where it is noisy."""
+        image = self.latent_in(batch.latent.type_as(self.latent_in.weight))
+        if self.config.position == "learned":
+            image = image + self.grid_position(batch.cell)
+        elif self.config.position == "sincos":
+            image = image + self.grid_table[batch.cell]
+        level = self.timestep(sinusoid(batch.timestep, FREQUENCIES).type_as(image))
+        noisy, clean = image.tensor_split([len(batch.level)])
+        noisy = noisy + level.index_select(0, batch.level)
+        label = image.new_zeros(len(batch.label_id), self.config.width)
         if self.classes:
-            tokens = self.config.label_tokens
-            null = batch.label_id < 0  # the null class stands after the last
-            label_id = batch.label_id + null * (self.classes + 1) * tokens
-            which = batch.label_id % tokens
-            add(batch.label_at, self.label(label_id) + self.label_position(which))
+            which = batch.label_id % self.config.label_tokens
+            label = self.label(batch.label_id) + self.label_position(which)
+        text = image.new_zeros(len(batch.text_id), self.config.width)
         if self.vocabulary:
-            add(batch.text_at, self.text(batch.text_id))
-        x = x[:, :length]
+            text = self.text(batch.text_id)
+        x = torch.cat([text, label, noisy, clean]).index_select(0, batch.place)
         if self.config.time_term and self.config.position != "rotary":
-            x = x + self.time(sinusoid(batch.position[..., 0], FREQUENCIES).type_as(x))
+            x = x + self.time(sinusoid(batch.position[:, 0], FREQUENCIES).type_as(x))
         return x
 
-    def forward(
-        self, batch: Batch, mask: Mask | None, cache: Cache | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, batch: Batch, attend: Attend) -> tuple[Tensor, Tensor | None]:
         """Predictions at the batch's noisy and text-predicting places.
 
         Args:
             batch: tokens; with a cache, only those that are not in it yet.
-            mask: which keys each query sees: of the row, or of the cache and the row.
-            cache: keys and values of clean tokens before; read here, advanced by the caller.
+            attend: how they read each other, and what a cache holds.
 
         Returns:
-            What the noisy tokens predict, (B, C, D) in fp32, and the next-token logits (B, C, V)
-            in fp32, or None for a model without text.
+            What the noisy tokens predict, (M, D) in fp32, and the next-token logits (P, V) in
+            fp32, or None for a model without text.
         """
         x = self.embed(batch)
         rope = None
         if self.config.position == "rotary":
             rope = rotary(batch.position, self.config.width // self.config.heads)
-        for layer, block in enumerate(self.blocks):
+        predicting = torch.cat([batch.noisy_at, batch.predict_at])
+        for number, block in enumerate(self.blocks):
+            at = Layer(number, number == len(self.blocks) - 1, predicting)
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, mask, rope, use_reentrant=False)
+                x = checkpoint(block, x, attend, rope, at, use_reentrant=False)
             else:
-                x = block(x, mask, rope, cache, layer)
-        x = F.pad(self.norm(x), (0, 0, 0, 1))
-
-        def chosen(at: Tensor) -> Tensor:
-            return x.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
-
-        latents = self.latent_out(chosen(batch.noisy_at)).float()
-        logits = self.text_out(chosen(batch.predict_at)).float() if self.vocabulary else None
-        return latents, logits
+                x = block(x, attend, rope, at)
+        latents, texts = self.norm(x).split([len(batch.noisy_at), len(batch.predict_at)])
+        logits = self.text_out(texts).float() if self.vocabulary else None
+        return self.latent_out(latents).float(), logits

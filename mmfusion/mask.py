@@ -1,4 +1,4 @@
-"""The one rule of what a token may see, and the two forms that attention takes it in.
+"""The one rule of what a token may see, as a dense mask and as a block mask.
 
 A query sees a key of the same document that is clean and earlier in causal time, or that shares
 its order and its stream. That is causal text, bidirectional labels, block-causal clean images,
@@ -7,47 +7,35 @@ documents that never see each other.
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-Mask = Tensor | BlockMask
+if TYPE_CHECKING:  # it takes a second to load and is of use on a GPU alone
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def visible(
-    doc_q: Tensor,
-    order_q: Tensor,
-    stream_q: Tensor,
-    doc_k: Tensor,
-    order_k: Tensor,
-    stream_k: Tensor,
-) -> Tensor:
-    """The rule itself, element by element over integer tensors that broadcast."""
+    doc_q: Any, order_q: Any, stream_q: Any, doc_k: Any, order_k: Any, stream_k: Any
+) -> Any:
+    """The rule itself, element by element over integer tensors or arrays that broadcast."""
     earlier = (stream_k == 0) & (order_k < order_q)
     together = (order_k == order_q) & (stream_k == stream_q)
     return (doc_q == doc_k) & (earlier | together)
 
 
 def dense_mask(doc: Tensor, order: Tensor, stream: Tensor) -> Tensor:
-    """(B, L, L) booleans, true where the query (second axis) sees the key (third axis).
+    """(..., L, L) booleans, true where the query (last axis but one) sees the key (last axis).
 
     Args:
-        doc, order, stream: (B, L) integers.
+        doc, order, stream: (..., L) integers.
     """
-    return cross_mask((doc, order, stream), (doc, order, stream))
+    parts = doc, order, stream
+    return visible(*(part[..., None] for part in parts), *(part[..., None, :] for part in parts))
 
 
-def cross_mask(query: tuple[Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """(B, Q, K) booleans for queries and keys given as (doc, order, stream), (B, Q) and (B, K).
-
-    Padding (doc -1) among the keys is hidden from all but itself: its orders are its own.
-    """
-    return visible(*(q[:, :, None] for q in query), *(k[:, None, :] for k in key))
-
-
-def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> BlockMask:
+def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> "BlockMask":
     """The same rule as a FlexAttention block mask, made once a step and shared by all layers.
 
     Args:
@@ -59,28 +47,23 @@ def block_mask(doc: Tensor, order: Tensor, stream: Tensor, block: int = 128) -> 
     def rule(b: Any, h: Any, q: Any, k: Any) -> Tensor:
         return visible(doc[b, q], order[b, q], stream[b, q], doc[b, k], order[b, k], stream[b, k])
 
-    create = _compiled_create() if doc.is_cuda else create_block_mask
-    return create(
+    return _create(doc.is_cuda)(
         rule, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=doc.device, BLOCK_SIZE=block
     )
 
 
-@lru_cache(maxsize=1)
-def _compiled_create() -> Any:
-    return torch.compile(create_block_mask, dynamic=False)
+@lru_cache(maxsize=2)
+def _create(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None) -> Tensor:
-    """Attention of (B, H, Q, d) over (B, G, K, d), G dividing H, under either form of mask."""
-    grouped = query.shape[1] != key.shape[1]
-    if isinstance(mask, BlockMask):
-        flex = _flex(query.is_cuda)
-        return flex(query, key, value, block_mask=mask, enable_gqa=grouped)
-    if mask is not None and mask.ndim == 3:
-        mask = mask[:, None]
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=grouped
-    )
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask") -> Tensor:
+    """FlexAttention of (B, Q, H, d) over (B, K, G, d), G dividing H: (B, Q, H, d)."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = q.shape[1] != k.shape[1]
+    return _flex(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 @lru_cache(maxsize=2)

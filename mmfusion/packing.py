@@ -1,11 +1,18 @@
-"""Rows side by side as tensors: the one input that the decoder takes, in training and inference.
+"""Documents side by side as tensors: the one input that the decoder takes.
 
-The kinds of token are index lists into each row: B rows, L tokens, C entries of a kind. A list
-shorter than its capacity is padded with the index L, one past the row: the decoder writes such
-entries to a place that is cut off again, and losses give them weight 0.
+T tokens lie one after another, document after document. What they hold is in lists by kind, and
+each token says where in these lists, taken as one, its content is: x = lists[place], one gather.
+What is to be predicted are lists of places. On the CPU T is what there is. Where shapes must stay
+the same (CUDA) rows keep their padding and lists have a set length: entries too many point to the
+first token, and losses give them weight 0.
+
+Shapes: T tokens, D numbers in a latent token, M noisy tokens, I image tokens with these, P text
+targets, C entries of another kind.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,109 +23,134 @@ from mmfusion.sequence import IMAGE, LABEL, TEXT, Counts, Row
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of L tokens.
+    """T tokens.
 
     Attributes:
-        doc, order, stream: (B, L), see `mmfusion.sequence`.
-        position: (B, L, 3) time, row, column.
-        text_at, text_id: (B, C) places and ids of text tokens.
-        label_at, label_id: (B, C) places of label tokens; class * label_tokens + which token.
-        image_at: (B, C) places of image tokens, and their `latent` (B, C, D).
-        noisy_at, timestep: (B, C) places and timesteps of noisy tokens.
-        target, weight: (B, C, D) and (B, C) what noisy tokens predict, and its loss weight.
-        predict_at, predict_id: (B, C) places that predict text, and the id; -1 is padding.
+        doc, order, stream: (T,), see `mmfusion.sequence`; no two rows share a document's number.
+        position: (T, 3) time, row, column.
+        place: (T,) where each token's content is in text, label and image tokens, in this order.
+        text_id: (C,) ids of text tokens.
+        label_id: (C,) of label tokens, class * label_tokens + which token.
+        latent, cell: (I, D) and (I,) image tokens, the noisy ones first, and their grid indices.
+        timestep, level: the timesteps that there are, and (M,) which of them a noisy token has.
+        target, weight: (M, D) and (M,) what noisy tokens are to predict, and its loss weight.
+        noisy_at, predict_at: (M,) and (P,) places of the tokens that predict latents and text.
+        predict_id: (P,) the text id to predict; -1 is padding.
+        rows: how many rows of one length T is; 0 where nothing is padded.
+        noisy, targets: how many noisy tokens and text targets there are, padding aside.
     """
 
     doc: Tensor
     order: Tensor
     stream: Tensor
     position: Tensor
-    text_at: Tensor
+    place: Tensor
     text_id: Tensor
-    label_at: Tensor
     label_id: Tensor
-    image_at: Tensor
     latent: Tensor
-    noisy_at: Tensor
+    cell: Tensor
     timestep: Tensor
+    level: Tensor
     target: Tensor
     weight: Tensor
+    noisy_at: Tensor
     predict_at: Tensor
     predict_id: Tensor
+    rows: int
+    noisy: int
+    targets: int
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory: copies to a GPU need not be waited for."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._each(Tensor.pin_memory)
 
-    def rows(self, at: slice) -> "Batch":
-        """A part of the rows."""
-        return Batch(**{f.name: getattr(self, f.name)[at] for f in fields(self)})
-
-    def repeat(self, times: int) -> "Batch":
-        """The rows repeated as a whole, `times` times."""
-        return Batch(**{f.name: torch.cat([getattr(self, f.name)] * times) for f in fields(self)})
-
-    def with_noisy(self, latent: Tensor, timestep: Tensor) -> "Batch":
-        """The same places with other latents (B, C, D) and timesteps (B, C)."""
-        return replace(self, latent=latent, timestep=timestep)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {n: change(t) for n, t in held.items() if isinstance(t, Tensor)}
+        return Batch(**{**held, **changed})
 
 
-def collate(rows: list[Row], capacity: Counts | None = None) -> Batch:
-    """Rows of one length as a batch; lists as long as `capacity`, or as the longest of the rows.
+def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None = None) -> Batch:
+    """Rows of documents as one batch.
 
     Every list has at least one entry, so that each embedder and head runs at every step: a head
     that one rank skips would stop DeepSpeed's reduction.
+
+    Args:
+        padded: whether rows keep their padding, or only what is written becomes tokens.
+        capacity: how many tokens of each kind a row has room for, which makes lists as long as
+            the room in all rows; without it they are as long as needed.
     """
+    sizes = [row.length if padded else row.used for row in rows]
+    sizes[0] = max(sizes[0], 1)  # a decoder must have something to read
 
-    def column(name: str) -> np.ndarray:
-        return np.stack([getattr(row, name) for row in rows])
+    def joined(name: str) -> np.ndarray:
+        parts = zip(rows, sizes, strict=True)
+        return np.concatenate([getattr(row, name)[:size] for row, size in parts])
 
-    kind, stream, predict = column("kind"), column("stream"), column("predict")
-    length = kind.shape[1]
-    image = kind == IMAGE
-    noisy = image & (stream > 0)
-
-    def places(chosen: np.ndarray, size: int | None) -> np.ndarray:
-        counts = chosen.sum(1)
-        most = max(int(counts.max()), 1) if size is None else size
-        out = np.full((len(chosen), most), length)
-        row, at = np.nonzero(chosen)
-        out[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = at
-        return out
-
-    def take(values: np.ndarray, at: np.ndarray, fill: float = 0) -> Tensor:
-        padded = np.pad(
-            values, [(0, 0), (0, 1)] + [(0, 0)] * (values.ndim - 2), constant_values=fill
-        )
-        return torch.from_numpy(padded[np.arange(len(at))[:, None], at])
-
-    text_at = places(kind == TEXT, capacity and capacity.text)
-    label_at = places(kind == LABEL, capacity and capacity.label)
-    image_at = places(image, capacity and capacity.image)
-    noisy_at = places(noisy, capacity and capacity.noisy)
-    predict_at = places(predict >= 0, capacity and capacity.predict)
-    content = column("content")
+    kind, stream, predict, content = map(joined, ("kind", "stream", "predict", "content"))
+    noise = (kind == IMAGE) & (stream > 0)
+    kinds = kind == TEXT, kind == LABEL, noise, (kind == IMAGE) & ~noise, predict >= 0
+    room: Sequence[int | None] = [None] * len(kinds)
+    if capacity:
+        room = capacity.text, capacity.label, capacity.noisy, capacity.image, capacity.predict
+    lists = [_places(k, most and most * len(rows)) for k, most in zip(kinds, room, strict=True)]
+    text, label, noisy, clean, targets = lists
+    place, held = _contents(kinds[:4], lists[:4], content)
+    timestep, level = joined("timestep")[noisy], np.arange(len(noisy))
+    if not padded:
+        timestep, level = np.unique(timestep, return_inverse=True)
+    weight, predict_id = joined("weight")[noisy], predict[targets]
+    weight[noise.sum() :], predict_id[kinds[4].sum() :] = 0, -1
+    doc, first = joined("doc"), np.cumsum([0, *(row.doc_id + 1 for row in rows[:-1])])
+    arrays = {
+        "doc": np.where(doc < 0, -1, doc + np.repeat(first, sizes)).astype(np.int32),
+        "order": joined("order"),
+        "stream": stream,
+        "position": joined("position"),
+        "place": place,
+        "text_id": held[0],
+        "label_id": held[1],
+        "latent": joined("latent")[np.concatenate([noisy, clean])],
+        "cell": np.concatenate(held[2:]),
+        "timestep": timestep,
+        "level": level,
+        "target": joined("target")[noisy],
+        "weight": weight,
+        "noisy_at": noisy,
+        "predict_at": targets,
+        "predict_id": predict_id,
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(
-        doc=torch.from_numpy(column("doc")),
-        order=torch.from_numpy(column("order")),
-        stream=torch.from_numpy(stream),
-        position=torch.from_numpy(column("position")),
-        text_at=torch.from_numpy(text_at),
-        text_id=take(content, text_at),
-        label_at=torch.from_numpy(label_at),
-        label_id=take(content, label_at),
-        image_at=torch.from_numpy(image_at),
-        latent=take(column("latent"), image_at),
-        noisy_at=torch.from_numpy(noisy_at),
-        timestep=take(column("timestep"), noisy_at),
-        target=take(column("target"), noisy_at),
-        weight=take(column("weight"), noisy_at),
-        predict_at=torch.from_numpy(predict_at),
-        predict_id=take(predict, predict_at, -1),
+        **tensors,
+        rows=len(rows) if padded else 0,
+        noisy=int(noise.sum()),
+        targets=int(kinds[4].sum()),
     )
+
+
+def _places(chosen: np.ndarray, most: int | None) -> np.ndarray:
+    """Where the chosen tokens are, filled up with the first token to `most`, or to one."""
+    found = np.flatnonzero(chosen)
+    most = max(len(found), 1) if most is None else most
+    if len(found) > most:
+        raise ValueError(f"{len(found)} tokens of a kind do not fit a list of {most}")
+    return np.concatenate([found, np.zeros(most - len(found), int)])
+
+
+def _contents(
+    kinds: Sequence[np.ndarray], lists: Sequence[np.ndarray], content: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Each token's place in the lists taken as one, and what each list holds; filling holds 0."""
+    place, start, held = np.zeros(len(content), int), 0, []
+    for chosen, at in zip(kinds, lists, strict=True):
+        number = chosen.sum()
+        place[chosen] = start + np.arange(number)
+        start += len(at)
+        held.append(np.where(np.arange(len(at)) < number, content[at], 0))
+    return place, held

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmfusion.config import ModelConfig
 from mmfusion.split import Split, step_weights
 
 PAD, TEXT, LABEL, IMAGE = 0, 1, 2, 3
@@ -128,12 +129,13 @@ def count(document: Document, label_tokens: int) -> Counts:
 
 @dataclass
 class Row:
-    """A row of `length` tokens being written from left to right.
+    """Documents one after another, in room for `length` tokens; `used` of them are written.
 
     Attributes:
         doc, order, stream, kind: (L,) integers.
         position: (L, 3) time, row, column.
-        content: (L,) the text id, or label * label_tokens + which of its tokens.
+        content: (L,) the text id, the image token's grid index, or label * label_tokens + which
+            of its tokens; the null class has the number after the last class's.
         latent, target: (L, D) of image tokens and of what noisy ones are to predict.
         timestep: (L,) of noisy tokens.
         weight: (L,) loss weight of noisy tokens; above 0 exactly for those with a target.
@@ -143,6 +145,7 @@ class Row:
     length: int
     latent_dim: int
     label_tokens: int
+    null_label: int
     used: int = 0
     doc_id: int = -1
     order_now: int = 0
@@ -158,6 +161,13 @@ class Row:
     timestep: np.ndarray = field(init=False)
     weight: np.ndarray = field(init=False)
     predict: np.ndarray = field(init=False)
+
+    @classmethod
+    def of(cls, config: ModelConfig, length: int) -> "Row":
+        """An empty row for a model's documents."""
+        decoder = config.decoder
+        tokens, classes = decoder.label_tokens, len(config.classes)
+        return cls(length, config.image.latent_dim, tokens, classes)
 
     def __post_init__(self) -> None:
         size, dim = self.length, self.latent_dim
@@ -206,13 +216,9 @@ class Row:
         self.time_now += n
 
     def label(self, label: int | None) -> None:
-        """The learned tokens of a label: one order, one time, seen by each other.
-
-        The null class has the row after the last class; it is written as -1 here and resolved by
-        the decoder, which knows the number of classes.
-        """
+        """The learned tokens of a label: one order, one time, seen by each other."""
         at = self._claim(self.label_tokens, LABEL)
-        number = -1 if label is None else label
+        number = self.null_label if label is None else label
         self.order[at] = self.order_now
         self.position[at, 0] = self.time_now
         self.content[at] = number * self.label_tokens + np.arange(self.label_tokens)
@@ -236,7 +242,7 @@ class Row:
         self.stream[at] = stream
         self.position[at, 0] = self.time_now
         self.position[at, 1], self.position[at, 2] = np.divmod(at_grid, columns)
-        self.latent[at] = latents
+        self.content[at], self.latent[at] = at_grid, latents
         return at
 
     def end_image(self, steps: int = 1) -> None:

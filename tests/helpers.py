@@ -1,6 +1,6 @@
 """A tiny model, random documents, and the visibility rule said a second time, in other words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import torch
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline
+from mmfusion.attention import ByRow
 from mmfusion.codecs.image import PixelCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, ModelConfig
@@ -18,6 +19,7 @@ from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.session import Session
+from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Row, Text
 from mmfusion.split import draw_split
 
@@ -111,11 +113,11 @@ def make_pipeline(
     return Pipeline(config, decoder, tokenizer, codec(config.image))
 
 
-def begun(pipe: Pipeline, pictures: int, room: int = 60, guided: bool = False) -> Session:
-    """A session whose rows have read `picture(0)`, `picture(1)` and so on, seeded by these."""
-    generators = [torch.Generator().manual_seed(i) for i in range(pictures)]
+def begun(pipe: Pipeline, pictures: Sequence[int], room: int = 60, guided: bool = False) -> Session:
+    """A session each of whose rows has read `picture(i)`, and is seeded by `i`."""
+    generators = [torch.Generator().manual_seed(i) for i in pictures]
     session = Session(pipe.decoder, pipe.config, pipe.tokenizer, room, generators, guided)
-    session.append([pipe.read.picture(picture(i)) for i in range(pictures)])
+    session.append([pipe.read.picture(picture(i)) for i in pictures])
     return session
 
 
@@ -188,10 +190,27 @@ def random_document(rng: np.random.Generator) -> Document:
 
 def make_row(length: int, *documents: Document) -> Row:
     """Documents one after another in a row."""
-    row = Row(length, DIM, LABEL_TOKENS)
+    row = Row(length, DIM, LABEL_TOKENS, len(NAMES))
     for document in documents:
         row.document(document)
     return row
+
+
+def batch_of(length: int, *rows: list[Document]) -> Batch:
+    """Rows of so many tokens, each of some documents."""
+    return collate([make_row(length, *documents) for documents in rows], padded=True)
+
+
+def forward(decoder: Decoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Padded rows as a whole, without a cache: every pair of a row's tokens, under one mask."""
+    return decoder(batch, ByRow(batch, flex=False))
+
+
+def contents(batch: Batch) -> list[tuple[str, int]]:
+    """What each token is: its kind, and its text id, entry in the label table or grid cell."""
+    lists = {"text": batch.text_id, "label": batch.label_id, "image": batch.cell}
+    held = [(kind, number) for kind, numbers in lists.items() for number in numbers.tolist()]
+    return [held[at] for at in batch.place.tolist()]
 
 
 # The rule in other words: from segments, without `order` and `stream`

@@ -30,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
+from mmfusion.attention import ByRow
 from mmfusion.cli import main
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, load
@@ -37,7 +38,6 @@ from mmfusion.data_pipelines.loader import Loader
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.errors import UserError
-from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Image, Label, Row, Text
 from mmfusion.split import cut
@@ -139,10 +139,7 @@ def overrides(data: Path, output: Path, **train: object) -> list[str]:
 def mixed_rows(config: Config) -> list[Row]:
     """Four rows: two of text alone, then two of pictures alone, no two equally full."""
     rng, diffusion = np.random.default_rng(0), Diffusion(config.diffusion)
-    rows = [
-        Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
-        for _ in range(4)
-    ]
+    rows = [Row.of(config, config.row_length) for _ in range(4)]
     for row, lengths in zip(rows, ([40, 7], [3]), strict=False):
         for length in lengths:
             row.document([Text(rng.integers(5, 200, length).tolist(), loss=True)])
@@ -213,8 +210,8 @@ def reference(config: Config, path: Path) -> None:
     assert config.text
     model = Awake(config, len(Tokenizer(config.text.tokenizer)))
     tensors = {f"before/{n}": p.detach().clone() for n, p in model.named_parameters()}
-    batch = collate(mixed_rows(config))
-    latents, logits = model(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    batch = collate(mixed_rows(config), padded=True)
+    latents, logits = model(batch, ByRow(batch, flex=False))
     noisy = batch.weight > 0
     error = ((latents - batch.target) ** 2).mean(-1)[noisy]
     image = (error * batch.weight[noisy]).sum() / noisy.sum()

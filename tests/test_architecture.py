@@ -19,6 +19,7 @@ LAYERS = [
     ["config", "manifest"],
     ["split", "diffusion", "codecs", "sequence"],
     ["mask", "packing"],
+    ["attention"],
     ["cache", "decoder"],
     ["losses"],
     ["export"],
@@ -40,6 +41,7 @@ NEVER = [
     ("packing", "mask"),
     ("mask", "packing"),
     ("cache", "decoder"),
+    ("decoder", "cache"),  # how tokens attend is handed to it
     ("manifest", "config"),
     ("config", "manifest"),
     ("losses", "decoder"),  # the losses know predictions and batches, not who made them

@@ -21,6 +21,7 @@ import torch
 from bad_pictures import FINE, LOST, noise, saved
 from bad_samples import CLASS, JSON_KINDS, LABEL, LATENT_KINDS, Kind, npy, odd
 from bad_shards import SHARDS
+from helpers import contents
 from material import encoded, jsonl, make_vae, save
 from mutations import RUNS
 from ranks import CHECKOUT, environment
@@ -119,7 +120,7 @@ def test_samples(folder: Path, tokenizer: Tokenizer, group: str) -> None:
             for name in ("latent", "target", "weight", "timestep"):
                 assert torch.isfinite(getattr(batch, name)).all()
             came.update(labels(batch))
-            text += tokenizer.decode(batch.text_id[batch.text_at < batch.doc.shape[1]].tolist())
+            text += tokenizer.decode([number for kind, number in contents(batch) if kind == "text"])
     assert (came if task == CLASS else {n for n in GOOD if f"good {n}" in text}) >= set(GOOD)
     assert LABEL in came if task == CLASS else "odd" in text
     lost = loader.lost()

@@ -1,6 +1,5 @@
 """Beam search against exhaustive search, and against itself written without cache or tensors."""
 
-from collections.abc import Iterator
 from copy import copy
 from itertools import product
 from math import log
@@ -8,19 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import begun, make_row, picture, shouting
+from helpers import batch_of, begun, forward, picture, shouting
 from material import run
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion.cache import Reading
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.generation import session as session_module
 from mmfusion.generation.decoding import Beams, begin_choice
 from mmfusion.generation.session import Session
-from mmfusion.mask import dense_mask
-from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Text
 
 WORDS = 4
@@ -49,10 +48,10 @@ def next_log_p(pipe: Pipeline, prefix: Document, texts: list[Said]) -> torch.Ten
     """log p of each id after every text, by full forwards: (texts, V)."""
     assert pipe.tokenizer is not None
     answer = pipe.tokenizer.answer_id
-    rows = [make_row(40, [*prefix, Text([answer, *ids, 0], loss=True)]) for ids in texts]
-    batch = collate(rows)
-    logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))[1]
-    return logits[torch.arange(len(texts)), [len(ids) for ids in texts]].double().log_softmax(-1)
+    rows = [[[*prefix, Text([answer, *ids, 0], loss=True)]] for ids in texts]
+    logits = forward(pipe.decoder, batch_of(40, *rows))[1]
+    last = torch.tensor([len(ids) + 1 for ids in texts]).cumsum(0) - 1
+    return logits[last].double().log_softmax(-1)
 
 
 def ends_of(pipe: Pipeline) -> set[int]:
@@ -219,7 +218,7 @@ def test_what_no_answer_holds_is_never_said_but_keeps_its_share(
     pipe: Pipeline, tokenizer: Tokenizer
 ) -> None:
     with shouting(pipe, tokenizer.unspeakable, 1e2):
-        found = begun(pipe, 6).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
+        found = begun(pipe, range(6)).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
     assert sum(map(len, found)) > 6
     assert not {i for ids in found for i in ids} & {*tokenizer.unspeakable}
 
@@ -227,20 +226,16 @@ def test_what_no_answer_holds_is_never_said_but_keeps_its_share(
 # Rows, cache and callbacks
 
 
-@pytest.fixture
-def batches(pipe: Pipeline) -> Iterator[list[Batch]]:
-    seen: list[Batch] = []
-    handle = pipe.decoder.register_forward_hook(lambda m, args, out: seen.append(args[0]))
-    yield seen
-    handle.remove()
-
-
-def test_the_prompt_is_read_once_a_row(pipe: Pipeline, batches: list[Batch]) -> None:
+def test_the_prompt_is_read_once_a_row(pipe: Pipeline) -> None:
+    readings: list[Reading] = []
+    handle = pipe.decoder.register_forward_hook(lambda m, args, out: readings.append(args[1]))
     pipe.image_to_text([picture(0), picture(1)], beams=4, max_new_tokens=5)
-    shapes = [tuple(batch.doc.shape) for batch in batches]
-    assert shapes[:2] == [(2, 16), (2, 1)]  # the pictures, <answer>
-    assert set(shapes[2:]) == {(8, 1)}
-    assert len(shapes) <= 2 + 4
+    handle.remove()
+    sizes = [reading.sizes.tolist() for reading in readings]
+    assert sizes[:2] == [[16, 16], [1, 1]]  # the pictures, <answer>
+    assert len(sizes[2]) == 8
+    assert all(later == [1] * len(later) and len(later) <= 8 for later in sizes[2:])
+    assert len(sizes) <= 2 + 4
 
 
 def test_an_answer_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
@@ -260,16 +255,15 @@ def test_an_answer_does_not_depend_on_its_batch(pipe: Pipeline) -> None:
 def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """The picture after it is the one that the same words, given, are followed by; guided too."""
     drawn = Sampling(guidance=2.0, ar_steps=2, **FAST)
-    search, told = begun(pipe, 4, guided=True), begun(pipe, 4, guided=True)
+    search, told = (begun(pipe, range(4), guided=True) for _ in range(2))
     ids = search.text(Sampling(beams=4, max_new_tokens=6), True, True, None)
     assert len({len(answer) for answer in ids}) > 1, "all end alike: a useless test"
     answer, image = tokenizer.answer_id, tokenizer.image_id
     told.append([Text([answer, *said, image]) for said in ids])
-    assert (search.order, search.time) == (told.order, told.time)
+    np.testing.assert_array_equal((search.order, search.time), (told.order, told.time))
     for session in (search, told):
-        kept = session.cache.doc[:, : session.cache.used] >= 0
-        assert kept[4:].sum(1).tolist() == [17] * 4  # the twins: picture and <answer>
-        assert kept[:4].sum(1).tolist() == [16 + 2 + len(said) for said in ids]
+        kept = [16 + 2 + len(said) for said in ids]
+        assert session.cache.used.tolist() == kept + [17] * 4  # the others: picture and <answer>
     torch.testing.assert_close(
         torch.from_numpy(search.image(drawn, False)),
         torch.from_numpy(told.image(drawn, False)),
@@ -280,11 +274,11 @@ def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: T
 
 def test_the_longest_answer_fits_its_room(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """Prompts that fill the cache to the last token, with the answer cut off."""
-    session = begun(pipe, 2, room=16 + 7 + 2)
+    session = begun(pipe, range(2), room=16 + 7 + 2)
     with shouting(pipe, [tokenizer.end_id, tokenizer.image_id], -1e4):
         ids = session.text(Sampling(beams=3, max_new_tokens=7), False, True, None)
     assert [len(answer) for answer in ids] == [7, 7]
-    assert session.cache.used == session.cache.length
+    assert session.cache.used.tolist() == [session.cache.length] * 2
 
 
 def test_callbacks_are_told_of_the_chosen_answer(pipe: Pipeline) -> None:

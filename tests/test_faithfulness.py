@@ -5,6 +5,7 @@ The rows of that page which no other test holds are held here.
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from helpers import HEADS, PAPER, WIDTH, model_config, random_decoder, run_config
 from PIL import Image as PILImage
 
+from mmfusion.attention import ByDocument
 from mmfusion.codecs.image import patches, prepare, to_image
 from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.samples import Sample
-from mmfusion.decoder import sinusoid
+from mmfusion.decoder import Layer, sinusoid
 from mmfusion.errors import UserError
-from mmfusion.sequence import Image, Label
+from mmfusion.packing import collate
+from mmfusion.sequence import Image, Label, Row
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -75,9 +78,16 @@ def test_a_block_is_the_papers_by_hand(scale: float) -> None:
     up = layer_norm(middle, block.norm2) @ array(block.mlp.up.weight).T + array(block.mlp.up.bias)
     gelu = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
     expected = middle + gelu @ array(block.mlp.down.weight).T + array(block.mlp.down.bias)
+    row = Row(6, 1, label_tokens=6, null_label=1)
+    row.document([Label(0)])  # of tokens that all see each other
+    places = {"noisy_at": torch.tensor([5, 2]), "predict_at": torch.tensor([3])}
+    batch = replace(collate([row]), **places)
+    attend = ByDocument(batch)
     with torch.no_grad():
-        ours = block(torch.from_numpy(x)[None], None)[0].numpy()
+        ours = block(torch.from_numpy(x), attend, None, Layer(0, False, batch.predict_at))
+        last = block(torch.from_numpy(x), attend, None, Layer(1, True, attend.asks))
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(last, expected[[5, 2, 3]], rtol=1e-9, atol=1e-9)
 
 
 def test_timestep_features_are_cosines_then_sines() -> None:

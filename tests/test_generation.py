@@ -4,7 +4,8 @@ The judge is `plain`: rows as in training, run whole under the dense mask at eve
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ import torch
 from helpers import (
     COLUMNS,
     DIM,
-    LABEL_TOKENS,
     LLAMA,
     PAPER,
     STYLES,
     TOKENS,
     RawCodec,
+    batch_of,
     begun,
+    contents,
+    forward,
     image,
     make_pipeline,
     make_row,
@@ -28,14 +31,13 @@ from helpers import (
 from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
-from mmfusion.cache import Cache
+from mmfusion.cache import Cache, Reading
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.edit_masks import REGIONS, regenerated
 from mmfusion.generation.session import Session
-from mmfusion.mask import dense_mask
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row, Text, null_form
 from mmfusion.split import Split, cut
@@ -63,26 +65,31 @@ def shown(pipe: Pipeline) -> Pipeline:
     return Pipeline(pipe.config, pipe.decoder, pipe.tokenizer)
 
 
-class Calls:
-    """What the decoder was called with: rows, tokens, and whether they were noisy."""
+class Call(NamedTuple):
+    """A pass over a cache, and how many tokens its rows held before it."""
 
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-        self.caches: list[Cache | None] = []
+    batch: Batch
+    reading: Reading
+    used: np.ndarray
+
+    @property
+    def noisy(self) -> bool:
+        return bool((self.batch.stream > 0).any())
+
+    @property
+    def rows(self) -> int:
+        return len(self.reading.rows)
+
+
+class Calls(list[Call]):
+    """What a session called the decoder with; the judge's calls, without a cache, are left out."""
 
     def __call__(self, module: Decoder, args: tuple, output: Any) -> None:
-        self.batches.append(args[0])
-        self.caches.append(args[2] if len(args) > 2 else None)
+        if isinstance(args[1], Reading):
+            self.append(Call(*args, args[1].cache.used.copy()))
 
-    def clear(self) -> None:
-        self.batches.clear()
-        self.caches.clear()
-
-    def of(self, noisy: bool) -> list[Batch]:
-        """The session's, not the judge's: those over a cache."""
-        pairs = zip(self.batches, self.caches, strict=True)
-        session = [batch for batch, cache in pairs if cache is not None]
-        return [b for b in session if bool((b.stream[b.doc >= 0] > 0).any()) == noisy]
+    def of(self, noisy: bool) -> list[Call]:
+        return [call for call in self if call.noisy == noisy]
 
 
 @pytest.fixture
@@ -108,10 +115,8 @@ def training_output(
 ) -> dict[int, torch.Tensor]:
     """What each grid cell's noisy token predicts in a training row, run whole."""
     noise = Noise(noisy[None], noisy[None], np.full((1, TOKENS), timestep), 2.0)
-    row = make_row(120, [*prefix, Image(clean, COLUMNS, split, noise)])
-    batch = collate([row])
-    output, _ = decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
-    return dict(zip(np.concatenate(split).tolist(), output[0, -TOKENS:], strict=True))
+    output, _ = forward(decoder, batch_of(120, [[*prefix, Image(clean, COLUMNS, split, noise)]]))
+    return dict(zip(np.concatenate(split).tolist(), output[-TOKENS:], strict=True))
 
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
@@ -187,7 +192,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-4) -> None:
 def test_cached_passes_equal_one_full_forward(each: Pipeline) -> None:
     """Clean pass by pass, then the noisy step over the cache: as the row as a whole.
 
-    Two rows of different lengths stand side by side, the shorter one padded pass by pass.
+    Two rows of different lengths stand side by side.
     """
     rng = np.random.default_rng(0)
     decoder = each.decoder
@@ -196,45 +201,44 @@ def test_cached_passes_equal_one_full_forward(each: Pipeline) -> None:
     targets = [image(rng, True, steps=3) for _ in texts]
     targets[1] = Image(targets[1].latents, COLUMNS, targets[0].split, targets[1].noise)
     split = targets[0].split
-    rows = [make_row(80, [*g, target]) for g, target in zip(given, targets, strict=True)]
-    whole = collate(rows)
-    full, logits = decoder(whole, dense_mask(whole.doc, whole.order, whole.stream))
+    rows = [[[*g, target]] for g, target in zip(given, targets, strict=True)]
+    full, logits = forward(decoder, batch_of(80, *rows))
+    full = full.unflatten(0, (2, TOKENS))
 
     cache = Cache(decoder.config, 2, 80)
     clocks = [(0, 0), (0, 0)]
 
-    def open_rows(length: int) -> list[Row]:
+    def open_rows() -> list[Row]:
         made = []
         for order, time in clocks:
-            row = Row(length, DIM, LABEL_TOKENS)
+            row = make_row(TOKENS)
             row.doc_id, row.order_now, row.time_now = 0, order, time
             made.append(row)
         return made
 
     def run(made: list[Row], keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
         batch = collate(made)
-        output = decoder(batch, cache.mask(batch), cache)
+        reading = Reading(cache, [0, 1], batch)
+        output = decoder(batch, reading)
         if keep:
-            cache.keep(batch)
+            cache.keep([0, 1], reading.sizes)
         return output
 
     for segments in zip(*given, strict=True):
-        made = open_rows(max(len(s.ids) if isinstance(s, Text) else TOKENS for s in segments))
+        made = open_rows()
         for row, segment in zip(made, segments, strict=True):
             row.segment(segment)
         clocks = [(row.order_now, row.time_now) for row in made]
         _, spoken = run(made, keep=True)
-    for b, text in enumerate(texts):
-        number = len(text.ids) - 1
-        close(spoken[b, :number], logits[b, :number], 1e-5)
+    close(spoken, logits, 1e-5)
     start = 0
     for group in split:
-        noisy, clean = open_rows(len(group)), open_rows(len(group))
+        noisy, clean = open_rows(), open_rows()
         for row, target in zip(noisy, targets, strict=True):
-            row.image(target.noise.latents[0, group], group, COLUMNS, stream=1)
-            row.timestep[:] = target.noise.timesteps[0, group]
+            at = row.image(target.noise.latents[0, group], group, COLUMNS, stream=1)
+            row.timestep[at] = target.noise.timesteps[0, group]
         output, _ = run(noisy, keep=False)
-        close(output, full[:, start : start + len(group)], 1e-5)
+        close(output, full[:, start : start + len(group)].flatten(0, 1), 1e-5)
         for row, target in zip(clean, targets, strict=True):
             row.image(target.latents[group], group, COLUMNS)
         run(clean, keep=True)
@@ -250,12 +254,14 @@ def test_the_cache_never_keeps_a_noisy_token(pipe: Pipeline, calls: Calls, guida
         ar_steps=3,
         **FAST,
     )
-    caches = [cache for cache in calls.caches if cache is not None]
-    assert len(caches) == len(calls.batches) > 20
-    for cache in caches:
-        kept = cache.doc[:, : cache.used] >= 0
-        assert (cache.stream[:, : cache.used][kept] == 0).all()
-        assert cache.used <= cache.length
+    assert len(calls) > 20
+    for call, following in pairwise(calls):
+        kept = np.zeros_like(call.used)
+        if not call.noisy:
+            kept[call.reading.rows] = np.bincount(call.batch.doc)
+        assert following.reading.cache is call.reading.cache
+        assert (following.used - call.used).tolist() == kept.tolist()
+        assert (following.used <= call.reading.cache.length).all()
 
 
 # Pictures
@@ -333,8 +339,8 @@ def test_guidance_interval_leaves_the_unconditional_pass_out(
     made, expected = both(pipe, "label", **options)
     close(made, expected)
     noisy = calls.of(noisy=True)
-    timesteps = [float(batch.timestep[0, 0]) / 1000 for batch in noisy]
-    rows = [len(batch.doc) for batch in noisy]
+    timesteps = [float(call.batch.timestep[0]) / 1000 for call in noisy]
+    rows = [call.rows for call in noisy]
     assert rows == [2 if interval[0] <= t < interval[1] else 1 for t in timesteps]
     assert (len(rows), set(rows)) == (18, {1, 2})
 
@@ -372,20 +378,20 @@ def test_ar_steps_are_even_and_raster_goes_row_by_row(pipe: Pipeline) -> None:
 
 def test_guidance_one_has_no_twin(pipe: Pipeline, calls: Calls) -> None:
     alone = pipe.generate(["a three", ImageSlot(guidance=1)], ar_steps=2, **FAST)[1]
-    assert {len(batch.doc) for batch in calls.batches} == {1}
+    assert {call.rows for call in calls} == {1}
     calls.clear()
     # In a prompt where another picture is guided there are twins, of no account for this one.
     first = pipe.generate(
         ["a three", ImageSlot(guidance=1), ImageSlot(guidance=3)], ar_steps=2, **FAST
     )[1]
-    assert {len(batch.doc) for batch in calls.of(noisy=False)} == {2}
-    assert [len(batch.doc) for batch in calls.of(noisy=True)] == [1] * 8 + [2] * 8
+    assert {call.rows for call in calls.of(noisy=False)} == {2}
+    assert [call.rows for call in calls.of(noisy=True)] == [1] * 8 + [2] * 8
     close(first, alone)
 
 
 def test_guided_answers_take_twice_the_rows(pipe: Pipeline, calls: Calls) -> None:
     pipe.class_to_image([1, 2, 3], guidance=2.0, ar_steps=2, **FAST)
-    assert {len(batch.doc) for batch in calls.batches} == {6}
+    assert {call.rows for call in calls} == {6}
     # The label, two steps of four denoisings, and one clean pass between: nothing more.
     assert len(calls.of(noisy=True)) == 8
     assert len(calls.of(noisy=False)) == 2
@@ -394,22 +400,11 @@ def test_guided_answers_take_twice_the_rows(pipe: Pipeline, calls: Calls) -> Non
 # What the model reads is what it was trained on
 
 
-def written(batches: list[Batch], row: int) -> list[tuple]:
-    """(order, stream, time, row, column, kind, id) of each token that a row was fed."""
-    tokens = []
-    for batch in batches:
-        if row >= len(batch.doc):
-            continue
-        kinds = {}
-        for kind in ("text", "label"):
-            at, ids = getattr(batch, f"{kind}_at")[row], getattr(batch, f"{kind}_id")[row]
-            kinds.update({p: (kind, i) for p, i in zip(at.tolist(), ids.tolist(), strict=True)})
-        kinds.update(dict.fromkeys(batch.image_at[row].tolist(), ("image", 0)))
-        for place in range(batch.doc.shape[1]):
-            if batch.doc[row, place] >= 0:
-                numbers = (batch.order, batch.stream, *batch.position.unbind(-1))
-                tokens.append((*(int(n[row, place]) for n in numbers), *kinds[place]))
-    return tokens
+def written(batch: Batch, document: int) -> list[tuple]:
+    """(order, stream, time, row, column, kind, id) of each token of a document."""
+    numbers = torch.stack([batch.order, batch.stream, *batch.position.unbind(1)], 1).tolist()
+    tokens = zip(batch.doc.tolist(), numbers, contents(batch), strict=True)
+    return [(*where, *what) for doc, where, what in tokens if doc == document]
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 3])
@@ -449,8 +444,11 @@ def test_fed_tokens_are_a_training_row(
     if row >= 2:
         document = null_form(document)
     training = make_row(96, document)
-    expected = [t for t in written([collate([training])], 0) if t[1] == 0]
-    fed = written(calls.of(noisy=False), row)
+    expected = [t for t in written(collate([training]), 0) if t[1] == 0]
+    fed = []
+    for call in calls.of(noisy=False):
+        if row in call.reading.rows:
+            fed += written(call.batch, call.reading.rows.index(row))
     if row < 2 and len(last) == 4:
         expected = expected[:-1]  # the last token of all is never fed: nothing follows
     assert fed == expected
@@ -493,17 +491,42 @@ def test_interleaved_answers_do_not_depend_on_their_batch(ending: Pipeline) -> N
         close(together[i][3], alone[3])
 
 
+@pytest.mark.parametrize("said", [{"temperature": 1.0}, {"beams": 4}], ids=str)
+def test_rows_of_very_different_lengths_are_answered_as_alone(
+    each: Pipeline, tokenizer: Tokenizer, said: dict[str, Any]
+) -> None:
+    prompts = [Text([tokenizer.text_id, *range(9, 9 + words)]) for words in (0, 70, 7)]
+    answer = Text([tokenizer.answer_id, 9, 8], loss=True)
+
+    def answers(rows: list[int]) -> tuple[list[list[int]], np.ndarray, torch.Tensor]:
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        session = Session(each.decoder, each.config, tokenizer, 110, generators, guided=True)
+        session.append([prompts[row] for row in rows])
+        ids = session.text(Sampling(**said, max_new_tokens=6), True, True, None)
+        drawn = session.image(Sampling(guidance=2.0, ar_steps=3, **FAST), True)
+        return ids, drawn, session.log_likelihood([answer] * len(rows))
+
+    texts, pictures, nats = answers([0, 1, 2])
+    for row in range(3):
+        (text,), (drawn,), (own,) = answers([row])
+        assert texts[row] == text
+        close(pictures[row], drawn)
+        close(nats[row], own)
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
+
+
 def test_a_row_whose_text_has_ended_draws_nothing_more(
     pipe: Pipeline, tokenizer: Tokenizer
 ) -> None:
     """While its neighbour goes on: else the noise of its next picture would be another."""
 
     def first_row_ends(module: Decoder, args: tuple, output: tuple) -> None:
-        output[1][:, :, tokenizer.end_id] = -1e4
-        output[1][:1, :, tokenizer.end_id] = 1e4
+        batch, reading = args
+        first = torch.tensor(reading.rows)[batch.doc[batch.predict_at]] == 0
+        output[1][:, tokenizer.end_id] = torch.where(first, 1e4, -1e4)
 
     def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:
-        session = begun(pipe, rows)
+        session = begun(pipe, range(rows))
         ids = session.text(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
         return ids, session.image(Sampling(**FAST), False)
 
@@ -635,9 +658,8 @@ def greedy(pipe: Pipeline, prefix: Document, most: int) -> list[int]:
     banned = (tokenizer.vocabulary.control | tokenizer.vocabulary.mute) - ends
     ids = [tokenizer.answer_id]
     while len(ids) <= most:
-        batch = collate([make_row(96, [*prefix, Text([*ids, 0], loss=True)])])
-        _, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
-        scores = logits[0, len(ids) - 1].numpy()
+        batch = batch_of(96, [[*prefix, Text([*ids, 0], loss=True)]])
+        scores = forward(pipe.decoder, batch)[1][-1].numpy()
         scores[[*banned]] = -np.inf
         best = int(scores.argmax())
         if best in ends:
@@ -682,10 +704,9 @@ def test_sampling_follows_the_nucleus(pipe: Pipeline, temperature: float, top_p:
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=1)
     drawn = [ids[0] if ids else -1 for ids in session.text(sampling, False, False, None)]
 
-    batch = collate([make_row(30, [prefix, Text([pipe.tokenizer.answer_id, 0], loss=True)])])
+    batch = batch_of(30, [[prefix, Text([pipe.tokenizer.answer_id, 0], loss=True)]])
     with torch.no_grad():
-        _, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
-    scores = logits[0, 0].double() / temperature
+        scores = forward(pipe.decoder, batch)[1][0].double() / temperature
     scores[pipe.tokenizer.unspeakable] = -torch.inf
     share = scores.softmax(-1).numpy()
     nucleus, covered = [], 0.0
@@ -710,7 +731,7 @@ def test_control_symbols_are_never_in_answers(pipe: Pipeline, tokenizer: Tokeniz
     with shouting(pipe, [*loud - {tokenizer.end_id, tokenizer.image_id}]):
         for temperature in (0.0, 1.5):
             sampling = Sampling(temperature=temperature, max_new_tokens=12)
-            ids += begun(pipe, 20).text(sampling, False, False, None)
+            ids += begun(pipe, range(20)).text(sampling, False, False, None)
     assert sum(map(len, ids)) > 100
     assert not {i for answer in ids for i in answer} & loud
 

@@ -211,7 +211,7 @@ def test_bands_and_mask_are_those_of_the_row(rows: dict[str, Row], task: str):
 
 
 def test_learned_text_has_a_colour_of_its_own():
-    row = Row(12, 4, 2)
+    row = Row(12, 4, 2, 10)
     row.document([Label(None), Text([1, 5, 6]), Text([2, 7, 3], loss=True)])
     kinds = [list(plot_rows.KINDS).index(name) for name in
              ("label", "text, given", "text, learned", "padding")]  # fmt: skip

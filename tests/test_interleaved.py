@@ -518,7 +518,7 @@ def test_training_reads_pieces_of_a_split_page(
             else:
                 assert isinstance(segment, Text)
                 assert segment.ids[-1] == (tokenizer.image_id if drawn else tokenizer.end_id)
-        row = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+        row = Row.of(config, config.row_length)
         row.document(document)
         assert row.used == size.tokens
         images = [segment for segment in document if isinstance(segment, Image)]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers import (
     COLUMNS,
+    batch_of,
+    begun,
+    forward,
     make_pipeline,
-    make_row,
     picture,
     run_config,
 )
@@ -24,10 +26,7 @@ from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.generation.arguments import Common
 from mmfusion.generation.likelihood import Likelihood, best_candidates
-from mmfusion.generation.session import Session
 from mmfusion.losses import sums
-from mmfusion.mask import dense_mask
-from mmfusion.packing import collate
 from mmfusion.sequence import Document, Image, Text
 
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim", "ar_steps": 2}
@@ -47,10 +46,9 @@ def one(tokenizer: Tokenizer) -> Pipeline:
 @torch.no_grad()
 def text_loss(pipe: Pipeline, *documents: Document) -> tuple[float, int]:
     """What training makes of the documents in one row: Σ cross-entropy, and its targets."""
-    batch = collate([make_row(160, *documents)])
-    latents, logits = pipe.decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
-    part = sums(latents, logits, batch)
-    return float(part.text), int(part.targets)
+    batch = batch_of(160, list(documents))
+    part = sums(*forward(pipe.decoder, batch), batch)
+    return float(part.text), part.targets
 
 
 def numbers(found: list[Likelihood]) -> list[float]:
@@ -114,15 +112,6 @@ def test_prompts_are_texts_and_pictures_in_any_order(pipe: Pipeline) -> None:
         assert each.log_probability == pytest.approx(-loss, rel=1e-5)
 
 
-def begun(pipe: Pipeline, number: int) -> Session:
-    """A session that has read a picture."""
-    session = Session(
-        pipe.decoder, pipe.config, pipe.tokenizer, 40, [torch.Generator()], guided=False
-    )
-    session.append([pipe.read.picture(picture(number))])
-    return session
-
-
 def test_it_is_what_decoding_made_of_it_token_by_token(pipe: Pipeline) -> None:
     """Of greedy answers over the cache: Σ log p of each id when it was chosen, and of the end."""
     tokenizer = pipe.tokenizer
@@ -132,11 +121,11 @@ def test_it_is_what_decoding_made_of_it_token_by_token(pipe: Pipeline) -> None:
         spoken: list[torch.Tensor] = []
 
         def listen(module: Any, args: tuple, output: Any, spoken: list = spoken) -> None:
-            if (args[0].predict_id >= 0).any():
-                spoken.append(output[1][0, 0].double().log_softmax(-1))
+            if not (args[0].predict_id < 0).any():  # as where the picture is read
+                spoken.append(output[1][0].double().log_softmax(-1))
 
         handle = pipe.decoder.register_forward_hook(listen)
-        said = begun(pipe, number).text(Sampling(max_new_tokens=10), False, False, None)[0]
+        said = begun(pipe, [number]).text(Sampling(max_new_tokens=10), False, False, None)[0]
         handle.remove()
         if len(spoken) == len(said):
             continue  # cut off
@@ -144,7 +133,7 @@ def test_it_is_what_decoding_made_of_it_token_by_token(pipe: Pipeline) -> None:
         ids = [*said, max(tokenizer.end_id, tokenizer.image_id, key=spoken[-1].__getitem__)]
         expected = sum(float(log_p[i]) for log_p, i in zip(spoken, ids, strict=True))
         answer = Text([tokenizer.answer_id, *ids], loss=True)
-        assert float(begun(pipe, number).log_likelihood([answer])) == pytest.approx(
+        assert float(begun(pipe, [number]).log_likelihood([answer])) == pytest.approx(
             expected, rel=1e-5
         )
     assert complete >= 3

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import contents
 from PIL import Image as PILImage
 
 from mmfusion.codecs.text import Tokenizer
@@ -82,21 +83,21 @@ def steps(loader: Loader, count: int) -> list[list[Batch]]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
 
 
 def labels(batch: Batch) -> list[int]:
     """The labels of a row's documents, in order."""
-    here = batch.label_at[0] < ROW
-    return (batch.label_id[0][here][::LABEL_TOKENS] // LABEL_TOKENS).tolist()
+    ids = [number for kind, number in contents(batch) if kind == "label"]
+    return [number // LABEL_TOKENS for number in ids[::LABEL_TOKENS]]
 
 
 def task_of(row: Batch, document: int) -> str:
     """The task that a document of the row is of: only pictures to draw have noisy tokens."""
-    mine = row.doc[0] == document
-    if any(mine[at] for at in row.label_at[0] if at < ROW):
+    mine = row.doc == document
+    if "label" in {kind for (kind, _), own in zip(contents(row), mine, strict=True) if own}:
         return "class_to_image"
-    return "text_to_image" if bool((row.stream[0][mine] > 0).any()) else "image_to_text"
+    return "text_to_image" if bool((row.stream[mine] > 0).any()) else "image_to_text"
 
 
 def saved(ranks: list[Loader]) -> tuple[dict, dict[int, list[int]]]:
@@ -278,9 +279,8 @@ def test_draws_depend_on_seed_epoch_and_sample_alone(data: Path, tokenizer: Toke
         for step in steps(Loader(settings), 5):
             for row in step:
                 for n, label in enumerate(labels(row)):
-                    image = (row.doc[0] == n) & (row.stream[0] > 0)
-                    at = torch.isin(row.noisy_at[0], image.nonzero()[:, 0])
-                    found.setdefault(label, row.target[0][at].numpy().tobytes())
+                    at = row.doc[row.noisy_at] == n
+                    found.setdefault(label, row.target[at].numpy().tobytes())
         return found
 
     one, other, seeded = first_epoch(0, 4), first_epoch(0, 6), first_epoch(1, 4)
@@ -342,15 +342,29 @@ def test_members_that_training_does_not_need_are_not_read(
 # Packing
 
 
-def test_rows_stay_within_the_capacity_and_shapes_do_not_change(data: Path, tokenizer: Tokenizer):
+def test_rows_stay_within_the_capacity_and_shapes_do_not_change(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    """Where there is a GPU; elsewhere a batch is as long as what it holds."""
     limits = {"text": 20, "label": 4, "image": 100, "noisy": 48, "predict": 12}
     settings = config(data, tokenizer, ALL, loading={"capacity": limits, "micro_rows": 2})
-    for batch, _ in steps(Loader(settings), 8):
-        assert batch.doc.shape == (2, ROW)
-        for kind, size in limits.items():
-            at = getattr(batch, f"{kind}_at")
-            assert at.shape == (2, size)
-        assert int((batch.label_at < ROW).sum(1).max()) <= 4
+    flat = [batch for batch, _ in steps(Loader(settings), 8)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Batch, "pin", lambda batch: batch)
+    names = ("text_id", "label_id", "cell", "noisy_at", "predict_at")
+    sizes = {**dict(zip(names, limits.values(), strict=True)), "cell": 100 + 48}
+    for batch, short in zip([batch for batch, _ in steps(Loader(settings), 8)], flat, strict=True):
+        assert (batch.rows, len(batch.doc), short.rows) == (2, 2 * ROW, 0)
+        assert [len(getattr(batch, name)) for name in names] == [2 * sizes[n] for n in names]
+        found = []
+        for here in (slice(0, ROW), slice(ROW, 2 * ROW)):
+            written = batch.doc[here] >= 0
+            pairs = zip(contents(batch)[here], written, strict=True)
+            found += (inside := [what for what, real in pairs if real])
+            kinds = Counter(kind for kind, _ in inside)
+            kinds["noisy"] = int((batch.stream[here][written] > 0).sum())
+            assert all(number <= limits[kind] for kind, number in kinds.items())
+        assert found == contents(short)
 
 
 def test_documents_that_no_row_holds_are_refused_and_counted(tmp_path: Path, tokenizer: Tokenizer):

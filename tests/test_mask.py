@@ -1,6 +1,6 @@
 """The visibility rule against its statement, the paper's mask, and its words; its two forms."""
 
-import warnings
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +17,10 @@ from helpers import (
     task_documents,
 )
 
-from mmfusion.mask import attend, block_mask, cross_mask, dense_mask
-from mmfusion.packing import Batch, collate
+from mmfusion import attention
+from mmfusion.attention import ByRow
+from mmfusion.mask import block_mask, dense_mask, flex_attention
+from mmfusion.packing import collate
 from mmfusion.sequence import Label, Row
 from mmfusion.split import draw_split
 
@@ -30,7 +32,7 @@ def random_rows(seed: int, rows: int = 3) -> tuple[list[Row], list[list]]:
     rng = np.random.default_rng(seed)
     packed, inside = [], []
     for _ in range(rows):
-        row, documents = Row(LENGTH, 4, 2), []
+        row, documents = make_row(LENGTH), []
         while True:
             document = random_document(rng)
             try:
@@ -45,9 +47,14 @@ def random_rows(seed: int, rows: int = 3) -> tuple[list[Row], list[list]]:
     return packed, inside
 
 
+def parts(rows: list[Row]) -> list[torch.Tensor]:
+    """(R, L) doc, order and stream, with numbers of documents that rows do not share."""
+    batch = collate(rows, padded=True)
+    return [part.view(len(rows), -1) for part in (batch.doc, batch.order, batch.stream)]
+
+
 def mask_of(*rows: Row) -> np.ndarray:
-    batch = collate(list(rows))
-    return dense_mask(batch.doc, batch.order, batch.stream).numpy()
+    return dense_mask(*parts(list(rows))).numpy()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -119,28 +126,20 @@ def test_documents_of_a_row_do_not_see_each_other() -> None:
     made, doc = mask_of(*rows), np.stack([row.doc for row in rows])
     assert max(map(len, documents)) > 1
     assert not made[doc[:, :, None] != doc[:, None, :]].any()
-
-
-def test_cross_mask_is_a_part_of_the_dense_one() -> None:
-    rows, _ = random_rows(2)
-    batch = collate(rows)
-    every = (batch.doc, batch.order, batch.stream)
-    query = tuple(x[:, 40:90] for x in every)
-    np.testing.assert_array_equal(cross_mask(query, every), dense_mask(*every)[:, 40:90])
-
-
-def block_of(batch: Batch, block: int):
-    return block_mask(batch.doc, batch.order, batch.stream, block)
+    # Nor do those of other rows, where all lie one after another without their padding.
+    flat = collate(rows)
+    used = [torch.from_numpy(m[: r.used, : r.used]) for m, r in zip(made, rows, strict=True)]
+    assert torch.equal(dense_mask(flat.doc, flat.order, flat.stream), torch.block_diag(*used) > 0)
 
 
 def test_flex_blocks_hold_all_that_is_visible() -> None:
     """A block is skipped only where nothing is visible, unmasked only where all is."""
     rows, _ = random_rows(3)
-    batch, side = collate(rows), 8
-    coarse = dense_mask(batch.doc, batch.order, batch.stream)
+    places, side = parts(rows), 8
+    coarse = dense_mask(*places)
     coarse = coarse.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
     some, every = coarse.flatten(3).any(-1), coarse.flatten(3).all(-1)
-    mask = block_of(batch, side)
+    mask = block_mask(*places, side)
     assert (some & ~every).any()
     assert every.any()
     np.testing.assert_array_equal(mask.to_dense()[:, 0].bool(), some)
@@ -154,29 +153,29 @@ def test_flex_blocks_hold_all_that_is_visible() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1)])
 def test_flex_attention_equals_dense(heads: int, groups: int) -> None:
-    rows, _ = random_rows(4)
-    batch = collate(rows)
+    places = parts(random_rows(4)[0])
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(3, heads, LENGTH, 16, generator=generator)
-    k, v = (torch.randn(3, groups, LENGTH, 16, generator=generator) for _ in range(2))
-    dense = dense_mask(batch.doc, batch.order, batch.stream)
+    q = torch.randn(3, LENGTH, heads, 16, generator=generator)
+    k, v = (torch.randn(3, LENGTH, groups, 16, generator=generator) for _ in range(2))
+    dense = dense_mask(*places)[:, None]
     # An explicit softmax is the judge of both.
-    weights = q @ k.repeat_interleave(heads // groups, 1).transpose(2, 3) / 4
-    weights = weights.masked_fill(~dense[:, None], -torch.inf).softmax(-1)
-    expected = weights @ v.repeat_interleave(heads // groups, 1)
-    torch.testing.assert_close(attend(q, k, v, dense), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(attend(q, k, v, block_of(batch, 32)), expected, rtol=0, atol=1e-5)
+    key, value = (x.repeat_interleave(heads // groups, 2) for x in (k, v))
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, key) / 4
+    weights = weights.masked_fill(~dense, -torch.inf).softmax(-1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, value)
+    flex = flex_attention(q, k, v, block_mask(*places, 32))
+    for made in (attention.attention(q, k, v, dense), flex):
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("style", STYLES)
-def test_decoder_is_the_same_under_both_forms(style: str) -> None:
-    rows, _ = random_rows(5)
-    batch = collate(rows)
+def test_decoder_is_the_same_under_both_forms(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "block_mask", partial(block_mask, block=32))
+    batch = collate(random_rows(5)[0], padded=True)
     decoder = random_decoder(model_config(STYLES[style]), 100)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        flex = decoder(batch, block_of(batch, 32))
-        dense = decoder(batch, dense_mask(batch.doc, batch.order, batch.stream))
+    with torch.no_grad():
+        flex, dense = (decoder(batch, ByRow(batch, form)) for form in (True, False))
     for a, b in zip(flex, dense, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 

@@ -9,6 +9,7 @@ from helpers import (
     TOKENS,
     image,
     make_row,
+    model_config,
     random_document,
     task_documents,
     tokens_of,
@@ -193,6 +194,7 @@ def test_image_tokens_carry_their_own_latents_noise_and_weight(last: bool) -> No
         if token.kind != "image":
             assert row.weight[place] == 0
             continue
+        assert row.content[place] == token.index
         if not token.copy:
             np.testing.assert_array_equal(row.latent[place], latents[token.index])
             assert row.weight[place] == 0
@@ -205,9 +207,11 @@ def test_image_tokens_carry_their_own_latents_noise_and_weight(last: bool) -> No
         assert row.weight[place] == pytest.approx(weights[token.step])
 
 
-def test_labels_take_a_row_of_the_table_each_and_null_the_one_before() -> None:
-    row = make_row(20, [Label(0), Label(7), Label(None)])
-    assert row.content[:6].tolist() == [0, 1, 14, 15, -2, -1]
+def test_labels_take_a_row_of_the_table_each_and_null_the_one_after_the_last() -> None:
+    row = Row.of(model_config(), 20)  # of ten classes
+    row.document([Label(0), Label(7), Label(None)])
+    assert row.content[:6].tolist() == [0, 1, 14, 15, 20, 21]
+    assert row.latent.shape == (20, DIM)
 
 
 def test_null_form_empties_labels_and_texts_and_keeps_pictures() -> None:

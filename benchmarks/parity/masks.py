@@ -49,7 +49,7 @@ def written(side: int, label_tokens: int, sizes: list[int]) -> tuple[np.ndarray,
     zeros = np.zeros((1, n, 1), np.float32)
     noise = Noise(zeros, zeros, zeros[..., 0], start_weight=2.0)
     order = np.random.default_rng(n).permutation(n)
-    row = Row(label_tokens + 2 * n - sizes[-1], 1, label_tokens)
+    row = Row(label_tokens + 2 * n - sizes[-1], 1, label_tokens, null_label=0)
     row.document([Label(0), Image(zeros[0], side, cut(order, sizes), noise)])
     batch = collate([row])
-    return dense_mask(batch.doc, batch.order, batch.stream)[0].numpy(), row.weight[-n:]
+    return dense_mask(batch.doc, batch.order, batch.stream).numpy(), row.weight[-n:]

@@ -54,7 +54,11 @@ class PhiloxNoise:
         generators = [torch.Generator() for _ in range(rows)]
         streams = dict(zip(map(id, generators), self.streams(rows), strict=True))
 
-        def randn(*shape: Any, generator: torch.Generator, **_: Any) -> Tensor:
+        usual = torch.randn
+
+        def randn(*shape: Any, generator: torch.Generator, **options: Any) -> Tensor:
+            if id(generator) not in streams:  # where a sampler's numbers are read off
+                return usual(*shape, generator=generator, **options)
             wanted = shape if isinstance(shape[0], int) else shape[0]
             return streams[id(generator)](tuple(wanted))
 

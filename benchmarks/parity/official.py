@@ -121,12 +121,13 @@ class OfficialModel:
         noise: NoiseSource,
         sizes: list[int],
         interval: tuple[float, float],
+        steps: int = STEPS,
     ) -> Tensor:
         """Latents (B, N, D) of pictures drawn in raster order, in AR steps of these sizes.
 
         Each row draws the whole picture's noise first, then one AR step's at each denoising step.
         """
-        diffusion = self.official.diffusion.create_diffusion(str(STEPS))
+        diffusion = self.official.diffusion.create_diffusion(str(steps))
         draws = noise.streams(len(given.labels))
         cache = self._prefix(given)
         edges = [round(edge * 1000) for edge in interval]
@@ -138,7 +139,7 @@ class OfficialModel:
         calls = itertools.count(1)
 
         def noise_like(like: Tensor) -> Tensor:
-            if next(calls) % STEPS == 0:  # drawn at the last step too, and there taken times 0
+            if next(calls) % steps == 0:  # drawn at the last step too, and there taken times 0
                 return torch.zeros_like(like)
             return torch.cat([draw((1, *like.shape[1:])) for draw in draws])
 

@@ -4,6 +4,7 @@ Shapes: B rows, N tokens, D numbers in a latent token.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from benchmarks.parity.cases import GUIDANCE, STEPS, Case, Given, save
 from benchmarks.parity.noise import NoiseSource
+from mmfusion.attention import ByDocument
+from mmfusion.cache import Reading
 from mmfusion.codecs.image import patches
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.export import read
-from mmfusion.generation.session import Session
+from mmfusion.generation.session import Passes, Session, run
 from mmfusion.importers.causalfusion import Options, import_causalfusion
 from mmfusion.losses import sums, total
-from mmfusion.mask import dense_mask
 from mmfusion.packing import collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row
 from mmfusion.split import cut
@@ -59,9 +61,9 @@ def label(config: ModelConfig, given: Given, row: int) -> Label:
 
 
 def row_of(config: ModelConfig, given: Given, row: int) -> Row:
-    """One row's document as tokens, padded where its split leaves room."""
+    """One row's document as tokens."""
     c = config
-    written = Row(c.row_length, c.image.latent_dim, c.decoder.label_tokens)
+    written = Row.of(c, c.row_length)
     written.document(document(c, given, row))
     return written
 
@@ -84,22 +86,26 @@ class Ours:
         found = torch.autograd.grad(self._trained(given)[1], parameters)
         return dict(zip(names, found, strict=True))
 
-    @torch.inference_mode()
     def cached(self, given: Given, kept: int) -> Tensor:
         """Guided noise of the tokens after the first `kept`, which are clean: (B, N - kept, D)."""
-        c, rows = self.config, len(given.labels)
-        session = self._session(given, [torch.Generator()] * rows)
+        session = self._session(given, [torch.Generator()] * len(given.labels))
+        return run(self.decoder, self._cached(session, given, kept))
+
+    def _cached(self, session: Session, given: Given, kept: int) -> Passes[Tensor]:
+        c = self.config
         latents, noise = (
             torch.from_numpy(patches(x, c.image.patch)) for x in (given.latents, given.noise)
         )
         order = torch.from_numpy(given.order)
         if kept:
-            session._image_pass(latents, order[:, :kept], clean=True)
-        batch = session._image_batch(noise, order[:, kept:], clean=False)
-        timestep = torch.full_like(batch.latent[..., 0], float(given.timesteps[0]))
-        noisy = batch.with_noisy(batch.latent, timestep)
-        output, _ = self.decoder(noisy, session.cache.mask(batch), session.cache)
-        cond, uncond = output.chunk(2)
+            yield from session._keep_image(latents, order[:, :kept])
+        rows, cells = range(2 * len(order)), order[:, kept:]
+        batch = session._image_batch(rows, cells, noisy=True)
+        latent = noise.gather(1, cells[..., None].expand(-1, -1, noise.shape[2])).repeat(2, 1, 1)
+        level = torch.tensor([float(given.timesteps[0])])
+        noisy = replace(batch, latent=latent.flatten(0, 1), timestep=level)
+        output, _ = yield noisy, Reading(session.cache, rows, batch)
+        cond, uncond = output.unflatten(0, (len(rows), -1)).chunk(2)
         return uncond + GUIDANCE * (cond - uncond)
 
     def sampled(
@@ -108,12 +114,13 @@ class Ours:
         noise: NoiseSource,
         sizes: list[int],
         interval: tuple[float, float],
+        steps: int = STEPS,
     ) -> Tensor:
         """Latents (B, N, D) of pictures drawn in raster order, in AR steps of these sizes."""
         sampling = Sampling(
             guidance=GUIDANCE,
             guidance_interval=list(interval),
-            num_inference_steps=STEPS,
+            num_inference_steps=steps,
             scheduler="ddpm",
             order="raster",
             ar_sizes=sizes,
@@ -124,9 +131,9 @@ class Ours:
 
     def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
         batch = collate([row_of(self.config, given, row) for row in range(len(given.labels))])
-        mask = dense_mask(batch.doc, batch.order, batch.stream)
-        latents, logits = self.decoder(batch, mask)
+        latents, logits = self.decoder(batch, ByDocument(batch))
         part = sums(latents, logits, batch)
+        latents = latents.unflatten(0, (len(given.labels), -1))
         return latents, total(part, part.noisy, part.targets, text_weight=1.0)
 
     def _session(self, given: Given, generators: list[torch.Generator]) -> Session:

@@ -90,7 +90,7 @@ def plotted(
     config: Config, source: SourceConfig, documents: list[Document], tokenizer: Tokenizer | None
 ) -> list[PlottedRow]:
     """A row of the first few documents, one after another as in training; none if none fits."""
-    row = Row(config.row_length, config.image.latent_dim, config.decoder.label_tokens)
+    row = Row.of(config, config.row_length)
     about: list[str] = []
     for document in documents[:DRAWN]:
         if row.used + count(document, row.label_tokens).tokens > row.length:

@@ -1,34 +1,60 @@
-"""A conversation of several rows with the decoder over one cache.
+"""Prompts and answers of several rows over one cache, as passes that others may share.
 
-Clean tokens are appended to the cache, pictures are denoised while reading it, text is decoded
-token by token. With guidance every row has an unconditional twin, whose labels and text are in
-their null form; every clean pass appends to both. Rows of different lengths are padded, which the
-visibility rule hides, so a row's answer does not depend on the rows beside it.
+Clean tokens are appended to the cache, images are denoised while reading it, text is decoded token
+by token. With guidance every row has an unconditional row, whose labels and text are in their null
+form; every clean pass appends to both. A row's answer does not depend on the rows beside it.
 
-Shapes: R rows asked for, 2R with their twins, N tokens of an image, D numbers in a token.
+What a session does is a generator of passes: it yields a batch with its attention and is sent what
+the decoder made of them. `run` gives one session's passes to the decoder; `generation.stepper`
+those of many together.
+
+Shapes: R rows asked for, 2R with the unconditional ones, N tokens of an image, n of an AR step, D
+numbers in a token.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.cache import Cache
+from mmfusion.cache import Cache, Reading
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
-from mmfusion.diffusion import Diffusion
-from mmfusion.errors import UserError
+from mmfusion.generation.coefficients import HISTORY, steps_of
 from mmfusion.generation.decoding import OnToken, begin_choice
+from mmfusion.generation.image_plan import guidance_scale, step_sizes, token_order
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
-from mmfusion.split import even_sizes
 
+SMALL = 300_000_000
+"""Products of a pass below which one thread does it: several would wait for each other, and beside
+a busy process a hundred times as long as they work."""
+T = TypeVar("T")
 OnStep = Callable[[float, Tensor], None]
+Output = tuple[Tensor, Tensor | None]
+Passes = Generator[tuple[Batch, Reading], Output, T]
+
+
+@torch.inference_mode()
+def run(decoder: Decoder, passes: Passes[T]) -> T:
+    """Give passes to the decoder one after another; what they come to."""
+    output, threads = None, torch.get_num_threads()
+    size = sum(p.numel() for p in decoder.parameters())
+    try:
+        while True:
+            batch, reading = passes.send(output)  # type: ignore[arg-type]
+            torch.set_num_threads(1 if len(batch.doc) * size < SMALL else threads)
+            output = decoder(batch, reading)
+    except StopIteration as end:
+        return end.value
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Session:
@@ -43,7 +69,7 @@ class Session:
         generators: list[torch.Generator],
         guided: bool,
     ) -> None:
-        """Make room for `length` tokens a row, written passes' padding included."""
+        """Make room for `length` tokens a row."""
         self.decoder, self.config, self.tokenizer = decoder, config, tokenizer
         self.generators, self.guided = generators, guided
         self.rows = len(generators)
@@ -51,16 +77,17 @@ class Session:
         weight = decoder.latent_in.weight
         self.device = weight.device
         self.cache = Cache(decoder.config, every, length, weight.device, weight.dtype)
-        self.order, self.time = [0] * every, [0] * every
-        self.diffusion = Diffusion(config.diffusion)
+        self.order, self.time = np.zeros(every, int), np.zeros(every, int)
 
-    @torch.inference_mode()
     def append(self, segments: list[Segment]) -> None:
-        """Append one clean segment to each row, and its null form to the row's twin."""
-        unconditional = [segment.null() for segment in segments] if self.guided else []
-        self._append([*segments, *unconditional])
+        """Append one clean segment to each row, and its null form to its unconditional row."""
+        run(self.decoder, self.reading(segments))
 
-    @torch.inference_mode()
+    def reading(self, segments: list[Segment]) -> Passes[None]:
+        """The passes of `append`."""
+        unconditional = [segment.null() for segment in segments] if self.guided else []
+        yield from self._read([*segments, *unconditional])
+
     def image(
         self,
         sampling: Sampling,
@@ -80,46 +107,62 @@ class Session:
         Returns:
             Latents (R, N, D); kept ones are bit for bit those given.
         """
+        return run(self.decoder, self.drawing(sampling, follows, kept, on_step))
+
+    def drawing(
+        self,
+        sampling: Sampling,
+        follows: bool,
+        kept: tuple[np.ndarray, np.ndarray] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Passes[np.ndarray]:
+        """The passes of `image`."""
         tokens, dim = self.config.image.tokens, self.config.image.latent_dim
-        noise = torch.stack([torch.randn(tokens, dim, generator=g) for g in self.generators])
-        orders = [self._order(sampling, g) for g in self.generators]
-        latents = noise.clone()
+        latents = torch.stack([torch.randn(tokens, dim, generator=g) for g in self.generators])
+        orders = [token_order(sampling, tokens, g) for g in self.generators]
         if kept is not None:
             given, keep = torch.from_numpy(kept[0]), torch.from_numpy(kept[1])
             latents[keep] = given[keep]
-            at_grid = torch.stack([row.nonzero().flatten() for row in keep])
-            self._image_pass(latents, at_grid, clean=True)
+            cells = torch.stack([row.nonzero().flatten() for row in keep])
+            yield from self._keep_image(latents, cells)
             orders = [o[~row[o]] for o, row in zip(orders, keep, strict=True)]
         order = torch.stack(orders)
-        sizes = self._sizes(sampling, order.shape[1])
+        sizes = step_sizes(sampling, order.shape[1])
+        latents = latents.to(self.device)
         there = tokens - order.shape[1]
-        for step, at_grid in enumerate(order.split(sizes, dim=1)):
+        for step, cells in enumerate(order.split(sizes, dim=1)):
 
             def report(share: float, step: int = step) -> None:
-                if on_step:
-                    on_step((step + share) / len(sizes), latents)
+                assert on_step
+                on_step((step + share) / len(sizes), latents.cpu())
 
-            there += at_grid.shape[1]
-            self._denoise(latents, at_grid, sampling, there / tokens, report)
+            there += cells.shape[1]
+            told = report if on_step else None
+            yield from self._denoise(latents, cells, sampling, there / tokens, told)
             if follows or step < len(sizes) - 1:
-                self._image_pass(latents, at_grid, clean=True)
-        self.time = [time + 1 for time in self.time]
-        return latents.numpy()
+                yield from self._keep_image(latents, cells)
+        self.time += 1
+        return latents.cpu().numpy()
 
-    @torch.inference_mode()
     def text(
         self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
     ) -> list[list[int]]:
         """Decode an answer in every row; ids without control symbols.
 
         Beams live in a branch that is thrown away; the chosen answer is then read in one clean
-        pass, so that the cache never holds another. The ending symbol (`<image>` where a picture
+        pass, so that the cache never holds another. The ending symbol (`<image>` where an image
         is to follow, else `</s>`) is appended when anything follows.
         """
+        return run(self.decoder, self.writing(sampling, image_follows, follows, on_token))
+
+    def writing(
+        self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
+    ) -> Passes[list[list[int]]]:
+        """The passes of `text`."""
         assert self.tokenizer is not None
         begin = Text([self.tokenizer.answer_id])
-        logits = self._append([begin] * len(self.order), ask=True)[: self.rows]
-        branch, since, branched = self, self.cache.used, sampling.beams > 1
+        logits = yield from self._read([begin] * len(self.order), asked=self.rows)
+        branch, since, branched = self, int(self.cache.used[: self.rows].min()), sampling.beams > 1
         if branched:
             branch = self._branch(sampling.beams, room=sampling.max_new_tokens)
             logits = logits.repeat_interleave(sampling.beams, 0)
@@ -130,169 +173,174 @@ class Session:
             if last or not any(token is not None for token in feed):
                 break
             if choice.origin is not None:
-                branch._take(branch, choice.origin, since)
-            said = [None if token is None else Text([token]) for token in feed]
-            logits = branch._append(said, ask=True)
+                branch._take(branch, choice.origin.tolist(), since)
+            logits = yield from branch._next(feed, logits)
         answers = choice.answers()
         if follows:
             end = self.tokenizer.image_id if image_follows else self.tokenizer.end_id
-            self._append([Text([*ids, end] if branched else [end]) for ids in answers])
+            read = [Text([*ids, end] if branched else [end]) for ids in answers]
+            yield from self._read(read)
         return answers
 
-    @torch.inference_mode()
     def log_likelihood(self, answers: list[Text]) -> Tensor:
         """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
-        batch = self._clean_batch(answers)
-        logits = self._pass(batch)[1]
+        return run(self.decoder, self._log_likelihood(answers))
+
+    def _log_likelihood(self, answers: list[Text]) -> Passes[Tensor]:
+        batch = self._segments(answers, range(len(answers)), 0)
+        _, logits = yield from self._clean(range(len(answers)), batch)
         assert logits is not None
-        nats = F.cross_entropy(
-            logits.flatten(0, 1), batch.predict_id.flatten(), ignore_index=-1, reduction="none"
+        nats = F.cross_entropy(logits, batch.predict_id.to(logits.device), reduction="none")
+        owner = batch.doc[batch.predict_at].long()
+        return -torch.zeros(len(answers), dtype=torch.double).index_add(
+            0, owner, nats.cpu().double()
         )
-        return -nats.view(batch.predict_id.shape).cpu().double().sum(1)
 
-    def _append(self, segments: Sequence[Segment | None], ask: bool = False) -> Tensor:
-        """One clean pass over the first len(segments) rows; logits (rows, V) after the last."""
-        # Rows without a segment predict nothing; their padded entry is cut off in the decoder.
-        logits = self._pass(self._clean_batch(segments, ask))[1]
-        return logits[:, 0] if ask and logits is not None else torch.empty(0)
+    def _read(self, segments: Sequence[Segment], asked: int = 0) -> Passes[Tensor]:
+        """Clean segments of the first rows; logits (asked, V) after those of the first of them."""
+        rows = range(len(segments))
+        _, logits = yield from self._clean(rows, self._segments(segments, rows, asked))
+        return torch.empty(0) if logits is None else logits
 
-    def _clean_batch(self, segments: Sequence[Segment | None], ask: bool = False) -> Batch:
-        """A segment of each row, or None; with `ask` the last token predicts what comes next."""
-        tokens = self.config.decoder.label_tokens
-        sizes = [count([s], tokens).tokens if s else 0 for s in segments]
-        rows = []
-        for at, segment in enumerate(segments):
-            row = self._row(at, max(sizes))
-            if segment:
-                row.segment(segment)
-                if ask:
-                    row.predict[row.used - 1] = 0
-            self._leave(at, row)
-            rows.append(row)
-        return collate(rows).to(self.device)
+    def _next(self, feed: list[int | None], logits: Tensor) -> Passes[Tensor]:
+        """One token more in the rows that have one: their new logits, in a copy of the last."""
+        rows = [row for row, token in enumerate(feed) if token is not None]
+        each = torch.arange(len(rows))
+        time = torch.from_numpy(self.time[rows])
+        batch = _batch(
+            self.config,
+            doc=each,
+            order=torch.from_numpy(self.order[rows]),
+            stream=torch.zeros_like(each),
+            position=torch.stack([time, *[torch.zeros_like(time)] * 2], 1),
+            text_id=torch.tensor([token for token in feed if token is not None]),
+            predict_at=each,
+        )
+        self.order[rows] += 1
+        self.time[rows] += 1
+        _, found = yield from self._clean(rows, batch)
+        assert found is not None
+        return logits.index_copy(0, torch.tensor(rows, device=logits.device), found)
+
+    def _clean(self, rows: Sequence[int], batch: Batch) -> Passes[Output]:
+        """A pass of clean tokens, which stay in the cache."""
+        reading = Reading(self.cache, rows, batch)
+        output = yield batch.to(self.device), reading
+        self.cache.keep(rows, reading.sizes)
+        return output
+
+    def _segments(self, segments: Sequence[Segment], rows: Sequence[int], asked: int) -> Batch:
+        """A segment of each row; the last token of the first `asked` predicts what comes next."""
+        tokens, written = self.config.decoder.label_tokens, []
+        for at, segment in zip(rows, segments, strict=True):
+            row = Row.of(self.config, count([segment], tokens).tokens)
+            row.doc_id, row.order_now, row.time_now = 0, self.order[at], self.time[at]
+            row.segment(segment)
+            if at < asked:
+                row.predict[row.used - 1] = 0
+            self.order[at], self.time[at] = row.order_now, row.time_now
+            written.append(row)
+        return collate(written)
 
     def _branch(self, beams: int, room: int) -> "Session":
-        """Each row, without its twin, `beams` times, with room for that many more tokens."""
+        """Each row, without its unconditional one, `beams` times, with room for more tokens."""
         branch = copy(self)
-        rows = torch.arange(self.rows, device=self.device).repeat_interleave(beams)
+        rows = np.arange(self.rows).repeat(beams).tolist()
         branch.rows, branch.guided = len(rows), False
-        length, kv = self.cache.used + room, self.cache.kv
+        length, kv = int(self.cache.used.max()) + room, self.cache.kv
         branch.cache = Cache(self.decoder.config, len(rows), length, kv.device, kv.dtype)
         branch._take(self, rows)
         return branch
 
-    def _take(self, other: "Session", rows: Tensor, since: int = 0) -> None:
+    def _take(self, other: "Session", rows: list[int], since: int = 0) -> None:
         """Go on from where `rows` of another session, or of this one, are; equal before `since`."""
         self.cache.take(other.cache, rows, since)
-        self.order = [other.order[row] for row in rows.tolist()]
-        self.time = [other.time[row] for row in rows.tolist()]
+        self.order, self.time = other.order[rows], other.time[rows]
 
     def _denoise(
         self,
         latents: Tensor,
-        at_grid: Tensor,
+        cells: Tensor,
         sampling: Sampling,
         done: float,
-        report: Callable[[float], None],
-    ) -> None:
-        """Denoise one AR step's tokens (R, n) in place, from the noise that lies there.
+        report: Callable[[float], None] | None,
+    ) -> Passes[None]:
+        """Denoise one AR step's tokens, at `cells` (R, n), in place, from the noise there.
 
         `done` is the share of the image's tokens that are there afterwards.
         """
-        scheduler = self.diffusion.scheduler(sampling.scheduler, sampling.num_inference_steps)
-        batch = self._image_batch(latents, at_grid, clean=False)
-        mask = self.cache.mask(batch)
-        at = at_grid[..., None].expand(-1, -1, latents.shape[2])
-        x = latents.gather(1, at).to(self.device)
-        for step in range(len(scheduler.timesteps)):
-            t = self.diffusion.timestep(scheduler, step)
-            scale = guidance_scale(sampling, t / self.config.diffusion.timesteps, done)
+        diffusion = self.config.diffusion
+        name = sampling.scheduler or diffusion.schedulers[0]
+        steps = steps_of(diffusion.model_dump_json(), name, sampling.num_inference_steps)
+        at = cells[..., None].expand(-1, -1, latents.shape[2]).to(self.device)
+        x = latents.gather(1, at)
+        before: list[tuple[Tensor, Tensor]] = []
+        fresh = self._noise(x, sum(step.noise != 0 for step in steps))
+        passes: dict[bool, tuple[Batch, Reading]] = {}
+        for number, step in enumerate(steps):
+            scale = guidance_scale(sampling, step.timestep / diffusion.timesteps, done)
             guided = self.guided and scale != 1
-            part = slice(0, self.rows * (2 if guided else 1))
-            latent = torch.cat([x, x]) if guided else x
-            noisy = batch.rows(part).with_noisy(latent, torch.full_like(latent[..., 0], t))
-            output, _ = self.decoder(noisy, mask[part], self.cache.part(part))
+            if guided not in passes:
+                rows = range(self.rows * (2 if guided else 1))
+                batch = self._image_batch(rows, cells, noisy=True)
+                passes[guided] = batch.to(self.device), Reading(self.cache, rows, batch)
+            batch, reading = passes[guided]
+            latent = (torch.cat([x, x]) if guided else x).flatten(0, 1)
+            level = torch.full((1,), step.timestep, device=self.device)
+            output, _ = yield replace(batch, latent=latent, timestep=level), reading
+            output = output.unflatten(0, (-1, cells.shape[1]))
             if guided:
                 cond, uncond = output.chunk(2)
                 output = uncond + scale * (cond - uncond)
-            x = self.diffusion.step(scheduler, step, output, x, self.generators)
-            latents.scatter_(1, at, x.cpu())
-            report((step + 1) / len(scheduler.timesteps))
+            before = [(x, output), *before][:HISTORY]
+            shares = zip(step.latents, step.outputs, before, strict=True)
+            x = torch.stack([a * was + b * made for a, b, (was, made) in shares]).sum(0)
+            if step.noise:
+                x = x + step.noise * next(fresh)
+            if report or number == len(steps) - 1:
+                latents.scatter_(1, at, x)
+            if report:
+                report((number + 1) / len(steps))
 
-    def _image_pass(self, latents: Tensor, at_grid: Tensor, clean: bool) -> None:
-        self._pass(self._image_batch(latents, at_grid, clean))
-        self.order = [order + 1 for order in self.order]
+    def _noise(self, x: Tensor, draws: int) -> Iterator[Tensor]:
+        """Fresh noise like x (R, n, D), as often as a sampler needs, from each row's generator."""
+        shape = 1, *x.shape[1:]
+        drawn = [[torch.randn(shape, generator=g) for _ in range(draws)] for g in self.generators]
+        return (torch.cat(each).to(self.device) for each in zip(*drawn, strict=True))
 
-    def _image_batch(self, latents: Tensor, at_grid: Tensor, clean: bool) -> Batch:
-        """One AR step's tokens of each row and its twin, clean or noisy."""
-        rows = []
-        for at in range(len(self.order)):
-            row = self._row(at, at_grid.shape[1])
-            cells = at_grid[at % self.rows].numpy()
-            values = latents[at % self.rows].numpy()[cells]
-            row.image(values, cells, self.config.image.grid[1], stream=0 if clean else 1)
-            rows.append(row)
-        return collate(rows).to(self.device)
+    def _keep_image(self, latents: Tensor, cells: Tensor) -> Passes[None]:
+        """One AR step's tokens, at `cells` (R, n), into the cache of every row."""
+        rows = range(len(self.order))
+        batch = self._image_batch(rows, cells, noisy=False)
+        at = cells[..., None].expand(-1, -1, latents.shape[2]).to(latents.device)
+        latent = latents.gather(1, at).repeat(len(rows) // self.rows, 1, 1).flatten(0, 1)
+        yield from self._clean(rows, replace(batch, latent=latent))
+        self.order += 1
 
-    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Clean tokens through the decoder and into the cache."""
-        part = self.cache.part(slice(0, len(batch.doc)))
-        output = self.decoder(batch, part.mask(batch), part)
-        part.keep(batch)
-        self.cache.used = part.used
-        return output
-
-    def _row(self, at: int, length: int) -> Row:
-        row = Row(length, self.config.image.latent_dim, self.config.decoder.label_tokens)
-        row.doc_id, row.order_now, row.time_now = 0, self.order[at], self.time[at]
-        return row
-
-    def _leave(self, at: int, row: Row) -> None:
-        self.order[at], self.time[at] = row.order_now, row.time_now
-
-    def _order(self, sampling: Sampling, generator: torch.Generator) -> Tensor:
-        tokens = self.config.image.tokens
-        if isinstance(sampling.order, list):
-            if sorted(sampling.order) != list(range(tokens)):
-                raise UserError(f"order: needs each of the grid indices 0 to {tokens - 1} once")
-            return torch.tensor(sampling.order)
-        if sampling.order == "raster":
-            return torch.arange(tokens)
-        return torch.randperm(tokens, generator=generator)
-
-    def _sizes(self, sampling: Sampling, tokens: int) -> list[int]:
-        if sampling.ar_sizes is None:
-            return even_sizes(tokens, sampling.ar_steps)
-        if sum(sampling.ar_sizes) != tokens:
-            raise UserError(
-                f"ar_sizes: {sampling.ar_sizes} add up to {sum(sampling.ar_sizes)}; "
-                f"{tokens} tokens are to be generated"
-            )
-        return sampling.ar_sizes
+    def _image_batch(self, rows: range, cells: Tensor, noisy: bool) -> Batch:
+        """One AR step's tokens of some rows, still without their latents."""
+        size = cells.shape[1]
+        cell = cells.repeat(len(rows) // self.rows, 1).flatten()
+        number = torch.arange(len(rows)).repeat_interleave(size)
+        time = torch.from_numpy(self.time[: len(rows)])[number]
+        columns = self.config.image.grid[1]
+        return _batch(
+            self.config,
+            doc=number,
+            order=torch.from_numpy(self.order[: len(rows)])[number],
+            stream=torch.full_like(number, int(noisy)),
+            position=torch.stack([time, cell // columns, cell % columns], 1),
+            cell=cell,
+            noisy_at=torch.arange(len(cell) if noisy else 0),
+            level=torch.zeros(len(cell) if noisy else 0, dtype=torch.long),
+        )
 
 
-def guidance_scale(sampling: Sampling, noise: float, done: float) -> float:
-    """Scale w of uncond + w (cond - uncond) at a denoising step (Ho & Salimans 2022).
-
-    Where it is 1 no unconditional pass is needed.
-
-    Args:
-        noise: timestep as a share of the noise schedule, 0 clean to 1 noise.
-        done: share of the image's tokens that are there after this AR step, 0 to 1.
-
-    Outside [low, high) of the interval it is 1 (Kynkäänniemi et al. 2024); high 1 takes in the
-    noise itself.
-    """
-    low, high = sampling.guidance_interval
-    if noise < low or (noise >= high and high < 1):
-        return 1.0
-    match sampling.guidance_schedule:
-        case "linear":
-            share = 1 - noise
-        case "cosine":
-            share = (1 + math.cos(math.pi * noise)) / 2
-        case "tokens":
-            share = done
-        case _:
-            share = 1.0
-    return 1 + (sampling.guidance - 1) * share
+def _batch(config: ModelConfig, **given: Tensor) -> Batch:
+    """T tokens of one kind, of which nothing is learned; `place` is their order."""
+    none, size = torch.zeros(0, dtype=torch.long), len(given["doc"])
+    latents = torch.zeros(0, config.image.latent_dim)
+    lists = dict.fromkeys(("text_id", "label_id", "cell", "level", "noisy_at", "predict_at"), none)
+    unused = {"latent": latents, "timestep": latents[:, 0], "target": latents}
+    unused |= {"weight": latents[:, 0], "predict_id": none, "place": torch.arange(size)}
+    return Batch(**{**lists, **unused, **given}, rows=0, noisy=0, targets=0)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, distributed
 
 from mmfusion import files, jsonl, launcher, locks, losses
+from mmfusion.attention import ByDocument, ByRow
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import check_folder, export
-from mmfusion.mask import block_mask, dense_mask
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
@@ -188,9 +188,9 @@ class Trainer:
             except Exception as error:
                 if not self.stop.signal:  # or the signal has ended the workers
                     failure = error
-        each = [torch.stack(losses.counts(batch)) for batch in batches or []]
         whole = torch.zeros(5, dtype=torch.float64)
-        whole[:2] = sum(each, torch.zeros(2, dtype=torch.float64))
+        whole[0] = sum(batch.noisy for batch in batches or [])
+        whole[1] = sum(batch.targets for batch in batches or [])
         whole[2] = seconds if self.rank == 0 else 0.0
         whole[3] = batches is None or self.stop.signal > 0
         whole = whole.to(self.device)
@@ -231,18 +231,19 @@ class Trainer:
         DeepSpeed's averaging is undone, so that world size and packing do not change the loss.
         """
         set_lr(self.engine, lr)
-        noisy, targets = whole[0].float(), whole[1].float()
+        noisy, targets, *_ = whole.tolist()
         undo = self.world * len(batches)
-        make_mask = block_mask if self.flex else dense_mask
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
         for batch in batches:
             batch = batch.to(self.device)
-            latents, logits = self.engine(batch, make_mask(batch.doc, batch.order, batch.stream))
+            attend = ByRow(batch, self.flex) if batch.rows else ByDocument(batch)
+            latents, logits = self.engine(batch, attend)
             part = losses.sums(latents, logits, batch)
             loss = losses.total(part, noisy, targets, self.config.train.text_weight)
             self.engine.backward(loss * undo)
             self.engine.step()
-            sums += torch.stack([value.detach().double() for value in part])
+            counts = sums.new_tensor([part.noisy, part.targets])
+            sums += torch.cat([torch.stack([part.image, part.text]).detach().double(), counts])
         self.ema.update(self.state.step + 1)
         self.health.note(self.state.step + 1, sums)
         return sums
