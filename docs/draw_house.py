@@ -15,9 +15,9 @@ FLOORS = [  # each imports from the floors below it, as tests/test_architecture.
     ["data_pipelines"],
     ["training", "pipeline"],
     ["generation", "importers", "losses"],
-    ["export", "decoder", "cache", "packing", "mask"],
+    ["export", "decoder", "cache", "attention", "packing", "mask"],
     ["sequence", "codecs", "diffusion", "split"],
-    ["config", "manifest", "overrides", "files", "errors", "rng"],
+    ["config", "manifest", "launcher", "overrides", "files", "errors", "rng"],
 ]
 PARTS = [part for floor in FLOORS for part in floor]
 GROUND = {"errors", "files", "rng", "overrides", "config"}  # imported by all: no arrows
