@@ -35,6 +35,10 @@ def check_data(config: Config, name: str) -> None:
             "github.com/LTH14/mar says where kl16.ckpt is:",
             f"mmfusion import mar-vae kl16.ckpt {config.image.vae}",
         ]
+    if config.image.codec == "linear" and not Path(str(config.image.linear)).is_file():
+        shards = config.data.sources[0].shards
+        codec = f'mmfusion data linear-codec "{shards}" --config {name} -o {config.image.linear}'
+        pieces[f"image.linear: no file {config.image.linear}"] = [codec]
     wanted: dict[str, list[SourceConfig]] = {}
     for source in config.data.sources:
         if not storage.expand(source.shards):
@@ -87,7 +91,7 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
     command, given = GIVEN[sources[0].task]
     if command == "imagenet" and any(s.task != "class_to_image" for s in sources):
         given += " --captions RECAPTIONS"
-    if config.image.codec == "pixel":
+    if config.image.codec != "vae":
         return [f"mmfusion data {command} {given} -o {folder}"]
     pictures = folder.with_name(folder.name.removesuffix(LATENTS))
     if pictures == folder:

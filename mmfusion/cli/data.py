@@ -188,6 +188,26 @@ def latents(
 
 
 @app.command()
+def linear_codec(
+    shards: Annotated[str, typer.Argument(help="glob of shards of pictures, in quotes")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the codec's file")],
+    config: Annotated[str, typer.Option(help="whose image section says size, patch and numbers")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+) -> None:
+    """Fit the codec `linear` to the pictures of shards: principal components of patches."""
+    from mmfusion.codecs.linear import fit
+    from mmfusion.config import load
+    from mmfusion.data_pipelines.shards import Shards
+
+    image = load(config, overrides or []).image
+    pictures = (sample.picture() for sample in Shards(shards))
+    kept = fit(pictures, image, output)
+    typer.echo(
+        f"wrote {output}: {image.latent_dim} numbers a token keep {kept:.2%} of the variance"
+    )
+
+
+@app.command()
 def tokenizer(
     output: Annotated[Path, typer.Option("-o", "--output", help="the model's file")],
     shards: Annotated[
