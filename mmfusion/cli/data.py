@@ -39,16 +39,22 @@ def digits(output: Output = Path("runs/digits/data")) -> None:
 
 @app.command()
 def emoji(
+    packages: Annotated[
+        list[Path], typer.Argument(help="icon sets, as `npm pack @iconify-json/NAME` fetches them")
+    ],
     output: Output = Path("runs/emoji/data"),
-    font: Annotated[
-        Path | None, typer.Option(help="bitmap colour font; default: Debian's NotoColorEmoji.ttf")
+    size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 64,
+    most: Annotated[int, typer.Option(min=1, help="names, of those that all sets have")] = 600,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="category to leave out (repeatable); default: flags, people, symbols"),
     ] = None,
-    size: Annotated[int, typer.Option(min=1, max=1024, help="pixels a side")] = 32,
+    seed: Annotated[int, typer.Option(help="of names, split, pairs and order")] = 0,
 ) -> None:
-    """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
-    from mmfusion.data_pipelines.converters.emoji import FONT, write_emoji
+    """Write several designers' emoji as shards for four tasks, with a tokenizer."""
+    from mmfusion.data_pipelines.converters.emoji import WITHOUT, write_emoji
 
-    _say(write_emoji(output, font or FONT, size), output)
+    _say(write_emoji(packages, output, size, most, tuple(without or WITHOUT), seed), output)
 
 
 @app.command()
