@@ -13,7 +13,7 @@ from itertools import zip_longest
 import numpy as np
 from PIL import ImageOps
 
-from mmfusion.codecs.image import PixelCodec, patches
+from mmfusion.codecs.image import make_codec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.diffusion import Diffusion
@@ -30,7 +30,7 @@ class DocumentMaker:
     def __init__(self, config: Config, tokenizer: Tokenizer | None) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.diffusion = Diffusion(config.diffusion)
-        self.pixels = PixelCodec(config.image) if config.image.codec == "pixel" else None
+        self.codec = make_codec(config.image) if config.image.codec != "vae" else None
 
     def make(self, source: SourceConfig, sample: Sample, rng: np.random.Generator) -> Document:
         """The sample as a document of the source's task, its condition dropped now and then.
@@ -85,11 +85,11 @@ class DocumentMaker:
     def _latents(
         self, sample: Sample, rng: np.random.Generator, flip: bool, name: str | None
     ) -> np.ndarray:
-        """Normalised latent tokens (N, D): pixels, or a draw from the stored posterior."""
-        if self.pixels is not None:
+        """Normalised latent tokens (N, D), of pixels or drawn from the stored posterior."""
+        if self.codec is not None:
             picture = sample.picture(name)
             try:
-                return self.pixels.encode([ImageOps.mirror(picture) if flip else picture])[0]
+                return self.codec.encode([ImageOps.mirror(picture) if flip else picture])[0]
             except CorruptSample as error:
                 raise error.at(sample.where) from None
         member = moments_name(name)

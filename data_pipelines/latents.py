@@ -43,7 +43,9 @@ def write_latents(
 ) -> Made:
     """Write a shard of latents to `output` for each shard of `pattern`."""
     if config.codec != "vae":
-        raise UserError("image.codec: is `pixel`; latents are for configs with the codec `vae`")
+        raise UserError(
+            f"image.codec: is `{config.codec}`; latents are for configs with the codec `vae`"
+        )
     shards = Shards(pattern)
     paths = {path.rpartition("/")[2]: n for n, path in enumerate(shards.paths)}
     if len(paths) < len(shards.paths):
@@ -78,7 +80,14 @@ def write_latents(
 def check_latents(headers: dict[str, dict[str, Any]], config: ImageConfig) -> None:
     """Make sure that latents come from the config's autoencoder: by the headers of their shards."""
     made = {where: header[LATENTS] for where, header in headers.items() if LATENTS in header}
-    wanted = fingerprint(config) if config.codec == "vae" and made else {}
+    if not made:
+        return
+    if config.codec != "vae":
+        raise UserError(
+            f"{next(iter(made))}: holds latents of an autoencoder, but the config's image.codec is "
+            f"{config.codec}; name shards with pictures, or correct the config"
+        )
+    wanted = fingerprint(config)
     for where, found in made.items():
         for key, value in wanted.items():
             has = found.get(key) if isinstance(found, dict) else None

@@ -19,6 +19,7 @@ GIVEN = {
     "interleaved": ("interleaved", "DOCUMENTS.jsonl"),
 }
 LATENTS = "-latents"
+PIPELINES = {"digits": "digits", "emoji": "emoji iconify-json-*.tgz"}
 
 
 def check_data(config: Config, name: str) -> None:
@@ -37,6 +38,10 @@ def check_data(config: Config, name: str) -> None:
             "github.com/LTH14/mar says where kl16.ckpt is:",
             f"mmfusion import mar-vae kl16.ckpt {vae}",
         ]
+    if config.image.codec == "linear" and not Path(str(config.image.linear)).is_file():
+        shards = sources[0].shards
+        codec = f'mmfusion data linear-codec "{shards}" --config {name} -o {config.image.linear}'
+        pieces[f"image.linear: no file {config.image.linear}"] = [codec]
     for shards in dict.fromkeys(source.shards for source in sources):
         if not storage.expand(shards):
             readers = [source for source in sources if source.shards == shards]
@@ -79,11 +84,11 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
         demo = load(config.data.pipeline)
         if sources[0].shards not in {source.shards for source in demo.data.sources}:
             return [storage.beside(sources[0].shards)]  # mistyped, perhaps
-        return [f"mmfusion data {config.data.pipeline} -o {folder}"]
+        return [f"mmfusion data {PIPELINES[config.data.pipeline]} -o {folder}"]
     command, given = GIVEN[sources[0].task]
     if command == "imagenet" and any(s.task != "class_to_image" for s in sources):
         given += " --captions RECAPTIONS"
-    if config.image.codec == "pixel":
+    if config.image.codec != "vae":
         return [f"mmfusion data {command} {given} -o {folder}"]
     pictures = folder.with_name(folder.name.removesuffix(LATENTS))
     if pictures == folder:
@@ -98,9 +103,10 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
 def _tokenizer(config: Config, path: Path) -> str:
     if kind(path) == ".json":
         return f"mmfusion data tokenizer --take FOLDER_OR_HUB_ID -o {path}"
-    demo = load(config.data.pipeline).text if config.data.pipeline else None
-    if demo and config.text and demo.tokenizer == config.text.tokenizer:
-        return f"mmfusion data {config.data.pipeline} -o {path.parent}"
+    pipeline = config.data.pipeline
+    demo = load(pipeline).text if pipeline else None
+    if pipeline and demo and config.text and demo.tokenizer == config.text.tokenizer:
+        return f"mmfusion data {PIPELINES[pipeline]} -o {path.parent}"
     sources = config.data.sources
     worded = dict.fromkeys(s.shards for s in sources if s.task != "class_to_image")
     # Captions made of the classes' names say little; they are read where there is nothing else.

@@ -25,7 +25,7 @@ from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, user_error
 from mmfusion.manifest import MANIFEST, check, digests, listed, replacing, settled, sha256, verify
 
-CONFIG, WEIGHTS, VAE = "config.json", "model.safetensors", "vae"
+CONFIG, WEIGHTS, VAE, LINEAR = "config.json", "model.safetensors", "vae", "codec.safetensors"
 EXPORTED = "exported model"
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).resolve().parent / "models"
@@ -45,6 +45,9 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
         if config.image.vae and Path(config.image.vae).is_dir():
             shutil.copytree(config.image.vae, part / VAE)
             described["image"]["vae"] = VAE
+        if config.image.linear:
+            shutil.copyfile(config.image.linear, part / LINEAR)
+            described["image"]["linear"] = LINEAR
         (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
         save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
         (part / WEIGHTS).chmod(0o644)  # written for its owner alone otherwise
@@ -82,7 +85,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
             "the hub (ORGANISATION/NAME)"
         )
-    files = [CONFIG, WEIGHTS, *FILES.values(), MANIFEST, f"{VAE}/*"]
+    files = [CONFIG, WEIGHTS, LINEAR, *FILES.values(), MANIFEST, f"{VAE}/*"]
     return from_hub(name, "model", files, revision)
 
 
@@ -94,7 +97,7 @@ def model_digest(folder: Path) -> str:
     """
     known, config = digests(folder, "model"), _config(folder)
     known.pop(CONFIG, None)  # it may have been edited
-    names = (CONFIG, WEIGHTS, *FILES.values())
+    names = (CONFIG, WEIGHTS, LINEAR, *FILES.values())
     paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
     inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     parts: dict[str, Any] = {name: known.get(name) or sha256(folder / name) for name in inside}
@@ -123,6 +126,8 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
         updates["text"] = config.text.model_copy(update={"tokenizer": str(path)})
     if config.image.vae == VAE:
         updates["image"] = config.image.model_copy(update={"vae": str(folder / VAE)})
+    if config.image.linear:
+        updates["image"] = config.image.model_copy(update={"linear": str(folder / LINEAR)})
     config = config.model_copy(update=updates)
     tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
     decoder = Decoder(config, len(tokenizer) if tokenizer else 0)

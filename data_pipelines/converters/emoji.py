@@ -1,140 +1,248 @@
-"""Every emoji of a colour font as a picture, captioned by the Unicode names of its characters.
+"""Emoji of several designers: the same things in several styles, aligned, rendered and captioned.
 
-A data set in colour that needs no hub: about 3,500 pictures with Debian's Noto font. A tenth is
-held out; whatever looks the same is on one side. Names are those of Python's own Unicode table.
+A cell is a name in a style ("a rocket, twemoji style"). Most cells are trained on, in four tasks;
+`validation` and `held_out` cells stand in none, but their names are seen in other styles, and their
+styles with other names.
 """
 
-import hashlib
-import unicodedata
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image as PILImage
 
-from mmfusion.codecs.image import open_image
-from mmfusion.errors import CorruptSample
+from mmfusion.errors import CorruptSample, UserError, first_line
+from mmfusion.rng import generator
 
 from ..shard_writer import Made, Sample, claim, cut, shuffled, write_parts
 from ..tokenizer import train_tokenizer
-from .digits import png
-from .fonts import read_font
+from .icon_sets import IconSet, read_set
 
-FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-HELD_OUT = 10  # one picture of so many
-VOCABULARY = 1024
-TEMPLATES = (
-    "{name}",
-    "an emoji of {a} {name}",
-    "{a} {name}, drawn as an emoji",
-    "the emoji: {name}",
-    "a small picture of {a} {name}",
-)
-JOINER, KEYCAP, FLAG = "\u200d", "\u20e3", "\U0001f3f4"
-SELECTORS = "\ufe0e\ufe0f"  # text or picture: no difference here
-LETTERS = {chr(0x1F1E6 + i): chr(ord("A") + i) for i in range(26)}
-TAGS = {chr(0xE0000 + code): chr(code).upper() for code in range(0x20, 0x7F)}
-END_OF_TAGS = "\U000e007f"
-TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-SKIN = {chr(0x1F3FB + i): f"{tone} skin tone" for i, tone in enumerate(TONES)}
-# Spaces, controls, joiners, selectors and private code points: nothing to see, or nothing known.
-INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf", "Co", "Cs", "Mn", "Me")
+WITHOUT = ("Flags", "People & Body", "Symbols")
+HELD_OUT, VALIDATION = 0.15, 0.05  # shares of the cells
+ANALOGIES = 2  # for each trained cell and other style of its name
+VOCABULARY = 2048
+FULL = "{a}{name}, {style} style"
+VARIANTS = (FULL, FULL, FULL, "{a}{name} in {style} style", "{a}{name}", "{style} style")
+RESTYLE = "the same in {style} style"
+Cell = tuple[str, str]  # a name in a style
 
 
-def write_emoji(output: Path, font: Path = FONT, size: int = 32) -> Made:
-    """Write `train-*.tar` and `held_out-*.tar`, and a tokenizer of the training captions.
+def write_emoji(
+    packages: list[Path],
+    output: Path,
+    size: int = 64,
+    most: int = 600,
+    without: tuple[str, ...] = WITHOUT,
+    seed: int = 0,
+) -> Made:
+    """Write the shards of all tasks and of both kept sets, and a tokenizer of the captions.
 
     Args:
+        packages: icon sets as npm packs them.
         output: folder of the shards.
-        font: a bitmap colour font.
         size: side of the pictures in pixels; they lie on white.
+        most: names, drawn by `seed` from those that all sets have.
+        without: categories that are left out.
+        seed: of names, split, pairs and order.
     """
-    drawn = {s: data for s, data in read_font(font).items() if is_emoji(s)}
-    parts: dict[str, list[str]] = {"train": [], "held_out": []}
-    for sequence, held_out in split(drawn).items():
-        parts["held_out" if held_out else "train"].append(sequence)
-    digest = hashlib.sha256(font.read_bytes()).hexdigest()
-    settings = {"font": digest, "size": size, "unicode": unicodedata.unidata_version}
+    _renderer()  # or each picture would be lost for the want of it
+    sets = distinct([read_set(path) for path in packages])
+    drawings = align(sets, without)
+    if len(sets) < 2 or not drawings:
+        raise UserError(
+            f"emoji: {len(drawings)} names are in all of {', '.join(s.style for s in sets)}; give "
+            "two or more sets that share names"
+        )
+    rng = generator("emoji", "names", seed)
+    names = sorted(rng.permutation(sorted(drawings))[:most].tolist())
+    cells = split({name: sorted(drawings[name]) for name in names}, seed)
+
+    @cache
+    def picture(name: str, style: str) -> bytes:
+        return render(drawings[name][style], size, f"emoji {name}, {style}")
+
+    settings = {
+        "sets": {s.style: s.digest[:16] for s in sets},
+        "size": size,
+        "most": most,
+        "without": sorted(without),
+        "seed": seed,
+    }
     total = Made()
-    for name, sequences in parts.items():
-        if sequences:
-            make = partial(_sample, sequences, drawn, size)
-            shards = cut(output, name, shuffled(len(sequences), 0), make)
-            # A new font may well know emoji that an old Python does not.
-            made = write_parts(shards, name, f"emoji, {name}", settings, most_lost=0.5)
-            total = Made(*(getattr(total, field) + of for field, of in vars(made).items()))
+    for part, items in _tasks(cells, picture, seed).items():
+        if not items.count:
+            continue
+        shards = cut(output, part, shuffled(items.count, seed), items.make)
+        made = write_parts(shards, part, f"emoji, {part}", settings)
+        total = Made(*(getattr(total, key) + of for key, of in vars(made).items()))
     with claim(output / "tokenizer.model") as mine:
         if mine:
-            named = (s for s in parts["train"] if describe(s) is not None)
-            corpus = [caption for s in named for caption in captions(s)]
-            train_tokenizer(corpus, output / "tokenizer.model", VOCABULARY)
+            texts = [caption for cell in cells.train for caption in captions(cell)]
+            texts += [RESTYLE.format(style=s.style) for s in sets]
+            train_tokenizer(texts, output / "tokenizer.model", VOCABULARY)
     return total
 
 
-def is_emoji(sequence: str) -> bool:
-    """Whether there is something to see, and no plain character: not "1", a joiner, half a flag."""
-    if sequence.isascii():
-        return False
-    if FLAG in sequence and END_OF_TAGS in sequence and not set(sequence) & set(TAGS):
-        return False  # what stands for any unknown flag
-    return not all(unicodedata.category(c) in INVISIBLE for c in sequence)
+def distinct(sets: list[IconSet]) -> list[IconSet]:
+    """One set of each style, those that know code points first.
+
+    `fluent-emoji` and `fluent-emoji-flat` are one style: their drawings are the same.
+    """
+    ordered = sorted(sets, key=lambda s: (not s.codes, s.prefix != f"{s.style}", s.prefix))
+    found: dict[str, IconSet] = {}
+    for each in ordered:
+        found.setdefault(each.style, each)
+    return list(found.values())
 
 
-def split(drawn: dict[str, bytes]) -> dict[str, bool]:
-    """Which sequences are held out: by a hash of the first among those of the same picture."""
-    first: dict[bytes, str] = {}
-    held_out = {}
-    for sequence in sorted(drawn, key=lambda s: (len(s), s)):
-        name = first.setdefault(drawn[sequence], sequence)
-        digest = hashlib.sha256(name.encode()).digest()
-        held_out[sequence] = int.from_bytes(digest[:8], "big") % HELD_OUT == 0
-    return held_out
+def align(sets: list[IconSet], without: tuple[str, ...] = ()) -> dict[str, dict[str, str]]:
+    """Name -> style -> SVG, of what all sets have; the first set's names are taken.
+
+    A drawing's identity is its code point, or its name where no set knows one.
+    """
+    known: dict[str, str] = {}
+    for each in sets:
+        for name, code in each.codes.items():
+            known.setdefault(name, code)
+    names: dict[str, str] = {}
+    drawings: dict[str, dict[str, str]] = {}
+    for each in sets:
+        for name, icon in each.icons.items():
+            called = (name, *each.other_names.get(name, ()))
+            codes = (each.codes.get(n) or known.get(n) for n in called)
+            key = next((code for code in codes if code), name)
+            first = names.setdefault(key, name)
+            drawings.setdefault(first, {}).setdefault(each.style, icon)
+    gone = {name for each in sets for c in without for name in each.categories.get(c, ())}
+    whole = {name: found for name, found in drawings.items() if len(found) == len(sets)}
+    return {name.replace("-", " "): found for name, found in whole.items() if name not in gone}
 
 
-def describe(sequence: str) -> str | None:
-    """The names of a sequence's parts, joined; None where Python's Unicode table lacks one."""
-    tags = "".join(TAGS.get(c, "") for c in sequence)
-    letters = "".join(LETTERS.get(c, "") for c in sequence)
-    if len(letters) > 1 or tags:
-        return f"flag, {' '.join(tags or letters)}"
-    names = ["keycap"] if KEYCAP in sequence else []
-    for character in sequence:
-        if character in (JOINER, KEYCAP, *SELECTORS):
-            continue
-        name = SKIN.get(character) or unicodedata.name(character, "").lower()
-        if not name:
-            return None
-        names.append(name)
-    return ", ".join(names)
+@dataclass
+class Split:
+    """Cells by what they are for."""
+
+    train: list[Cell] = field(default_factory=list)
+    validation: list[Cell] = field(default_factory=list)
+    held_out: list[Cell] = field(default_factory=list)
 
 
-def captions(sequence: str) -> list[str]:
-    """Differently worded captions of a sequence that has a name; the last is its words alone."""
-    name = describe(sequence)
-    assert name is not None
-    article = "an" if name[0] in "aeiou" else "a"
-    worded = [template.format(name=name, a=article) for template in TEMPLATES]
-    words = ", ".join(dict.fromkeys(name.replace(",", "").split()))
-    return list(dict.fromkeys([*worded, words]))
+def split(names: dict[str, list[str]], seed: int) -> Split:
+    """At most one cell of a name is kept from training, by a draw of the name's own.
+
+    So each of them is seen in other styles, whatever other names there are.
+    """
+    cells = Split()
+    for name, styles in names.items():
+        rng = generator("emoji", "split", seed, name)
+        chosen, draw = rng.choice(styles), rng.random() / len(styles)
+        kept = cells.held_out if draw < HELD_OUT else cells.validation
+        for style in styles:
+            away = style == chosen and draw < HELD_OUT + VALIDATION and len(styles) > 1
+            (kept if away else cells.train).append((name, style))
+    return cells
 
 
-def picture(data: bytes, size: int, where: str) -> bytes:
-    """A glyph's PNG in the middle of a white square, as a PNG of `size` pixels a side."""
-    glyph = open_image(data, where).convert("RGBA")
-    side = max(glyph.size)
-    square = PILImage.new("RGBA", (side, side), "white")
-    square.alpha_composite(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
-    small = square.convert("RGB").resize((size, size), PILImage.Resampling.LANCZOS)
-    return png(np.asarray(small))
+def captions(cell: Cell) -> list[str]:
+    """Captions of a cell, the whole one first and most often; some lack its name or style."""
+    name, style = cell
+    plural = name.endswith("s") and not name.endswith(("ss", "us", "is"))
+    article = "" if plural else "an " if name[0] in "aeiou" else "a "
+    return [form.format(a=article, name=name, style=style) for form in VARIANTS]
 
 
-def _sample(sequences: list[str], drawn: dict[str, bytes], size: int, number: int) -> list[Sample]:
-    sequence = sequences[number]
-    codes = "_".join(f"{ord(c):x}" for c in sequence)
-    if describe(sequence) is None:
-        version = unicodedata.unidata_version
-        raise CorruptSample(
-            "caption", f"emoji {codes}: this Python's Unicode {version} has no name of it"
+def _renderer() -> Callable[..., bytes]:
+    try:
+        from resvg_py import svg_to_bytes
+    except ImportError:
+        raise UserError("emoji: needs resvg to draw; pip install 'mmfusion[emoji]'") from None
+    return svg_to_bytes
+
+
+def render(svg: str, size: int, where: str) -> bytes:
+    """A square SVG as a PNG of `size` pixels a side, on white; no file or font is read for it."""
+    try:
+        drawn = _renderer()(
+            svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True
         )
-    described = {"captions": captions(sequence), "emoji": sequence}
-    return [(codes, {"json": described, "png": picture(drawn[sequence], size, f"emoji {codes}")})]
+    except ValueError as error:
+        raise CorruptSample("picture", f"{where}: not drawn ({first_line(error)})") from None
+    return bytes(drawn)
+
+
+@dataclass
+class _Items:
+    count: int
+    make: Callable[[int], list[Sample]]
+
+
+def _tasks(cells: Split, picture: Callable[[str, str], bytes], seed: int) -> dict[str, _Items]:
+    """Shards by name: `draw`, `train` (captions), `restyle`, `analogy`, and both kept sets."""
+    of_name: dict[str, list[str]] = {}
+    of_style: dict[str, set[str]] = {}
+    for name, style in cells.train:
+        of_name.setdefault(name, []).append(style)
+        of_style.setdefault(style, set()).add(name)
+    pairs = [(n, a, b) for n, styles in of_name.items() for a in styles for b in styles if a != b]
+    analogies = [
+        (place, example)
+        for place, (name, before, after) in enumerate(pairs)
+        for example in _examples(of_style[before] & of_style[after] - {name}, seed, place)
+    ]
+
+    def captioned(part: list[Cell], whole: bool) -> _Items:
+        def make(number: int) -> list[Sample]:
+            cell = part[number]
+            facts = {"name": cell[0], "style": cell[1]}
+            described = {"captions": captions(cell)[:1] if whole else captions(cell), **facts}
+            return [(_key(*cell), {"json": described, "png": picture(*cell)})]
+
+        return _Items(len(part), make)
+
+    def restyle(number: int) -> list[Sample]:
+        name, before, after = pairs[number]
+        said = {"text": RESTYLE.format(style=after)}
+        shown = [picture(name, before), picture(name, after)]
+        return [_interleaved(_key(name, before, after), [shown[0], said, shown[1]])]
+
+    def analogy(number: int) -> list[Sample]:
+        place, example = analogies[number]
+        name, before, after = pairs[place]
+        shown = [picture(n, style) for n in (example, name) for style in (before, after)]
+        return [_interleaved(_key(example, name, before, after), shown)]
+
+    return {
+        "draw": captioned(cells.train, whole=False),
+        "train": captioned(cells.train, whole=True),
+        "restyle": _Items(len(pairs), restyle),
+        "analogy": _Items(len(analogies), analogy),
+        "validation": captioned(cells.validation, whole=True),
+        "held_out": captioned(cells.held_out, whole=True),
+    }
+
+
+def _examples(names: set[str], seed: int, place: int) -> list[str]:
+    rng = generator("emoji", "analogy", seed, place)
+    return [str(name) for name in rng.permutation(np.array(sorted(names)))[:ANALOGIES]]
+
+
+def _key(*parts: str) -> str:
+    """A sample's key: without dots, where webdataset would cut it."""
+    return "_".join(part.replace(" ", "-").replace(".", "") for part in parts)
+
+
+def _interleaved(key: str, parts: list[Any]) -> Sample:
+    """Pictures and texts in their order; the last picture is to be drawn."""
+    content: list[dict[str, Any]] = []
+    members: dict[str, Any] = {}
+    for part in parts:
+        if isinstance(part, bytes):
+            content.append({"image": f"{len(members)}.png"})
+            members[f"{len(members)}.png"] = part
+        else:
+            content.append(part)
+    content[-1]["target"] = True
+    return key, {"json": {"content": content}, **members}

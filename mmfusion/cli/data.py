@@ -36,16 +36,22 @@ def digits(output: Folder = Path("runs/digits/data")) -> None:
 
 @app.command()
 def emoji(
+    packages: Annotated[
+        list[Path], Argument(help="icon sets, as `npm pack @iconify-json/NAME` fetches them")
+    ],
     output: Folder = Path("runs/emoji/data"),
-    font: Annotated[
-        File, Option(help="bitmap colour font; default: Debian's NotoColorEmoji")
+    size: Annotated[int, Option(min=1, max=1024, help="pixels a side")] = 64,
+    most: Annotated[int, Option(min=1, help="names, of those that all sets have")] = 600,
+    without: Annotated[
+        list[str] | None,
+        Option(help="category to leave out (repeatable); default: flags, people, symbols"),
     ] = None,
-    size: Annotated[int, Option(min=1, max=1024, help="pixels a side")] = 32,
+    seed: Annotated[int, Option(help="of names, split, pairs and order")] = 0,
 ) -> None:
-    """Write a colour font's emoji as shards, captioned by their names, with a tokenizer."""
-    from mmfusion.data_pipelines.converters.emoji import FONT, write_emoji
+    """Write several designers' emoji as shards for four tasks, with a tokenizer."""
+    from mmfusion.data_pipelines.converters.emoji import WITHOUT, write_emoji
 
-    _say(write_emoji(output, font or FONT, size), output)
+    _say(write_emoji(packages, output, size, most, tuple(without or WITHOUT), seed), output)
 
 
 @app.command()
@@ -153,6 +159,26 @@ def latents(
 
     image = load(config, overrides or []).image
     _say(write_latents(shards, output, image, flip, batch, default_device()), output)
+
+
+@app.command()
+def linear_codec(
+    shards: Annotated[str, typer.Argument(help="glob of shards of pictures, in quotes")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the codec's file")],
+    config: Annotated[str, typer.Option(help="whose image section says size, patch and numbers")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+) -> None:
+    """Fit the codec `linear` to the pictures of shards: principal components of patches."""
+    from mmfusion.codecs.linear import fit
+    from mmfusion.config import load
+    from mmfusion.data_pipelines.shards import Shards
+
+    image = load(config, overrides or []).image
+    pictures = (sample.picture() for sample in Shards(shards))
+    kept = fit(pictures, image, output)
+    typer.echo(
+        f"wrote {output}: {image.latent_dim} numbers a token keep {kept:.2%} of the variance"
+    )
 
 
 @app.command()

@@ -303,4 +303,8 @@ def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> Image
     """The codec that the config names."""
     if config.codec == "pixel":
         return PixelCodec(config)
+    if config.codec == "linear":
+        from mmfusion.codecs.linear import LinearCodec
+
+        return LinearCodec(config)
     return AutoencoderCodec(config, device)

@@ -11,13 +11,16 @@ from mmfusion.config.section import PathName, Positive, Section
 class ImageConfig(Section):
     """Pictures and their latents: `size` pixels square, `patch` latent cells a token side."""
 
-    codec: Literal["pixel", "vae"] = "pixel"
+    codec: Literal["pixel", "linear", "vae"] = "pixel"
     size: int = Positive
     channels: Literal[1, 3] = 3
     patch: int = Field(1, gt=0)
     vae: PathName | None = None
     """Folder or hub id of a diffusers AutoencoderKL (codec vae)."""
+    linear: PathName | None = None
+    """File of principal components, of `mmfusion data linear-codec` (codec linear)."""
     latent_channels: int = Field(16, gt=0)
+    """Of the autoencoder (codec vae); numbers that are kept of a patch (codec linear)."""
     downsampling: int = Field(16, gt=0)
     latent_scale: float | None = None
     """Factor from raw to normalised latents; default: the autoencoder's own scaling_factor."""
@@ -29,6 +32,8 @@ class ImageConfig(Section):
             raise ValueError(f"size {self.size} is not a multiple of {cell}, a token's side")
         if self.codec == "vae" and not self.vae:
             raise ValueError("codec vae needs `vae`, a folder or hub id")
+        if self.codec == "linear" and not self.linear:
+            raise ValueError("codec linear needs `linear`, a file of `mmfusion data linear-codec`")
         return self
 
     @property
@@ -46,6 +51,8 @@ class ImageConfig(Section):
     @property
     def latent_dim(self) -> int:
         """Numbers in one token."""
+        if self.codec == "linear":
+            return self.latent_channels
         channels = self.latent_channels if self.codec == "vae" else self.channels
         return channels * self.patch**2
 
