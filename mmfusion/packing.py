@@ -99,7 +99,7 @@ def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None =
     if capacity:
         room = capacity.text, capacity.label, capacity.noisy, capacity.image, capacity.predict
     lists = [_places(k, most and most * len(rows)) for k, most in zip(kinds, room, strict=True)]
-    text, label, noisy, clean, targets = lists
+    _, _, noisy, clean, targets = lists
     place, held = _contents(kinds[:4], lists[:4], content)
     timestep, level = joined("timestep")[noisy], np.arange(len(noisy))
     if not padded:

@@ -121,6 +121,12 @@ def test_ptb_gives_a_caption_the_same_words_whatever_stands_beside_it(
     assert tokenise(digits, "ptb") == tokenise(digits, "plain")
 
 
+@needs_java
+def test_ptb_keeps_a_mixed_number_one_word() -> None:
+    """With the no-break space that the Java program puts into it, as published scores do."""
+    assert tokenise(["Add 1 1/2 cups."], "ptb") == ["add 1\u00a01/2 cups"]
+
+
 # Scores
 
 
@@ -372,7 +378,10 @@ def test_references_in_three_forms(file: Path) -> None:
     assert read_references(file) == wanted
     images = [
         {"split": "test", "cocoid": 7, "sentences": [{"raw": "a dog"}, {"raw": "dogs"}]},
-        {"split": "train", "cocoid": 9, "sentences": [{"raw": "a bird"}]},
+        *(
+            {"split": split, "cocoid": 9, "sentences": [{"raw": "a bird"}]}
+            for split in ("train", "restval", "val")
+        ),
         {"split": "test", "imgid": 8, "sentences": [{"raw": "a cat"}]},
     ]
     write(file, {"images": images, "dataset": "coco"})

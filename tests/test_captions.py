@@ -119,6 +119,17 @@ def test_each_form_of_a_table_joins_the_captions_of_a_picture(
     assert made(tmp_path / "out") == TWO
 
 
+def test_a_bad_row_is_named_by_its_line(pictures: Path, tmp_path: Path):
+    """Also behind a cell of several lines."""
+    rows = 'path,caption\na.jpg,"two\n\nlines"\nb.jpg,a,b\nc.jpg,\n'
+    save(tmp_path / "t.csv", rows.encode())
+    convert(tmp_path / "t.csv", tmp_path / "out", Wanted(pictures), most_lost=1.0)
+    assert made(tmp_path / "out") == {"a.jpg": ["two\n\nlines"]}
+    told = " ".join(lost(tmp_path / "out"))
+    assert "t.csv:5: has 3 columns" in told
+    assert "t.csv:6: the captions hold no text" in told
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_parquet_with_paths_in_one_or_many_files(pictures: Path, tmp_path: Path, listed: bool):
     rows = [("a.jpg", "a dog", 1), ("b.jpg", "a cat", None), ("a.jpg", "a brown dog", 1)]
@@ -339,6 +350,9 @@ def test_captions_under_another_key_or_in_the_table_beside_the_tar(tmp_path: Pat
     parquet.write_table(pa.table(table), tmp_path / "in/a-00000.parquet")
     assert convert(tar, tmp_path / "beside").lost == {"caption": 2}
     assert made(tmp_path / "beside") == {"a.jpg": ["one"], "b.jpg": ["two"]}
+    parquet.write_table(pa.table({**table, "caption": [*"xyz"]}), tmp_path / "in/a-00000.parquet")
+    with pytest.raises(UserError, match=r"with other settings \(input_files: "):
+        convert(tar, tmp_path / "beside")
     save(tmp_path / "in/a-00000.parquet", b"PAR1")
     with pytest.raises(UserError, match=r"a-00000\.parquet: cannot be read"):
         convert(tar, tmp_path / "damaged")
@@ -372,6 +386,19 @@ def test_what_a_tar_has_lost_is_counted_under_its_name(
     whole.symlink_to(tmp_path / "gone.tar")
     with pytest.raises(UserError, match=r"a-00000\.tar: cannot be read .*; copy it anew, or leave"):
         convert(source, tmp_path / "none")
+
+
+def test_each_part_that_a_tar_has_lost_is_named(tmp_path: Path):
+    samples = [(name, {"jpg": JPEGS[f"{name}.jpg"], "txt": b"x"}) for name in "ab"]
+    (path,) = write_shards(tmp_path / "in", "a", samples)
+    with tarfile.open(path, "a") as archive:
+        for name in ("a.txt", "b.txt"):
+            archive.addfile(tarfile.TarInfo(name))
+    Path(f"{path}.index").unlink()
+    convert(path, tmp_path / "out", most_lost=1.0)
+    assert [what.partition(": ")[0] for what in sorted(lost(tmp_path / "out"))] == [
+        f"{path}:a.txt", f"{path}:b.txt"
+    ]  # fmt: skip
 
 
 # Options and inputs

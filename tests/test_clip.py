@@ -482,6 +482,15 @@ def test_kept_embeddings_are_not_taken_for_those_of_another_config(
     assert Clip(folder, "cpu").identity == identities[-1]
 
 
+def test_kept_embeddings_are_not_taken_for_those_of_another_prefix(
+    clip: Clip, tmp_path: Path
+) -> None:
+    for prefix in ("", PREFIX):
+        pairs = embed_pairs(clip, Noise(3), TEXTS[:3], prefix, tmp_path / "work")
+        expected = clip.embed_texts([prefix + text for text in TEXTS[:3]])
+        np.testing.assert_array_equal(pairs.texts, expected)
+
+
 # Pictures with their texts
 
 

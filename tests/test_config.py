@@ -206,7 +206,7 @@ def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
         ("train.lr", "key=value"),
         ("train.lr.x=1", "train.lr.x=1: x is not in a section"),
         ("seed.x.y=1", "seed.x.y=1: x is not in a section"),
-        ("data.sources.9.shards=x", "4 entries has no entry 9"),
+        ("data.sources.4.shards=x", "4 entries has no entry 4"),
         ("data.sources.first.shards=x", "no entry first"),
         ("data.sources.²=x", "no entry"),
         ("train.betas=[0.9", "not valid YAML"),

@@ -503,6 +503,10 @@ def test_an_inception_score_of_sorted_pictures_says_so(tmp_path: Path, monkeypat
         assert ("one to compare" in figure["warning"]) == (order[1] == 0)
         assert figure["shuffled"] > 3.9
     assert figure["value"] > 3.9
+    monkeypatch.setattr(distribution, "SPLIT", 4)  # where classes take turns, each split has all
+    figure = measure(pictures, None, Sorted(), ["is"])["is"]
+    assert figure["shuffled"] < 3.5 < figure["value"]
+    assert "one to compare" in figure["warning"]
 
 
 def test_other_ranks_make_features_and_hold_none(
@@ -524,7 +528,8 @@ def warning(made: ImageSet, real: ImageSet | None, extractor: Extractor, metric:
 
 
 @pytest.mark.parametrize(
-    ("n", "singular", "few"), [(2, True, True), (99, False, True), (100, False, False)]
+    ("n", "singular", "few"),
+    [(3, True, True), (4, False, True), (99, False, True), (100, False, False)],
 )
 def test_a_fid_of_few_pictures_says_so(
     tmp_path: Path, n: int, singular: bool, few: bool, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,21 @@ def test_what_a_user_added_stays(tmp_path: Path) -> None:
     assert "README.md" not in json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
+def test_a_file_of_ours_that_a_user_changed_stays(tmp_path: Path) -> None:
+    folder, vae = tmp_path / "model", tmp_path / "vae"
+    vae.mkdir()
+    (vae / "config.json").write_text("{}")
+    (vae / "weights.safetensors").write_text("weights")
+    config = described(3)
+    image = config.image.model_copy(update={"vae": str(vae)})
+    coded = config.model_copy(update={"image": image})
+    export.export(coded, random_decoder(config).state_dict(), folder)
+    (folder / "vae/weights.safetensors").write_text("trained further, for weeks")
+    save(folder, 5)
+    assert (folder / "vae/weights.safetensors").read_text() == "trained further, for weeks"
+    assert not (folder / "vae/config.json").exists()
+
+
 @pytest.mark.parametrize("what", ["file in the way", "link in the way"])
 def test_nothing_is_written_over_or_through_what_a_user_added(tmp_path: Path, what: str) -> None:
     folder, vae = save(tmp_path / "model"), tmp_path / "vae"

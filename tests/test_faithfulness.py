@@ -160,6 +160,12 @@ def test_pictures_are_cropped_as_by_adm(height: int, width: int) -> None:
     np.testing.assert_allclose(made.astype(int), CROPS[height, width], atol=1)
 
 
+def test_a_picture_of_twice_the_size_is_halved_by_averaging() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    made = prepare(PILImage.fromarray(noise), 8, 1)[..., 0]
+    np.testing.assert_allclose(made, noise.reshape(8, 2, 8, 2).mean((1, 3)), atol=1)
+
+
 def test_a_ribbon_is_cut_before_it_is_resized() -> None:
     ribbon = np.zeros((2, 60_000), np.uint8)
     ribbon[:, 30_000:] = 255

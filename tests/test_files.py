@@ -47,6 +47,12 @@ def test_a_file_appears_whole_or_not_at_all(
     assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("file", b"new")]
 
 
+def test_of_many_that_create_a_file_the_first_one_does(tmp_path: Path) -> None:
+    files.create(tmp_path / "file", b"first")
+    files.create(tmp_path / "file", b"second")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"first")]
+
+
 @contextmanager
 def small_files(most: int = 4000) -> Iterator[None]:
     """No file may become larger: as on a disk that is full, or at the end of a quota."""

@@ -21,6 +21,7 @@ from mmfusion.config import Sampling
 from mmfusion.errors import UserError
 from mmfusion.eval import frontier as measuring
 from mmfusion.eval.frontier import (
+    REPEATS,
     Grid,
     Measurement,
     combinations,
@@ -335,8 +336,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert [p.distance for p in stubbed(tmp_path / "whole", whole).points(SAMPLINGS)] == [2, 3, 4]
     each = len(whole.calls) // 3
     sizes = [count for _, count in whole.calls[:each]]  # times one by one, pictures in batches
-    assert sizes == [1] * (each - 3) + [2, 2, 1]
-    assert each > 5  # a warm-up, and several of which the median is taken
+    assert sizes == [1] * (1 + REPEATS) + [2, 2, 1]  # one that warms up
     with pytest.raises(KeyboardInterrupt):  # in the midst of the second point
         stubbed(tmp_path / "on", Stub(dies_after=each + 2)).points(SAMPLINGS)
     goes_on = Stub()
@@ -348,6 +348,17 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     bare = [p.model_copy(update={"on_frontier": False}) for p in first]
     assert [p.on_frontier for p in first] == [p in pareto(bare) for p in bare]
     assert not list((tmp_path / "on").glob(".*"))
+
+
+def test_a_smaller_last_batch_does_not_count_for_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(self: Measurement, _: Any, first: int, count: int) -> tuple[list, float]:
+        return [PILImage.new("L", (8, 8)) for _ in self.items[first : first + count]], 1.0
+
+    monkeypatch.setattr(Measurement, "_draw", draw)
+    (found,) = stubbed(tmp_path, Stub(), batch_size=3).points(SAMPLINGS[:1])
+    assert (found.pictures_per_second, found.milliseconds) == (3, 1000)
 
 
 def test_points_are_known_by_what_they_depend_on(tmp_path: Path) -> None:

@@ -341,6 +341,13 @@ def test_a_table_of_labels_may_not_contradict_itself(tmp_path: Path):
         read_labels(table, [])
 
 
+def test_a_number_of_no_class_is_refused(tmp_path: Path):
+    table = save(tmp_path / "labels.txt", b"x.JPEG 1\n")
+    assert read_labels(table, ["n1", "n2"]).of == {"x": "n2"}
+    with pytest.raises(UserError, match=r"has the number 1 for x\.JPEG"):
+        read_labels(table, ["n1"])
+
+
 def test_labels_are_not_for_pictures_whose_class_is_known(
     class_folders: Path, labelled: str, tmp_path: Path
 ):

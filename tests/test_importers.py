@@ -146,6 +146,7 @@ def test_sizes_are_read_off_the_tensors(
     assert int(d.width * d.mlp_ratio) == (sizes.hidden or 4 * sizes.width)
     assert (d.norm, d.mlp, d.position, d.time_term) == ("layer", "gelu", "learned", False)
     assert (image.patch, image.latent_channels, image.grid) == (patch, channels, (sizes.side,) * 2)
+    assert config.row_length == sizes.label_tokens + 2 * sizes.side**2  # room to train, too
     assert image.size == sizes.side * patch * 16
     assert image.latent_scale == (0.2325 if channels == 16 else None)  # else the autoencoder's own
     assert (image.codec, image.vae) == ("vae", "data/vae/mar-kl16")
@@ -419,6 +420,18 @@ def test_what_is_let_through_makes_plain_data_alone(tmp_path: Path, call: Spelle
         found = read_checkpoint(path)["extra"]
         assert not callable(found)
         assert not isinstance(found, np.dtype)
+
+
+def test_a_number_of_another_byte_order_is_refused(tmp_path: Path) -> None:
+    scalar = np.float64(1).__reduce__()[0]
+    for order, sound in (("<", True), (">", False)):
+        kind = np.dtype(f"{order}f8")
+        torch.save({"extra": Spelled(scalar, kind, np.array(7, kind).tobytes())}, tmp_path / "a.pt")
+        if sound:
+            assert read_checkpoint(tmp_path / "a.pt")["extra"] == 7
+        else:
+            with pytest.raises(UserError, match=r"a\.pt"):
+                read_checkpoint(tmp_path / "a.pt")
 
 
 # Where it is written, and the command

@@ -89,6 +89,19 @@ def test_a_subset_says_its_size_and_damaged_shards_are_counted(tmp_path: Path):
 # The sheet
 
 
+def test_the_patterns_share_the_cells_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sheets: list[dict[str, list]] = []
+    monkeypatch.setattr(inspecting, "draw_sheet", lambda s: sheets.append(s))
+    monkeypatch.setattr(inspecting, "save", lambda *_: None)
+    for name in "ab":
+        samples = [(f"s{n}", {"json": {"label": n}, "png": encoded(n)}) for n in range(9)]
+        write_shards(tmp_path, name, samples)
+    patterns = [f"{tmp_path}/{name}-*.tar" for name in "ab"]
+    for count in (8, 1):
+        inspect(patterns, tmp_path / "x.png", count=count)
+    assert [list(map(len, sheet.values())) for sheet in sheets] == [[4, 4], [1, 1]]
+
+
 def test_a_sheet_shows_pictures_texts_and_what_is_learned(tmp_path: Path):
     content = [{"image": "0.png"}, {"answer": "$b$ 犬"}, {"image": "1.png", "target": True}]
     members = {"json": json.dumps({"content": content}).encode()}

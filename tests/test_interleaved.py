@@ -375,15 +375,17 @@ def test_records_are_shuffled_as_far_as_they_are_near(
     for name in ("a", "b"):
         jsonl(tmp_path / f"{name}.jsonl", *({"content": n} for n in range(15)))
     packed = gzip.compress((tmp_path / "a.jsonl").read_bytes())
-    save(tmp_path / "c.jsonl.gz", packed)
+    for name in ("c", "d"):
+        save(tmp_path / f"{name}.jsonl.gz", packed)
     found = open_all(files_of(f"{tmp_path}/*.jsonl*"), ("content",))
     order = found.order(0)
-    assert sorted(order) == list(range(45))
+    assert sorted(order) == list(range(60))
+    assert list(order[30:40]) != list(order[45:55] - 15)  # each stretch in an order of its own
     assert set(order[:15]) & set(range(15, 30))  # plain lines: over both files
     assert set(order[30:40]) == set(range(30, 40))
     assert list(order[30:40]) != list(range(30, 40))
     assert list(order) == list(found.order(0)) != list(found.order(1))
-    assert list(found.order(None)) == list(range(45))
+    assert list(found.order(None)) == list(range(60))
     assert [found[n]["content"] for n in (0, 14, 15, 29, 30, 44)] == [0, 14] * 3
     assert [found.where(n).rpartition("/")[2] for n in (14, 15, 44)] == [
         "a.jsonl:15", "b.jsonl:1", "c.jsonl.gz:15"

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,23 @@ def maker(image: ImageConfig, tokenizer: Tokenizer | None = None) -> DocumentMak
 
 def source(task: Any, flip: bool = False) -> SourceConfig:
     return SourceConfig(name="a", shards="a", task=task, flip=flip)
+
+
+def test_latents_are_normalised_by_shift_and_scale(tmp_path: Path, vae: Path):
+    """Mean and deviation, both ways; some autoencoders have a shift."""
+    folder = tmp_path / "vae"
+    shutil.copytree(vae, folder)
+    described = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**described, "shift_factor": 0.25}), "utf-8")
+    plain = AutoencoderCodec(latent_config(vae, latent_scale=1.0))
+    codec = AutoencoderCodec(latent_config(folder))
+    pictures = [PILImage.fromarray(pixels(0, 16, 16))]
+    mean, deviation = plain.moments(pictures)[0]
+    expected = [0.5 * (mean - 0.25), 0.5 * deviation]
+    np.testing.assert_allclose(codec.moments(pictures)[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        codec.pixels(codec.latents(pictures)), plain.pixels(mean[None]), atol=1e-5
+    )
 
 
 def test_latents_are_those_of_the_pictures_and_become_documents(tmp_path: Path, vae: Path):
@@ -148,6 +166,7 @@ def test_latents_say_what_is_wrong(tmp_path: Path, vae: Path):
         (pattern, "out", latent_config(vae, latent_channels=8), "has 4 latent channels and downs"),
         (f"{tmp_path}/none/*.tar", "out", good, "no shards match"),
         (pattern, "in", good, "holds the pictures themselves"),
+        (pattern, "in/../in", good, "holds the pictures themselves"),
     ):
         with pytest.raises(UserError, match=said):
             write_latents(given, tmp_path / output, config)

@@ -270,6 +270,14 @@ def test_a_stream_stays_in_a_block_until_it_is_through():
         assert changes == 9
 
 
+def test_sources_of_other_names_have_other_orders():
+    """Also with blocks of one sample, in which there is nothing to shuffle."""
+    orders = [Order(np.array([60, 40]), 1, 1, 0, name) for name in ("a", "b")]
+    a, b = ([order.place(0, draw)[:3] for draw in range(100)] for order in orders)
+    assert a != b
+    assert sorted(a) == sorted(b)
+
+
 def test_draws_depend_on_seed_epoch_and_sample_alone(data: Path, tokenizer: Tokenizer):
     """Another number of slots packs the same documents; another seed draws others."""
 

@@ -5,12 +5,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import picture
+from helpers import model_config, picture
 from PIL import Image as PILImage
 from PIL import ImageOps
 
@@ -19,6 +20,8 @@ from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.export import SHIPPED, locate, model_digest
 from mmfusion.generation.edit_masks import regenerated
+from mmfusion.generation.prompt import PromptReader
+from mmfusion.sequence import Text
 
 FAST: dict[str, Any] = {"num_inference_steps": 2}
 
@@ -59,6 +62,19 @@ def stored(format: str, orientation: int) -> bytes:
 
 def small(image: PILImage.Image) -> np.ndarray:
     return np.asarray(flat(image).convert("L").resize(SHAPE.size, PILImage.Resampling.BOX), int)
+
+
+def test_a_prompt_is_one_line_as_captions_are() -> None:
+    """Sentencepiece joins white space itself, other tokenizers do not."""
+    reader = PromptReader(model_config(), SimpleNamespace(given=str), None)  # type: ignore[arg-type]
+    assert reader.text(" a \n\t small\u2028dog ") == "a small dog"
+
+
+def test_a_prompt_may_fill_a_row(pipe: Pipeline) -> None:
+    most = pipe.config.row_length
+    pipe.read.check_length([Text([5] * most)])
+    with pytest.raises(UserError, match=f"takes {most + 1} tokens .* rows hold {most}"):
+        pipe.read.check_length([Text([5] * (most + 1))])
 
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "mpo"])

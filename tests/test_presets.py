@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfusion.config import Config, load
+from mmfusion.config import Config, TrainConfig, load
 from mmfusion.decoder import Decoder
 from mmfusion.split import draw_sizes, draw_steps
 
@@ -57,6 +57,10 @@ def test_parameters(name: str, depth: int) -> None:
 )
 def test_parameters_are_near_what_is_stated(name: str, depth: int, stated: float) -> None:
     assert PARAMETERS[name, depth] == pytest.approx(stated, rel=0.005)
+
+
+def test_a_config_that_says_nothing_averages_as_the_paper_does() -> None:
+    assert TrainConfig.model_fields["ema"].default == 0.9999
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -172,6 +172,15 @@ def test_members_that_are_no_part_of_a_sample_are_passed_over(tmp_path: Path):
     assert not shards.lost
 
 
+def test_a_member_that_is_there_twice_is_lost_in_any_case_of_letters(tmp_path: Path):
+    path = members(tmp_path / "a.tar", ("a.txt", b"1"), ("a.TXT", b"2"), ("b.TXT", b"3"))
+    shards = Shards(str(path))
+    assert [dict(sample) for sample in shards] == [{"txt": b"1"}, {"txt": b"3"}]
+    ((_, lost),) = shards.lost
+    assert (lost.name, lost.reason) == ("a.TXT", "member")
+    assert "there twice" in lost.what
+
+
 def test_members_of_a_sample_need_not_lie_together(tmp_path: Path):
     big = bytes(200_000)
     path = members(
@@ -273,6 +282,28 @@ def test_remote_shards_through_a_cache_and_over_a_bad_line(
         shards[0]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_what_is_not_there_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    (shard,) = write_shards(tmp_path, "a", [("s", {"txt": b"hello"})])
+    MemoryFileSystem().pipe("/gone/a.tar", shard.read_bytes())
+    shards = Shards("memory://gone/a.tar")
+    paused: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", paused.append)
+
+    def cat_file(*_: Any, **options: Any) -> bytes:
+        raise error("a.tar")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(CorruptSample, match=r"a\.tar"):
+        shards[0]
+    assert not paused
+
+
 def test_an_index_goes_to_the_cache_where_one_may_not_write(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -370,9 +401,9 @@ def test_what_is_there_is_meant_by_its_name(tmp_path: Path, name: str):
 
 def test_numbers_in_names_are_in_the_order_of_their_values(tmp_path: Path):
     for number in (10, 9, 2, 100):
-        write_shards(tmp_path / f"part{number % 3}", f"v{number}", [("s", {"txt": b"a"})])
+        write_shards(tmp_path / f"part{number % 2}", f"v{number}", [("s", {"txt": b"a"})])
     found = [path[len(str(tmp_path)) :] for path in storage.expand(f"{tmp_path}/*/v*.tar")]
     assert found == [
-        "/part0/v9-00000.tar", "/part1/v10-00000.tar", "/part1/v100-00000.tar",
-        "/part2/v2-00000.tar",
+        "/part0/v2-00000.tar", "/part0/v10-00000.tar", "/part0/v100-00000.tar",
+        "/part1/v9-00000.tar",
     ]  # fmt: skip

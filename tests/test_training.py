@@ -32,6 +32,7 @@ from mmfusion.errors import Elsewhere, UserError
 from mmfusion.training import checkpoint, loop, resume
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
 from mmfusion.training.engine import flex
+from mmfusion.training.health import PATIENCE, Health
 from mmfusion.training.metrics import Metrics, SkippedLog
 from mmfusion.training.schedule import learning_rate, progress
 
@@ -779,6 +780,13 @@ def test_several_in_a_row_end_the_run(runs: Path, ranks: str) -> None:
     assert steps(run) == [1, 2]
     assert not complete(run)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+
+
+def test_steps_between_which_one_went_well_are_not_in_a_row() -> None:
+    health = Health(SimpleNamespace(device="cpu", skipped_steps=0), [], SimpleNamespace(shards=[]))
+    bad = [True] * (PATIENCE - 1)
+    assert not any(health.hopeless(wrong) for wrong in (*bad, False, *bad, False, *bad))
+    assert health.hopeless(True)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

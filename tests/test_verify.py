@@ -290,3 +290,8 @@ def test_a_folder_is_told_how_its_shards_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, "a", GOOD)
     with pytest.raises(UserError, match=r"is a folder.*\*\.tar"):
         verify([str(tmp_path)])
+
+
+def test_damage_alone_is_not_taken_for_samples_of_no_use(tmp_path: Path):
+    path = write_shard(tmp_path / "a.tar", [("a", {"json": b"{", "png": encoded(0)})])
+    assert verify([str(path)]).damaged == {"json": 1}
