@@ -138,17 +138,15 @@ class _Use(NamedTuple):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(documents, tokens, heads, d) each; what the queries read."""
-        if not query.shape[1]:
+        reach, read = (self.clean, key.shape[1]), []
+        for q, most, mask in zip(query.split(self.asks, 1), reach, self.masks, strict=True):
+            if q.shape[1]:
+                # A slice, even of all, has its gradient copied into zeros.
+                k, v = (x if most == x.shape[1] else x[:, :most] for x in (key, value))
+                read.append(attention(q, k, v, mask))
+        if not read:
             return query
-        reach = self.clean, key.shape[1]
-        return torch.cat(
-            [
-                attention(q, key[:, :most], value[:, :most], mask)
-                for q, most, mask in zip(query.split(self.asks, 1), reach, self.masks, strict=True)
-                if q.shape[1]
-            ],
-            dim=1,
-        )
+        return torch.cat(read, dim=1) if len(read) > 1 else read[0]
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,8 @@ class Places:
         """(size, heads, d) as tables, (documents, most tokens, heads, d) each."""
         if self.to is not None:
             x = _Move.apply(x, self.to, self.back, None)
-        parts = x.split([rows * columns for rows, columns in self.shapes])
+        sizes = [rows * columns for rows, columns in self.shapes]
+        parts = x.split(sizes) if len(sizes) > 1 else [x]
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def together(self, tables: list[Tensor]) -> Tensor:
