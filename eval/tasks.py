@@ -6,6 +6,7 @@ embeddings and likelihoods; the arithmetic at the end is the first one's.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,7 +47,7 @@ class Places(NamedTuple):
     shared: Path | None = None
 
 
-class Direction:
+class Direction(ABC):
     """A direction, ready to be measured.
 
     Attributes:
@@ -62,9 +63,9 @@ class Direction:
         self.options: dict[str, Any] = {**asked.sampling, **best}
         self.inputs: dict[str, Any] = {}
 
+    @abstractmethod
     def measure(self) -> Findings:
         """Figures by name, and cells of the page's sheet."""
-        raise NotImplementedError
 
     def _read(self, data: str, clip: str | None) -> None:
         """The corpus, and CLIP if it is asked for: open_clip takes seconds to be imported."""
