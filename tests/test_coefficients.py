@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfusion.config import DiffusionConfig
 from mmfusion.diffusion import Diffusion
+from mmfusion.errors import UserError
 from mmfusion.generation import coefficients
 from mmfusion.generation.coefficients import HISTORY, Step, probed, steps_of
 
@@ -104,8 +105,27 @@ def test_numbers_are_kept_and_made_anew_where_they_are_damaged(
     asked(second, 4)
     asked(first, 5)
     assert made == [4, 4, 5]
-    for file in tmp_path.rglob("*.json"):
-        file.write_text(file.read_text("utf-8")[:-9], encoding="utf-8")
-    assert asked(first, 4) == expected
-    assert made == [4, 4, 5, 4]
+    for damage in (lambda text: text[:-9], lambda _: "[]", lambda _: '[["a", "b", "c", "d"]]'):
+        for file in tmp_path.rglob("*.json"):
+            file.write_text(damage(file.read_text("utf-8")), encoding="utf-8")
+        assert asked(first, 4) == expected
+    assert made == [4, 4, 5, 4, 4, 4]
+    steps_of.cache_clear()
+
+
+def test_without_room_for_them_numbers_are_made_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise UserError("no room")
+
+    config = configs()[0]
+    for name in ("cache_folder", "files.write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mmfusion.generation.coefficients.{name}", full)
+            steps_of.cache_clear()
+            found = steps_of(config.model_dump_json(), "ddim", 3)
+        assert found == probed(config, "ddim", 3)
     steps_of.cache_clear()

@@ -5,18 +5,19 @@ decoder made of them, o, and of fresh noise z. The numbers are read off diffuser
 once on unit vectors; denoising then needs neither it nor its state.
 """
 
-import json
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, TypeAdapter
 
 from mmfusion import files
 from mmfusion.config import DiffusionConfig
 from mmfusion.diffusion import Diffusion
+from mmfusion.errors import UserError
 from mmfusion.home import cache_folder
 from mmfusion.jsonl import dumps
 
@@ -40,6 +41,9 @@ class Step(NamedTuple):
     noise: float
 
 
+KEPT = TypeAdapter(Annotated[tuple[Step, ...], Field(min_length=1)])
+
+
 @lru_cache(maxsize=64)
 def steps_of(config: str, scheduler: str, steps: int) -> tuple[Step, ...]:
     """The steps of a scheduler, from noise to latents, for a `DiffusionConfig` as JSON.
@@ -48,14 +52,14 @@ def steps_of(config: str, scheduler: str, steps: int) -> tuple[Step, ...]:
     """
     asked = {"config": config, "scheduler": scheduler, "steps": steps}
     name = sha256(dumps(asked | {"form": FORM, "diffusers": version("diffusers")}).encode())
-    path = cache_folder() / "samplers" / f"{name.hexdigest()}.json"
-    with suppress(OSError, ValueError, TypeError):
-        kept = [Step(*step) for step in json.loads(path.read_text(encoding="utf-8"))]
-        if kept:
-            return tuple(kept)
+    path = None
+    with suppress(UserError, OSError, ValueError):  # nowhere to keep them, none yet, or damaged
+        path = cache_folder() / "samplers" / f"{name.hexdigest()}.json"
+        return KEPT.validate_json(path.read_bytes())
     found = probed(DiffusionConfig.model_validate_json(config), scheduler, steps)
-    with suppress(OSError):
-        files.write(path, dumps(found).encode())
+    if path:
+        with suppress(UserError, OSError):
+            files.write(path, dumps(found).encode())
     return found
 
 
