@@ -57,7 +57,7 @@ REPLAYS, CALLS = 25, 5  # a timed CUDA graph holds so many calls
 def image(tokens: int, copies: int, rng: np.random.Generator) -> Image:
     """A context picture, or with noisy copies a target with a random split."""
     zeros = np.zeros((max(copies, 1), tokens, 1), np.float32)
-    noise = Noise(zeros, zeros, zeros[..., 0], 2.0)
+    noise = Noise(zeros, zeros, zeros[..., 0], zeros[..., 0] + 1, 2.0)
     target = (draw_split(tokens, 0.9, "random", rng), noise) if copies else ()
     return Image(zeros[0], math.isqrt(tokens), *target)
 

@@ -65,6 +65,12 @@ class Diffusion:
         drawn = share * c.timesteps
         return drawn if c.path == "flow" else np.minimum(np.floor(drawn), c.timesteps - 1)
 
+    def weights(self, timestep: np.ndarray) -> np.ndarray:
+        """Loss weights of timesteps: 1, or what makes an error of x_0 one of the velocity."""
+        if not self.config.velocity_loss:
+            return np.ones(timestep.shape)
+        return 1 / np.maximum(self.scales(timestep)[1], 0.05) ** 2
+
     def draw(self, clean: np.ndarray, split: Split, rng: np.random.Generator) -> Noise:
         """Noise for a training image (N, D): in each copy one timestep, or one for each AR step."""
         copies, steps = self.config.noisy_copies, len(split)
@@ -78,6 +84,7 @@ class Diffusion:
             latents=self.noised(clean, timestep, noise),
             target=self.target(clean, timestep, noise),
             timesteps=timestep.astype(np.float32),
+            weight=self.weights(timestep),
             start_weight=self.config.weight_start,
         )
 

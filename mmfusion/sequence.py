@@ -53,12 +53,14 @@ class Noise:
         latents: noised latents, (K, N, D).
         target: what the decoder is to predict, (K, N, D).
         timesteps: diffusion timestep of each token, (K, N).
+        weight: loss weight of each token by its timestep, (K, N).
         start_weight: loss weight of an AR step that starts at the first token.
     """
 
     latents: np.ndarray
     target: np.ndarray
     timesteps: np.ndarray
+    weight: np.ndarray
     start_weight: float
 
 
@@ -263,7 +265,7 @@ class Row:
             at = self.image(noise.latents[copy, grid], grid, image.columns, step, copy + 1)
             self.target[at] = noise.target[copy, grid]
             self.timestep[at] = noise.timesteps[copy, grid]
-            self.weight[at] = weight
+            self.weight[at] = weight * noise.weight[copy, grid]
         self.end_image(len(split))
 
     def _claim(self, n: int, kind: int) -> slice:

@@ -153,7 +153,7 @@ def image(
     draws = [diffusion.draw(latents, split, rng) for _ in range(copies)]
     joined = {
         name: np.concatenate([getattr(draw, name) for draw in draws])
-        for name in ("latents", "target", "timesteps")
+        for name in ("latents", "target", "timesteps", "weight")
     }
     noise = type(draws[0])(**joined, start_weight=2.0)
     return Image(latents, COLUMNS, split, noise)

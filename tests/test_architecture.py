@@ -29,6 +29,7 @@ LAYERS = [
     ["training"],
     ["data_pipelines"],
     ["eval"],
+    ["serving"],
     ["cli"],
     ["__main__"],
 ]

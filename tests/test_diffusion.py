@@ -100,6 +100,23 @@ def test_a_training_draw(prediction: str) -> None:
     assert 0.4 < noise.std() < 1.8
 
 
+def test_an_error_of_clean_latents_weighs_as_one_of_the_velocity() -> None:
+    """x_t = (1 - s) x + s e and v = e - x: (x_t - x') / s is off by (x' - x) / s."""
+    process = diffusion("sample", path="flow", velocity_loss=True)
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(400, 4)).astype(np.float32)
+    draw = process.draw(clean, [np.array([i]) for i in range(400)], rng)
+    share = draw.timesteps[0] / 1000
+    wrong = clean + rng.normal(size=clean.shape)
+    off = (draw.latents[0] - wrong) / share[:, None] - (draw.latents[0] - clean) / share[:, None]
+    weighted = draw.weight[0] * np.square(wrong - clean).mean(1)
+    seen = share >= 0.05
+    np.testing.assert_allclose(weighted[seen], np.square(off[seen]).mean(1), rtol=1e-3)
+    clear = diffusion("sample", path="flow", velocity_loss=True).weights(np.array([0.0, 1, 50]))
+    np.testing.assert_allclose(clear, 400)
+    assert (diffusion().draw(clean, [np.arange(400)], rng).weight == 1).all()
+
+
 def test_noisy_copies_of_a_draw_have_timesteps_and_noise_of_their_own() -> None:
     process = diffusion(noisy_copies=3)
     clean = np.zeros((500, 4), np.float32)

@@ -44,6 +44,7 @@ from mmfusion.split import Split, cut
 
 SCHEDULERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim"}
+ONES = np.ones((1, TOKENS))
 ORDER = [5, 0, 3, 12, 9, 7, 1, 15, 2, 4, 8, 6, 11, 14, 10, 13]
 SPLITS = {"one": [16], "even": [6, 5, 5], "uneven": [1, 9, 2, 4]}
 
@@ -114,7 +115,7 @@ def training_output(
     timestep: float,
 ) -> dict[int, torch.Tensor]:
     """What each grid cell's noisy token predicts in a training row, run whole."""
-    noise = Noise(noisy[None], noisy[None], np.full((1, TOKENS), timestep), 2.0)
+    noise = Noise(noisy[None], noisy[None], np.full((1, TOKENS), timestep), ONES, 2.0)
     output, _ = forward(decoder, batch_of(120, [[*prefix, Image(clean, COLUMNS, split, noise)]]))
     return dict(zip(np.concatenate(split).tolist(), output[-TOKENS:], strict=True))
 
@@ -431,7 +432,7 @@ def test_fed_tokens_are_a_training_row(
         )
     first, last = session_ids[row % 2], session_ids[2 + row % 2]
     dummy = np.zeros((TOKENS, DIM), np.float32)
-    noise = Noise(dummy[None], dummy[None], np.zeros((1, TOKENS)), 2.0)
+    noise = Noise(dummy[None], dummy[None], np.zeros((1, TOKENS)), ONES, 2.0)
     given = prompts[row % 2]
     document = [
         Image(dummy, COLUMNS),
@@ -821,7 +822,7 @@ def test_a_picture_after_a_made_picture_sees_it(pipe: Pipeline) -> None:
     filled = pipe.generate(["a", first, "then comes", ImageSlot(order=ORDER)], **FAST)
     # Given as one context picture, the made one reads differently only by its AR steps.
     dummy = np.zeros((1, TOKENS, DIM), np.float32)
-    noise = Noise(dummy, dummy, np.zeros((1, TOKENS)), 2.0)
+    noise = Noise(dummy, dummy, np.zeros((1, TOKENS)), ONES, 2.0)
     made = Image(filled[1], COLUMNS, split_of([10, 6]), noise)
     prefix = [pipe.read.text("a"), made, pipe.read.text("then comes")]
     generator = torch.Generator().manual_seed(0)

@@ -181,6 +181,7 @@ def test_image_tokens_carry_their_own_latents_noise_and_weight(last: bool) -> No
         latents=rng.standard_normal((2, TOKENS, DIM), dtype=np.float32),
         target=rng.standard_normal((2, TOKENS, DIM), dtype=np.float32),
         timesteps=rng.integers(0, 1000, (2, TOKENS)).astype(np.float32),
+        weight=rng.random((2, TOKENS)),
         start_weight=2.0,
     )
     document = [Label(1), Image(latents, COLUMNS, split, noise), *([] if last else [Text([9])])]
@@ -204,7 +205,9 @@ def test_image_tokens_carry_their_own_latents_noise_and_weight(last: bool) -> No
         np.testing.assert_array_equal(row.latent[place], noise.latents[copy, token.index])
         np.testing.assert_array_equal(row.target[place], noise.target[copy, token.index])
         assert row.timestep[place] == noise.timesteps[copy, token.index]
-        assert row.weight[place] == pytest.approx(weights[token.step])
+        assert row.weight[place] == pytest.approx(
+            weights[token.step] * noise.weight[copy, token.index]
+        )
 
 
 def test_labels_take_a_row_of_the_table_each_and_null_the_one_after_the_last() -> None:

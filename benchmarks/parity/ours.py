@@ -47,6 +47,7 @@ def document(config: ModelConfig, given: Given, row: int) -> Document:
         latents=diffusion.noised(latents[None], timesteps, noise[None]),
         target=diffusion.target(latents[None], timesteps, noise[None]),
         timesteps=timesteps.astype(np.float32),
+        weight=np.ones(timesteps.shape),
         start_weight=config.diffusion.weight_start,
     )
     split = cut(given.order[row], given.sizes)

@@ -103,6 +103,9 @@ class DiffusionConfig(Section):
     beta_end: float = Field(2e-2, gt=0, lt=1)
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """Noise, clean latents (the paper's † model) or the velocity of the path."""
+    velocity_loss: bool = False
+    """Measure an error of clean latents as one of the velocity: weight 1/max(s_t, 0.05)²
+    (Li & He 2025, arXiv 2511.13720)."""
     timestep_law: Literal["uniform", "logit_normal"] = "uniform"
     """How training draws timesteps; logit-normal ones are mostly in the middle (SD3)."""
     logit_mean: float = 0.0
@@ -126,6 +129,8 @@ class DiffusionConfig(Section):
                 "path flow starts from noise alone, of which a prediction of the noise says "
                 "nothing about the picture; set prediction to v_prediction or sample"
             )
+        if self.velocity_loss and (self.path, self.prediction) != ("flow", "sample"):
+            raise ValueError("velocity_loss is for path flow with prediction sample")
         return self
 
     @property
