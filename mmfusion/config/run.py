@@ -67,6 +67,9 @@ class TrainConfig(Section):
     """Optimisation, precision, ZeRO, and what is written while it trains."""
 
     output: PathName
+    start_from: PathName | None = None
+    """A new run's first weights: a model as `Pipeline.from_pretrained` finds it (its EMA), or a
+    run's checkpoint folder (raw weights). A run that goes on does not read it."""
     steps: int = Positive
     max_minutes: float | None = Field(None, gt=0)
     """Finish within this time: the learning-rate schedule follows whichever is further on."""
