@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import launcher
-from mmfusion.codecs.image import fingerprint, from_hub, may_be_hub_id
+from mmfusion.codecs.image import VAE_FILES, fingerprint, from_hub, may_be_hub_id
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
@@ -43,7 +43,9 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
             shutil.copyfile(config.text.tokenizer, part / name)
             described["text"]["tokenizer"] = name
         if config.image.vae and Path(config.image.vae).is_dir():
-            shutil.copytree(config.image.vae, part / VAE)
+            (part / VAE).mkdir()
+            for name in VAE_FILES:  # its training, or weights in other formats, may lie there too
+                shutil.copyfile(Path(config.image.vae) / name, part / VAE / name)
             described["image"]["vae"] = VAE
         if config.image.linear:
             shutil.copyfile(config.image.linear, part / LINEAR)

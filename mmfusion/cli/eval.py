@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mmfusion.cli.metrics import captions, clip, fid, frontier, selftest
+from mmfusion.cli.metrics import captions, clip, codec, fid, frontier, selftest
 from mmfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _is_model(name: str) -> bool:
 
 
 app = typer.Typer(cls=_Evaluation, invoke_without_command=True, no_args_is_help=True)
-for _metric in (fid, clip, captions, frontier, selftest):
+for _metric in (fid, clip, captions, codec, frontier, selftest):
     app.command()(_metric)
 
 

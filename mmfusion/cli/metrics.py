@@ -52,6 +52,30 @@ def fid(
         _show({**figures, "left_out": left_out}, output)
 
 
+def codec(
+    pictures: Annotated[str, Argument(help="a folder of pictures, or shards (.tar)")],
+    config: Annotated[str, Option(help="whose image section names the codec")],
+    overrides: Annotated[list[str] | None, Argument(help="key.path=value")] = None,
+    page: Annotated[Path | None, Option("-o", "--output", help="HTML page with pictures")] = None,
+) -> None:
+    """Measure what an image codec loses: PSNR of pictures that were encoded and decoded."""
+    from PIL import Image as PILImage
+
+    from mmfusion.codecs.image import make_codec
+    from mmfusion.config import load
+    from mmfusion.eval.image_sets import open_images
+    from mmfusion.eval.reconstruction import reconstruct, write_page
+    from mmfusion.export import default_device
+
+    through = make_codec(load(config, overrides or []).image, default_device())
+    found = reconstruct(through, map(PILImage.fromarray, open_images(pictures)))
+    for line in found.lines():
+        typer.echo(line)
+    if page:
+        write_page(page, through, found, pictures)
+        typer.echo(f"wrote {page}")
+
+
 def clip(
     pictures: Annotated[str, Argument(help="a folder of pictures, or shards with captions")],
     model: Annotated[str, Option(help="MODEL:TAG, MODEL:FILE, a folder of open_clip, hf-hub:ID")],
