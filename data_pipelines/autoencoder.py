@@ -240,7 +240,7 @@ class Trainer:
         return sum(parameter.numel() for parameter in self.vae.parameters())
 
     def _save(self) -> None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.vae.named_parameters():
             adam = moments(self.optimizer, parameter)
             kept = {"weight": parameter, **{key: adam[key] for key in MOMENTS}}
