@@ -23,7 +23,7 @@ from ranks import CHECKOUT, deepspeed, environment, launch, overrides
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmfusion import Pipeline
+from mmfusion import Pipeline, losses
 from mmfusion.cli import main
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.config.section import keys
@@ -783,10 +783,34 @@ def test_several_in_a_row_end_the_run(runs: Path, ranks: str) -> None:
 
 
 def test_steps_between_which_one_went_well_are_not_in_a_row() -> None:
-    health = Health(SimpleNamespace(device="cpu", skipped_steps=0), [], SimpleNamespace(shards=[]))
+    engine = SimpleNamespace(device="cpu", skipped_steps=0)
+    health = Health(engine, [], SimpleNamespace(shards=[]))  # type: ignore[arg-type]
+
+    def hopeless(wrong: bool) -> bool:
+        engine.skipped_steps += wrong
+        health.note(1)
+        assert health.wrong == wrong
+        return health.hopeless
+
     bad = [True] * (PATIENCE - 1)
-    assert not any(health.hopeless(wrong) for wrong in (*bad, False, *bad, False, *bad))
-    assert health.hopeless(True)
+    assert not any(hopeless(wrong) for wrong in (*bad, False, *bad, False, *bad))
+    assert hopeless(True)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(value: float) -> None:
+    """Or weights would move by it. One that is finite has its own, to the bit."""
+    weight = torch.tensor([3.0, 5.0], requires_grad=True)
+    image = torch.stack([weight.sum(), weight.sum() + value])
+    for part, finite in zip(image, (True, False), strict=True):
+        loss = losses.total(losses.Sums(part, part, 3, 7), 3, 7, 0.7)
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert bool(gradient.isfinite().all()) == finite
+        if finite:
+            plain = part / 3 + 0.7 * part / 7
+            assert loss == plain
+            (wanted,) = torch.autograd.grad(plain, weight, retain_graph=True)
+            assert torch.equal(gradient, wanted)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

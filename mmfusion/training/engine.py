@@ -66,7 +66,9 @@ def start_distributed() -> tuple[int, int]:
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if gpus else "gloo", verbose=False)
+        # What lies on the host is exchanged there, and waits for no GPU.
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except RuntimeError as error:  # torch's errors of a network are
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
