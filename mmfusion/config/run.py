@@ -40,6 +40,7 @@ class DataConfig(Section):
     rows: int = Positive
     micro_rows: int = Positive
     workers: int = Field(0, ge=0)
+    """Processes a rank that make micro-batches ahead, at most one for each of a step."""
     capacity: CapacityConfig | None = None
     block: int = Field(16, gt=0)
     """Neighbours in a shard that come near each other in time; 1 shuffles fully."""
