@@ -89,8 +89,10 @@ class TrainConfig(Section):
     attention: Literal["auto", "dense", "flex"] = "auto"
     """auto: FlexAttention on CUDA, the dense mask on the CPU."""
     compile: bool = False
-    """torch.compile, on CUDA; on the CPU it gains nothing and is left out."""
-    checkpoint_activations: bool = False
+    """torch.compile, block by block, on CUDA; on the CPU it gains nothing and is left out."""
+    checkpoint_activations: bool | float = Field(False, ge=0, le=1)
+    """Share of the blocks that keep only their input, and are done again in the backward pass:
+    less memory, up to a third more work. true is all of them."""
     log_every: int = Field(10, gt=0)
     save_every: int = Field(1000, gt=0)
     """Steps between checkpoints; each comes with an exported model and a sample sheet."""

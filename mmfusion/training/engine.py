@@ -141,8 +141,16 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
         config=deepspeed_config(config, world),
     )
     if train.compile and engine.device.type == "cuda":
-        engine.compile()
+        # At stage 3 parameters are fetched between a block's operations: its graph has breaks.
+        fixed = False if config.data.capacity else None
+        compile_blocks(model, dynamic=fixed, fullgraph=train.zero_stage < 3)
     return engine
+
+
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compile a decoder's blocks: one graph for the last, and one that serves all others."""
+    for block in model.get_submodule("blocks").children():
+        block.compile(**options)
 
 
 def _clip(optimizer: Any, *_: Any, most: float) -> None:

@@ -33,12 +33,12 @@ def plan(config: Config, world: int) -> str:
     # 2 forward and 4 backward a weight and token; attention at most the square of the row.
     dense = 6 * (parameters - tables) * tokens
     attention = 12 * c.depth * c.width * config.row_length * tokens
-    if train.checkpoint_activations:
-        dense, attention = dense * 4 // 3, attention * 4 // 3
+    share = float(train.checkpoint_activations)
+    dense, attention = dense * (1 + share / 3), attention * (1 + share / 3)
     bf16 = precision(config) == torch.bfloat16
     state = memory(parameters, train.zero_stage, world, bf16)
     micro = data.micro_rows * config.row_length
-    kept = 2 if train.checkpoint_activations else 34  # bytes of bf16 a width, token and layer
+    kept = 2 * share + 34 * (1 - share)  # bytes of bf16 a width, token and layer
     activations = micro * c.width * (c.depth * kept + 34) * (1 if bf16 else 2)
     lines = {
         "parameters": f"{parameters:,} ({tables:,} in tables{note})",

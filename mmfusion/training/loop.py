@@ -91,7 +91,7 @@ class Trainer:
                 resume.go_on(saved, config, self.rows.resume)
         torch.manual_seed(config.seed)
         model = Decoder(config, len(Tokenizer(config.text.tokenizer)) if config.text else 0)
-        model.checkpoint_activations = config.train.checkpoint_activations
+        model.checkpoint_activations = float(config.train.checkpoint_activations)
         if saved:
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
         with torch.device("meta"):
