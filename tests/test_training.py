@@ -133,6 +133,17 @@ def test_every_kind_of_parameter_had_a_gradient(reference: dict[str, Tensor]) ->
     assert not still
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_micro_batches_in_bf16_are_summed_in_fp32(runs: Path, model: Decoder, stage: int) -> None:
+    """64 of them; a sum in bf16 is far from it."""
+    sums = load_file(runs / "summed.safetensors")
+    found = step(runs / f"summed-{stage}", 1).weights("exp_avg", model)
+    for name, gradient in found.items():
+        exact, rounded = sums[f"exact/{name}"], sums[f"rounded/{name}"]
+        assert (gradient / (1 - 0.9) - exact).norm() <= 1e-5 * exact.norm(), name
+        assert (rounded - exact).norm() > 1e-3 * exact.norm(), name
+
+
 # Going on
 
 

@@ -59,11 +59,10 @@ def plan(config: Config, world: int) -> str:
 
 def memory(parameters: int, stage: int, world: int, bf16: bool) -> dict[str, float]:
     """Bytes a rank holds between steps, by what they are for."""
-    weight = 2 if bf16 else 4
     moments = (12 if bf16 else 8) * parameters  # bf16 keeps fp32 weights with the moments
     return {
-        "weights": weight * parameters / (world if stage >= 3 else 1),
-        "gradients": weight * parameters / (world if stage >= 2 else 1),
+        "weights": (2 if bf16 else 4) * parameters / (world if stage >= 3 else 1),
+        "gradients": 4 * parameters / (world if stage >= 2 else 1),  # summed in fp32
         "optimizer": moments / (world if stage >= 1 else 1),
         "EMA": 4 * parameters / (world if stage >= 1 else 1),
     }
