@@ -200,10 +200,8 @@ class _MicroBatches(IterableDataset):
                 return
 
     def _make(self, packed: list[PackedRow]) -> MicroBatch:
-        lost = [entry for p in packed for entry in p.lost]
-        return MicroBatch(
-            self.collate([p.row for p in packed]), {p.slot: p.state for p in packed}, lost
-        )
+        batch, states = self.collate([p.row for p in packed]), {p.slot: p.state for p in packed}
+        return MicroBatch(batch, states, [entry for p in packed for entry in p.lost])
 
 
 class Loader:

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -345,6 +347,35 @@ def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config
 def saved(runs: Path, tmp_path: Path) -> Path:
     """A folder of two checkpoints, steps 2 and 4, of two ranks."""
     return Path(shutil.copytree(runs / "go-on-2/halves/checkpoints", tmp_path / "saved"))
+
+
+def test_a_rank_reads_its_own_numbers_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint of two ranks, wherever its piece begins and ends."""
+    found, read = Checkpoint(saved / "step-00000004"), []
+    plain = Checkpoint._file
+
+    def file(self: Checkpoint, path: Path) -> Any:
+        def get_slice(name: str) -> Any:
+            kept = plain(self, path).get_slice(name)
+
+            def numbers(_: Any, at: slice) -> Tensor:
+                read.append(kept[at])
+                return read[-1]
+
+            return type("Kept", (), {"__getitem__": numbers})()
+
+        return SimpleNamespace(get_slice=get_slice)
+
+    for name, places in found._where.items():
+        whole = found.whole(EMA, name)
+        cuts = {0, 1, len(whole) // 3, *(start for start, _ in places), len(whole)}
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "_file", file)
+            for start, end in combinations(sorted(cuts), 2):
+                read.clear()
+                assert torch.equal(found.part(EMA, name, start, end), whole[start:end])
+                assert sum(map(len, read)) == end - start
+    assert any(len(places) == 2 for places in found._where.values())
 
 
 def cut(path: Path) -> None:
