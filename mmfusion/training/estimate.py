@@ -31,8 +31,8 @@ def plan(config: Config, world: int) -> str:
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     tokens = data.rows * config.row_length
     # 2 forward and 4 backward a weight and token; attention at most the square of the row.
-    dense = 6 * (parameters - tables) * tokens
-    attention = 12 * c.depth * c.width * config.row_length * tokens
+    dense = 6.0 * (parameters - tables) * tokens
+    attention = 12.0 * c.depth * c.width * config.row_length * tokens
     share = float(train.checkpoint_activations)
     dense, attention = dense * (1 + share / 3), attention * (1 + share / 3)
     bf16 = precision(config) == torch.bfloat16
