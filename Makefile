@@ -1,4 +1,5 @@
-# make demo    digits: data, training, evaluation, figures (again: resumes, or says what is there)
+# make demo    digits: data, training (on the CPU), evaluation, figures (again: resumes, or says
+#              what is there)
 # make test    the tests            make check    format, lint and types
 # make clean   remove the environment and what builds left; trained models in runs/ stay
 # The interpreter is a choice: make PYTHON=python3.12 demo
@@ -13,7 +14,7 @@ help:
 
 demo: $(VENV)/installed
 	$(RUN) mmfusion data digits --output runs/digits/data
-	$(RUN) mmfusion train --config digits.yaml
+	$(RUN) CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 mmfusion train --config digits.yaml --ranks 2 data.micro_rows=12
 	$(RUN) mmfusion eval --model runs/digits
 
 test: $(VENV)/installed-dev

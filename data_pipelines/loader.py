@@ -6,15 +6,16 @@ of the seed and of how many documents the slot has had (data_pipelines/sampler.p
 packed next-fit. A sample that cannot be used is counted by reason and listed, and the source's next
 one takes its place. A slot's state is a short vector of counts. It travels with the row, so what is
 saved is what was trained on, not what was prefetched, and any number of ranks that divides the
-slots goes on exactly.
+slots goes on exactly. Workers make whole micro-batches, steps ahead of training.
 """
 
 import logging
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,21 +171,38 @@ class RowSlot:
         ) from None
 
 
-class _Slots(IterableDataset):
-    """Step after step, the rows of some slots; each worker takes every so many of them."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch, the state of its slots once it is consumed, and what was lost on the way."""
 
-    def __init__(self, slots: list[RowSlot]) -> None:
-        self.slots = slots
+    batch: Batch
+    states: dict[int, list[int]]
+    lost: list[dict[str, str]]
 
-    def __iter__(self) -> Iterator[list[PackedRow] | UserError]:
+    def pin_memory(self) -> "MicroBatch":
+        """What torch's loader asks for on a machine with a GPU, in a thread of its own."""
+        return replace(self, batch=self.batch.pin())
+
+
+class _MicroBatches(IterableDataset):
+    """Step after step, the batches of some slots each; a worker makes every so many of them."""
+
+    def __init__(self, groups: list[list[RowSlot]], collate: Callable[[list[Row]], Batch]) -> None:
+        self.groups, self.collate = groups, collate
+
+    def __iter__(self) -> Iterator[list[MicroBatch] | UserError]:
         worker = get_worker_info()
-        mine = self.slots[worker.id :: worker.num_workers] if worker else self.slots
+        mine = self.groups[worker.id :: worker.num_workers] if worker else self.groups
         while True:
             try:
-                yield [slot.row() for slot in mine]
+                yield [self._make([slot.row() for slot in slots]) for slots in mine]
             except UserError as error:  # raised in a worker, it would come with a traceback
                 yield error
                 return
+
+    def _make(self, packed: list[PackedRow]) -> MicroBatch:
+        batch, states = self.collate([p.row for p in packed]), {p.slot: p.state for p in packed}
+        return MicroBatch(batch, states, [entry for p in packed for entry in p.lost])
 
 
 class Loader:
@@ -239,18 +257,18 @@ class Loader:
         """Steps from the state on, without end; whoever iterates again goes on after the last."""
         for slot in self.slots:
             slot.begin(self._consumed[slot.number])
-        workers = min(self.config.data.workers, len(self.slots))
-        steps = _start(DataLoader(_Slots(self.slots), batch_size=None, num_workers=workers))
         micro, cuda = self.config.data.micro_rows, torch.cuda.is_available()
+        groups = [self.slots[at : at + micro] for at in range(0, len(self.slots), micro)]
+        made = _MicroBatches(groups, partial(collate, padded=cuda, capacity=self._capacity))
+        workers = min(self.config.data.workers, len(groups))
+        steps = _start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=cuda))
+        step: list[MicroBatch] = [None] * len(groups)  # type: ignore[list-item]
         while True:
-            packed = [row for _ in range(workers or 1) for row in _next(steps)]
-            packed.sort(key=lambda row: row.slot)
-            self._consumed = {p.slot: p.state for p in packed}
-            self._lost.extend(entry for p in packed for entry in p.lost)
-            parts = [packed[at : at + micro] for at in range(0, len(packed), micro)]
-            rows = ([p.row for p in part] for part in parts)
-            batches = [collate(some, padded=cuda, capacity=self._capacity) for some in rows]
-            yield [batch.pin() for batch in batches] if cuda else batches
+            for first in range(workers or 1):
+                step[first :: workers or 1] = _next(steps)
+            self._consumed = {slot: state for part in step for slot, state in part.states.items()}
+            self._lost.extend(entry for part in step for entry in part.lost)
+            yield [part.batch for part in step]
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""
@@ -310,17 +328,17 @@ def _entry(source: Source, damage: CorruptSample) -> dict[str, str]:
     return {"source": source.config.name, "reason": damage.reason, "what": str(damage)}
 
 
-def _start(rows: DataLoader) -> Iterator[list[PackedRow] | UserError]:
-    """Start the workers; one that dies is told where rows are asked for, and not in between."""
+def _start(made: DataLoader) -> Iterator[list[MicroBatch] | UserError]:
+    """Start the workers; one that dies is told where batches are asked for, and not in between."""
     if threading.current_thread() is not threading.main_thread():
-        return iter(rows)
+        return iter(made)
     before = signal.getsignal(signal.SIGCHLD)
-    started = iter(rows)
+    started = iter(made)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # torch's would raise anywhere
     return started
 
 
-def _next(steps: Iterator[list[PackedRow] | UserError]) -> list[PackedRow]:
+def _next(steps: Iterator[list[MicroBatch] | UserError]) -> list[MicroBatch]:
     try:
         step = next(steps)
     except RuntimeError as error:

@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         self.latent_out = nn.Linear(c.width, dim)
         if vocabulary:
             self.text_out = nn.Linear(c.width, vocabulary, bias=False)
-        self.checkpoint_activations = False
+        self.checkpoint_activations = 0.0  # share of the blocks
         self.initialise()
 
     def initialise(self) -> None:
@@ -251,9 +251,11 @@ class Decoder(nn.Module):
         if self.config.position == "rotary":
             rope = rotary(batch.position, self.config.width // self.config.heads)
         predicting = torch.cat([batch.noisy_at, batch.predict_at])
+        depth = len(self.blocks)
+        again = round(self.checkpoint_activations * depth) if self.training else 0
         for number, block in enumerate(self.blocks):
-            at = Layer(number, number == len(self.blocks) - 1, predicting)
-            if self.checkpoint_activations and self.training:
+            at = Layer(number, number == depth - 1, predicting)
+            if (number + 1) * again // depth > number * again // depth:  # evenly spread
                 x = checkpoint(block, x, attend, rope, at, use_reentrant=False)
             else:
                 x = block(x, attend, rope, at)

@@ -7,7 +7,10 @@ is not set. A variable that is empty is not set.
 
 import os
 import re
+import signal
 import socket
+import subprocess
+import time
 from typing import NamedTuple
 
 from mmfusion.errors import UserError
@@ -24,6 +27,7 @@ KINDS = (
 )
 PORT = 29500  # torchrun's
 SLURM_PORTS = 10_000, 20_000  # from, and how many: below those that a system gives out itself
+GRACE = 30.0  # seconds in which ranks end by themselves once one has failed
 
 
 class Place(NamedTuple):
@@ -109,9 +113,7 @@ def _meeting(found: Place) -> tuple[str, int]:
     """Address and port of rank 0."""
     address, port = _given("MASTER_ADDR"), _number("MASTER_PORT", 65535)
     if found.world == 1:  # nobody to meet, and the port may be another job's
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return "127.0.0.1", free.getsockname()[1]
+        return "127.0.0.1", _free_port()
     if found.slurm:
         start, count = SLURM_PORTS
         job, step = (_number(n, 2**63) or 0 for n in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -122,6 +124,47 @@ def _meeting(found: Place) -> tuple[str, int]:
             f"or the like, or give rank 0's host: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT={PORT}"
         )
     return address, port or PORT
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(command: list[str], ranks: int) -> int:
+    """Run a command as so many ranks on this host; 0, or the exit code of one that failed.
+
+    They share out the cores, unless OMP_NUM_THREADS says how many threads each has. SIGTERM is
+    handed on; Ctrl-C reaches them from the terminal. Once one has failed the others have `GRACE`.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    common = {"OMP_NUM_THREADS": threads, **os.environ, "WORLD_SIZE": str(ranks)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    processes = [subprocess.Popen(command, env=common | place) for place in places]
+
+    def hand_on(number: int, _frame: object) -> None:
+        for process in processes if number == signal.SIGTERM else ():
+            process.terminate()
+
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    end = float("inf")
+    try:
+        while any(process.poll() is None for process in processes):
+            if end == float("inf") and any(process.poll() for process in processes):
+                end = time.monotonic() + GRACE
+            if time.monotonic() > end:
+                for process in processes:
+                    process.kill()
+            time.sleep(0.05)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    codes = [process.wait() for process in processes]
+    codes.sort(reverse=True)  # one that failed says more than one that was killed for it
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 def _slurm_host() -> str:

@@ -41,12 +41,24 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of all files in `folder`, and make it all durable."""
-    found = [path for path in _files(folder) if path.name != MANIFEST]
-    made = {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+def secure(path: Path) -> str:
+    """Make a written file durable; its digest."""
+    sync(path)
+    return sha256(path)
+
+
+def seal(folder: Path, sealed: dict[str, str] | None = None) -> None:
+    """Write the manifest of all files in `folder`, and make it all durable.
+
+    `sealed`: digests of files there that are `secure` already.
+    """
+    made = dict(sealed or {})
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST and name not in made:
+            made[name] = secure(path)
     (folder / MANIFEST).write_text(json.dumps(made, indent=1), encoding="utf-8")
-    for path in (*found, folder / MANIFEST, folder):
+    for path in (folder / MANIFEST, folder):
         sync(path)
 
 

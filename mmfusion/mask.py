@@ -66,12 +66,16 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask")
     return _flex(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
-@lru_cache(maxsize=2)
 def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    if not compiled:
+    if not compiled or torch.compiler.is_compiling():  # then it is a part of a larger graph
         return flex_attention
+    return _alone(flex_attention)
+
+
+@lru_cache(maxsize=1)
+def _alone(flex_attention: Any) -> Any:
     # A shape too many would otherwise fall back to full score matrices without a word.
     import torch._dynamo as dynamo
 

@@ -68,10 +68,21 @@ class Batch:
         """The same batch in page-locked memory: copies to a GPU need not be waited for."""
         return self._each(Tensor.pin_memory)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From a worker it comes as arrays: tensors would each take a file descriptor."""
+        return _from_arrays, (self._fields(Tensor.numpy),)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {n: change(t) for n, t in held.items() if isinstance(t, Tensor)}
-        return Batch(**{**held, **changed})
+        return Batch(**self._fields(change))
+
+    def _fields(self, change: Callable[[Tensor], Any]) -> dict[str, Any]:
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: change(x) if isinstance(x, Tensor) else x for n, x in held.items()}
+
+
+def _from_arrays(held: dict[str, Any]) -> Batch:
+    arrays = {n: torch.from_numpy(x) for n, x in held.items() if isinstance(x, np.ndarray)}
+    return Batch(**{**held, **arrays})
 
 
 def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None = None) -> Batch:

@@ -30,7 +30,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from mmfusion.attention import ByRow
+from mmfusion import losses
+from mmfusion.attention import ByDocument, ByRow
 from mmfusion.cli import main
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, load
@@ -233,6 +234,40 @@ def reference(config: Config, path: Path) -> None:
     save_file({**tensors, "norm": norm}, path)
 
 
+class ManyRows(MixedRows):
+    """The same rows sixteen times: 64 micro-batches of one."""
+
+    order = (0, 1, 2, 3) * 16
+
+
+def summed(data: Path, folder: Path) -> None:
+    """Gradients of 64 micro-batches in bf16: by plain PyTorch, and at each stage that has it."""
+    for stage in (1, 2, 3):
+        output = folder / f"summed-{stage}"
+        config = one_step(data, output, zero_stage=stage, micro_rows=1, grad_clip=0.0)
+        rows = config.data.model_copy(update={"rows": 64})
+        bf16 = config.train.model_copy(update={"precision": "bf16"})
+        step(config.model_copy(update={"data": rows, "train": bf16}), ManyRows)
+    torch.manual_seed(config.seed)
+    assert config.text
+    model = Awake(config, len(Tokenizer(config.text.tokenizer))).bfloat16()
+    batches = ManyRows(config, 0, 1).batches
+    noisy, targets = (sum(getattr(b, n) for b in batches) for n in ("noisy", "targets"))
+    exact = {n: torch.zeros(p.shape) for n, p in model.named_parameters()}
+    rounded = {n: torch.zeros_like(p, requires_grad=False) for n, p in model.named_parameters()}
+    for batch in batches:
+        latents, logits = model(batch, ByDocument(batch))
+        part = losses.sums(latents, logits, batch)
+        losses.total(part, noisy, targets, config.train.text_weight).backward()
+        for name, parameter in model.named_parameters():
+            exact[name] += parameter.grad
+            rounded[name] += parameter.grad
+        model.zero_grad()
+    tensors = {f"exact/{n}": g for n, g in exact.items()}
+    tensors |= {f"rounded/{n}": g.float() for n, g in rounded.items()}
+    save_file(tensors, folder / "summed.safetensors")
+
+
 def go_on(data: Path, folder: Path, stage: int) -> None:
     """Four steps at once, and two and then two more."""
     train = {"steps": 4, "keep": 9, "weight_decay": 0.1, "warmup": 3, "decay": 0.5}
@@ -266,6 +301,7 @@ def one_rank(data: Path, folder: Path) -> None:
     for stage in (0, 2):
         name = f"accumulated-{stage}"
         step(one_step(data, folder / name, zero_stage=stage, micro_rows=1))
+    summed(data, folder)
     go_on(data, folder / "go-on-0", 0)
     alone = tiny(data, folder / "alone", eps=1e-3, zero_stage=0, steps=4)
     Trainer(alone, Loader).run(until=2)

@@ -27,7 +27,7 @@ from helpers import (
 
 from mmfusion.attention import ByDocument, ByRow
 from mmfusion.config import ModelConfig
-from mmfusion.decoder import FREQUENCIES, Decoder, rotary, rotate, sinusoid
+from mmfusion.decoder import FREQUENCIES, Block, Decoder, rotary, rotate, sinusoid
 from mmfusion.losses import sums, total
 from mmfusion.packing import collate
 from mmfusion.sequence import Document, Label, Text
@@ -164,13 +164,37 @@ def test_checkpointed_activations_change_no_gradient(style: str) -> None:
     padded, flat = collate(rows, padded=True), collate(rows)
     for batch, attend in ((padded, ByRow(padded, flex=False)), (flat, ByDocument(flat))):
         slopes = []
-        for decoder.checkpoint_activations in (False, True):
+        for decoder.checkpoint_activations in (0.0, 0.5, 1.0):
             decoder.zero_grad()
             latents, logits = decoder(batch, attend)
             (latents.square().sum() + logits.square().sum()).backward()
             slopes.append([p.grad.clone() for p in decoder.parameters()])
-        for a, b in zip(*slopes, strict=True):
-            torch.testing.assert_close(a, b)
+        for plain, *others in zip(*slopes, strict=True):
+            for other in others:
+                torch.testing.assert_close(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("share", "again"),
+    [(0.0, []), (0.25, [3]), (0.5, [1, 3]), (0.75, [1, 2, 3]), (1, [0, 1, 2, 3])],
+)
+def test_a_share_of_the_blocks_is_done_again(
+    share: float, again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evenly spread over the depth, and in training alone."""
+    decoder = random_decoder(model_config({"depth": 4}), VOCABULARY)
+    decoder.checkpoint_activations, done = share, []
+
+    def checkpoint(block: Block, *inputs: Any, use_reentrant: bool) -> Any:
+        done.append([*decoder.blocks].index(block))
+        return block(*inputs)
+
+    monkeypatch.setattr("mmfusion.decoder.checkpoint", checkpoint)
+    batch = batch_of(120, [task_documents(np.random.default_rng(0))["interleaved"]])
+    forward(decoder.eval(), batch)
+    assert done == []
+    forward(decoder.train(), batch)
+    assert done == again
 
 
 # What is added to a token

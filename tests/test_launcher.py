@@ -1,7 +1,12 @@
 """The launcher's variables: what they mean, and what is said of those that mean nothing."""
 
 import os
+import signal
 import socket
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +147,58 @@ def test_tasks_of_a_step_choose_one_port(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_first_of_slurms_hosts(hosts: str, first: str) -> None:
     assert launcher.first_host(hosts) == first
+
+
+# Ranks that we start ourselves
+
+
+def ranks_of(script: str, ranks: int = 2) -> int:
+    return launcher.start([sys.executable, "-c", script], ranks)
+
+
+def test_ranks_know_their_place_and_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""if True:
+        import os
+        names = "WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS MASTER_PORT LOCAL_RANK"
+        with open("{tmp_path}/" + os.environ["RANK"], "w") as file:
+            file.write(" ".join(os.environ[name] for name in names.split()))
+    """
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert ranks_of(script) == 0
+    first, second = ((tmp_path / rank).read_text().split() for rank in "01")
+    assert first[:3] == second[:3] == ["2", "127.0.0.1", "3"]
+    assert first[3] == second[3]
+    assert (first[4], second[4]) == ("0", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert ranks_of(script, ranks=1) == 0
+    assert (tmp_path / "0").read_text().split()[2] == "5"
+
+
+def test_one_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "GRACE", 0.2)
+    began = time.monotonic()
+    script = "import os, time; os.environ['RANK'] == '1' and exit(3); time.sleep(600)"
+    assert ranks_of(script) == 3
+    assert time.monotonic() - began < 60
+
+
+def test_a_signal_reaches_all_ranks(tmp_path: Path) -> None:
+    script = f"""if True:
+        import os, signal, time
+        signal.signal(signal.SIGTERM, lambda *_: exit(143))
+        open("{tmp_path}/" + os.environ["RANK"], "w").close()
+        time.sleep(600)
+    """
+
+    def send() -> None:
+        while len(os.listdir(tmp_path)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=send).start()
+    assert ranks_of(script) == 143
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -4,11 +4,13 @@ import io
 import json
 import logging
 import os
+import pickle
 import resource
 import shutil
 from collections import Counter
 from dataclasses import fields
 from itertools import islice, pairwise
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import pytest
 import torch
 from helpers import contents
 from PIL import Image as PILImage
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.data_pipelines import shards as reading
-from mmfusion.data_pipelines.loader import Loader
+from mmfusion.data_pipelines.loader import Loader, MicroBatch
 from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import CorruptSample, UserError
@@ -133,6 +136,23 @@ def test_workers_change_nothing(data: Path, tokenizer: Tokenizer, workers: int):
     helped = Loader(config(data, tokenizer, ALL, loading={"rows": 3, "workers": workers}))
     for rows, others in zip(alone, steps(helped, 4), strict=True):
         assert all(map(same, rows, others))
+
+
+def test_what_a_worker_sends_takes_no_file_and_is_pinned_where_it_comes(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    """A step of many micro-batches has more tensors than a process may have files."""
+    loader = Loader(config(data, tokenizer, ALL))
+    (batch, *_) = steps(loader, 1)[0]
+    held = len(os.listdir("/proc/self/fd"))
+    sent = ForkingPickler.dumps([MicroBatch(batch, {0: [1]}, [])])
+    assert len(os.listdir("/proc/self/fd")) == held
+    (came,) = pickle.loads(sent)
+    assert same(came.batch, batch)
+    pinned = []
+    monkeypatch.setattr(Batch, "pin", lambda batch: pinned.append(batch) or batch)
+    pin_memory([came])  # as torch's loader does where there is a GPU
+    assert pinned == [came.batch]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

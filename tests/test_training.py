@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from ranks import CHECKOUT, deepspeed, environment, launch, overrides
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmfusion import Pipeline
+from mmfusion import Pipeline, losses
 from mmfusion.cli import main
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.config.section import keys
@@ -154,6 +156,17 @@ def test_every_kind_of_parameter_had_a_gradient(reference: dict[str, Tensor]) ->
     """Or the comparison above would say little."""
     still = {k for k, g in reference.items() if k.startswith("gradient/") and not g.any()}
     assert not still
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_micro_batches_in_bf16_are_summed_in_fp32(runs: Path, model: Decoder, stage: int) -> None:
+    """64 of them; a sum in bf16 is far from it."""
+    sums = load_file(runs / "summed.safetensors")
+    found = step(runs / f"summed-{stage}", 1).weights("exp_avg", model)
+    for name, gradient in found.items():
+        exact, rounded = sums[f"exact/{name}"], sums[f"rounded/{name}"]
+        assert (gradient / (1 - 0.9) - exact).norm() <= 1e-5 * exact.norm(), name
+        assert (rounded - exact).norm() > 1e-3 * exact.norm(), name
 
 
 # Going on
@@ -357,6 +370,35 @@ def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config
 def saved(runs: Path, tmp_path: Path) -> Path:
     """A folder of two checkpoints, steps 2 and 4, of two ranks."""
     return Path(shutil.copytree(runs / "go-on-2/halves/checkpoints", tmp_path / "saved"))
+
+
+def test_a_rank_reads_its_own_numbers_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint of two ranks, wherever its piece begins and ends."""
+    found, read = Checkpoint(saved / "step-00000004"), []
+    plain = Checkpoint._file
+
+    def file(self: Checkpoint, path: Path) -> Any:
+        def get_slice(name: str) -> Any:
+            kept = plain(self, path).get_slice(name)
+
+            def numbers(_: Any, at: slice) -> Tensor:
+                read.append(kept[at])
+                return read[-1]
+
+            return type("Kept", (), {"__getitem__": numbers})()
+
+        return SimpleNamespace(get_slice=get_slice)
+
+    for name, places in found._where.items():
+        whole = found.whole(EMA, name)
+        cuts = {0, 1, len(whole) // 3, *(start for start, _ in places), len(whole)}
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "_file", file)
+            for start, end in combinations(sorted(cuts), 2):
+                read.clear()
+                assert torch.equal(found.part(EMA, name, start, end), whole[start:end])
+                assert sum(map(len, read)) == end - start
+    assert any(len(places) == 2 for places in found._where.values())
 
 
 def cut(path: Path) -> None:
@@ -806,10 +848,34 @@ def test_several_in_a_row_end_the_run(runs: Path, ranks: str) -> None:
 
 
 def test_steps_between_which_one_went_well_are_not_in_a_row() -> None:
-    health = Health(SimpleNamespace(device="cpu", skipped_steps=0), [], SimpleNamespace(shards=[]))
+    engine = SimpleNamespace(device="cpu", skipped_steps=0)
+    health = Health(engine, [], SimpleNamespace(shards=[]))  # type: ignore[arg-type]
+
+    def hopeless(wrong: bool) -> bool:
+        engine.skipped_steps += wrong
+        health.note(1)
+        assert health.wrong == wrong
+        return health.hopeless
+
     bad = [True] * (PATIENCE - 1)
-    assert not any(health.hopeless(wrong) for wrong in (*bad, False, *bad, False, *bad))
-    assert health.hopeless(True)
+    assert not any(hopeless(wrong) for wrong in (*bad, False, *bad, False, *bad))
+    assert hopeless(True)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient(value: float) -> None:
+    """Or weights would move by it. One that is finite has its own, to the bit."""
+    weight = torch.tensor([3.0, 5.0], requires_grad=True)
+    image = torch.stack([weight.sum(), weight.sum() + value])
+    for part, finite in zip(image, (True, False), strict=True):
+        loss = losses.total(losses.Sums(part, part, 3, 7), 3, 7, 0.7)
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert bool(gradient.isfinite().all()) == finite
+        if finite:
+            plain = part / 3 + 0.7 * part / 7
+            assert loss == plain
+            (wanted,) = torch.autograd.grad(plain, weight, retain_graph=True)
+            assert torch.equal(gradient, wanted)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -1,6 +1,7 @@
 """`mmfusion train`."""
 
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +17,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="only print parameters, tokens, memory and FLOPs")
     ] = False,
-    ranks: Annotated[int, typer.Option(min=1, help="for --dry-run: on so many ranks")] = 1,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="start so many processes here; --dry-run: as if on so many")
+    ] = 1,
     until: Annotated[
         int | None, typer.Option(help="stop at this step; the next start goes on from there")
     ] = None,
@@ -27,6 +30,7 @@ def train(
     run with 130 or 143; a second one ends it at once.
     """
     from mmfusion.config import load
+    from mmfusion.launcher import Place, place, start
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     settings = load(config, overrides or [])
@@ -38,6 +42,11 @@ def train(
     from mmfusion.data_pipelines.preflight import check_data
 
     check_data(settings, config)
+    if ranks > 1 and place() == Place():
+        settings.data.check_ranks(ranks)
+        to = [] if until is None else ["--until", str(until)]
+        told = ["train", "--config", config, *to, "--", *(overrides or [])]
+        raise typer.Exit(start([sys.executable, "-m", "mmfusion", *told], ranks))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
     from mmfusion.training.loop import Trainer

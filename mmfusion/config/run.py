@@ -40,6 +40,7 @@ class DataConfig(Section):
     rows: int = Positive
     micro_rows: int = Positive
     workers: int = Field(0, ge=0)
+    """Processes a rank that make micro-batches ahead, at most one for each of a step."""
     capacity: CapacityConfig | None = None
     block: int = Field(16, gt=0)
     """Neighbours in a shard that come near each other in time; 1 shuffles fully."""
@@ -91,8 +92,10 @@ class TrainConfig(Section):
     attention: Literal["auto", "dense", "flex"] = "auto"
     """auto: FlexAttention on CUDA, the dense mask on the CPU."""
     compile: bool = False
-    """torch.compile, on CUDA; on the CPU it gains nothing and is left out."""
-    checkpoint_activations: bool = False
+    """torch.compile, block by block, on CUDA; on the CPU it gains nothing and is left out."""
+    checkpoint_activations: bool | float = Field(False, ge=0, le=1)
+    """Share of the blocks that keep only their input, and are done again in the backward pass:
+    less memory, up to a third more work. true is all of them."""
     log_every: int = Field(10, gt=0)
     save_every: int = Field(1000, gt=0)
     """Steps between checkpoints; each comes with an exported model and a sample sheet."""

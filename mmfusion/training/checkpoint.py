@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -67,19 +68,22 @@ def write(
                     files.remove_folder(left)
             part.mkdir(parents=True)
     try:
+        sealed: dict[str, str] = {}
         with together(), files.writable(final):
             # At stage 0 every rank holds the same.
             if rank == 0 or config.train.zero_stage > 0:
-                _write_pieces(part / f"rank-{rank:05d}.safetensors", pieces, ema, optimizer)
+                file = part / f"rank-{rank:05d}.safetensors"
+                _write_pieces(file, pieces, ema, optimizer)
+                sealed = {file.name: manifest.secure(file)}  # each rank its own, side by side
         everyone: list[Any] = [None] * world
-        distributed.all_gather_object(everyone, state.slots)
+        distributed.all_gather_object(everyone, (state.slots, sealed))
         with together(), files.writable(final):
             if rank == 0:
-                merged = {n: slot for slots in everyone for n, slot in (slots or {}).items()}
+                merged = {n: slot for slots, _ in everyone for n, slot in (slots or {}).items()}
                 facts = asdict(replace(state, slots=merged))
                 (part / "state.json").write_text(json.dumps(facts), encoding="utf-8")
                 save(config, part / "config.yaml")
-                _commit(part, final)
+                _commit(part, final, {n: d for _, digests in everyone for n, d in digests.items()})
                 # Newer ones than this are damaged: they do not count.
                 found = [path for path in all_checkpoints(root) if not path.is_symlink()]
                 for old in [p for p in found if _step(p) <= state.step][: -config.train.keep]:
@@ -91,9 +95,9 @@ def write(
     return final
 
 
-def _commit(part: Path, final: Path) -> None:
+def _commit(part: Path, final: Path, sealed: dict[str, str]) -> None:
     """Put a checkpoint in its place; one of this step that is there is damaged, or the same."""
-    manifest.seal(part)
+    manifest.seal(part, sealed)
     _remove(final)
     if os.path.lexists(final):
         raise UserError(f"{final}: is in the way of a checkpoint; move it away")
@@ -171,18 +175,30 @@ class Checkpoint:
         slots = {int(number): slot for number, slot in facts["slots"].items()}
         self.state = State(facts["step"], facts["seconds"], slots, facts["layout"])
         self._where: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+        self._opened: dict[Path, Any] = {}
         for file in [file for file in _files(path) if file.suffix == ".safetensors"]:
-            with safe_open(file, "pt") as opened:
-                for name, start in json.loads(opened.metadata()["starts"]).items():
-                    self._where[name].append((start, file))
+            for name, start in json.loads(self._file(file).metadata()["starts"]).items():
+                self._where[name].append((start, file))
 
     def whole(self, kind: str, name: str) -> Tensor:
         """A flattened parameter, its EMA or a moment, put together from all ranks' pieces."""
-        parts = []
-        for _, file in sorted(self._where[name]):
-            with safe_open(file, "pt") as opened:
-                parts.append(opened.get_tensor(f"{kind}/{name}"))
-        return torch.cat(parts)
+        return self.part(kind, name, 0, sys.maxsize)
+
+    def part(self, kind: str, name: str, start: int, end: int) -> Tensor:
+        """Its numbers from `start` to `end`; nothing else is read."""
+        parts, places = [], sorted(self._where[name])
+        ends = [*(first for first, _ in places[1:]), sys.maxsize]
+        for (first, file), last in zip(places, ends, strict=True):
+            if first < end and start < last:
+                held = self._file(file).get_slice(f"{kind}/{name}")
+                parts.append(held[max(start - first, 0) : end - first])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _file(self, path: Path) -> Any:
+        """A rank's file: opened once, for all that is asked of it."""
+        if path not in self._opened:
+            self._opened[path] = safe_open(path, "pt")
+        return self._opened[path]
 
     def weights(self, kind: str, like: torch.nn.Module) -> dict[str, Tensor]:
         """All parameters of `like`, in its shapes; buffers are not kept."""
@@ -202,7 +218,7 @@ class Checkpoint:
         """Put weights, moments and EMA back into this rank's pieces, in place."""
         with torch.no_grad():
             for piece, average in zip(pieces, ema.shards, strict=True):
-                at = slice(piece.start, piece.start + piece.size)
+                end = piece.start + piece.size
                 for kind, tensor in kept(piece, average, optimizer).items():
-                    tensor.copy_(self.whole(kind, piece.name)[at])
+                    tensor.copy_(self.part(kind, piece.name, piece.start, end))
                 moments(optimizer, piece.flat)["step"].fill_(self.state.step)

@@ -66,7 +66,9 @@ def start_distributed() -> tuple[int, int]:
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if gpus else "gloo", verbose=False)
+        # What lies on the host is exchanged there, and waits for no GPU.
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except RuntimeError as error:  # torch's errors of a network are
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -91,7 +93,7 @@ def _leave_group() -> None:
 
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
     """DeepSpeed's settings; the config is the one source of truth."""
-    data, train = config.data, config.train
+    data, train, bf16 = config.data, config.train, precision(config) == torch.bfloat16
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": data.micro_rows,
         "gradient_accumulation_steps": data.rows // (world * data.micro_rows),
@@ -102,14 +104,15 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
             # Stage 3 would keep small parameters whole; our shards need no exception.
             "stage3_param_persistence_threshold": 0,
         },
-        "bf16": {"enabled": precision(config) == torch.bfloat16},
+        # At stage 1 a gradient is added up, and dropped, as soon as it is there.
+        "bf16": {"enabled": bf16, "immediate_grad_update": train.zero_stage == 1},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-    if settings["bf16"]["enabled"] and train.zero_stage > 1:
-        # Micro-batches are summed in fp32. At stage 1 that would take another optimizer of
-        # DeepSpeed's, whose shards are not cut as ours.
+    if bf16:  # micro-batches are summed in fp32; DeepSpeed would take the weights' type
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        if train.zero_stage == 1:  # the sum is exchanged, once a step; it would be rounded
+            settings["communication_data_type"] = "fp32"
     return settings
 
 
@@ -139,8 +142,16 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
         config=deepspeed_config(config, world),
     )
     if train.compile and engine.device.type == "cuda":
-        engine.compile()
+        # At stage 3 parameters are fetched between a block's operations: its graph has breaks.
+        fixed = False if config.data.capacity else None
+        compile_blocks(model, dynamic=fixed, fullgraph=train.zero_stage < 3)
     return engine
+
+
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compile a decoder's blocks: one graph for the last, and one that serves all others."""
+    for block in model.get_submodule("blocks").children():
+        block.compile(**options)
 
 
 def _clip(optimizer: Any, *_: Any, most: float) -> None:

@@ -31,14 +31,14 @@ def plan(config: Config, world: int) -> str:
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     tokens = data.rows * config.row_length
     # 2 forward and 4 backward a weight and token; attention at most the square of the row.
-    dense = 6 * (parameters - tables) * tokens
-    attention = 12 * c.depth * c.width * config.row_length * tokens
-    if train.checkpoint_activations:
-        dense, attention = dense * 4 // 3, attention * 4 // 3
+    dense = 6.0 * (parameters - tables) * tokens
+    attention = 12.0 * c.depth * c.width * config.row_length * tokens
+    share = float(train.checkpoint_activations)
+    dense, attention = dense * (1 + share / 3), attention * (1 + share / 3)
     bf16 = precision(config) == torch.bfloat16
     state = memory(parameters, train.zero_stage, world, bf16)
     micro = data.micro_rows * config.row_length
-    kept = 2 if train.checkpoint_activations else 34  # bytes of bf16 a width, token and layer
+    kept = 2 * share + 34 * (1 - share)  # bytes of bf16 a width, token and layer
     activations = micro * c.width * (c.depth * kept + 34) * (1 if bf16 else 2)
     lines = {
         "parameters": f"{parameters:,} ({tables:,} in tables{note})",
@@ -59,11 +59,10 @@ def plan(config: Config, world: int) -> str:
 
 def memory(parameters: int, stage: int, world: int, bf16: bool) -> dict[str, float]:
     """Bytes a rank holds between steps, by what they are for."""
-    weight = 2 if bf16 else 4
     moments = (12 if bf16 else 8) * parameters  # bf16 keeps fp32 weights with the moments
     return {
-        "weights": weight * parameters / (world if stage >= 3 else 1),
-        "gradients": weight * parameters / (world if stage >= 2 else 1),
+        "weights": (2 if bf16 else 4) * parameters / (world if stage >= 3 else 1),
+        "gradients": 4 * parameters / (world if stage >= 2 else 1),  # summed in fp32
         "optimizer": moments / (world if stage >= 1 else 1),
         "EMA": 4 * parameters / (world if stage >= 1 else 1),
     }

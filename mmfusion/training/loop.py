@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import Signals
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed
@@ -42,6 +42,15 @@ class Rows(Protocol):
     def layout(self) -> dict[str, Any]: ...
     def state(self) -> dict[int, list[int]]: ...
     def resume(self, layout: dict[str, Any], state: dict[int, list[int]]) -> None: ...
+
+
+class Work(NamedTuple):
+    """A step's micro-batches on this rank, counts over all ranks' batches, and rank 0's time."""
+
+    batches: list[Batch]
+    noisy: float
+    targets: float
+    seconds: float
 
 
 def _check_output(folder: Path) -> None:
@@ -83,7 +92,7 @@ class Trainer:
                 resume.go_on(saved, config, self.rows.resume)
         torch.manual_seed(config.seed)
         model = Decoder(config, len(Tokenizer(config.text.tokenizer)) if config.text else 0)
-        model.checkpoint_activations = config.train.checkpoint_activations
+        model.checkpoint_activations = float(config.train.checkpoint_activations)
         if saved:
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
         elif config.train.start_from:
@@ -155,15 +164,15 @@ class Trainer:
         self._describe(complete=False)
         rows, window, due = iter(self.rows), Window(self.device), False
         while True:
-            batches, whole = self._meet(rows, time.monotonic() - started)
-            if batches is None:
+            work = self._meet(rows, time.monotonic() - started)
+            if work is None:
                 self._save(metrics, stopping=True)
                 return self.stop.agreed()
             lr = learning_rate(train, state.step, share)
-            sums = self._step(batches, whole, lr)
-            state.step, state.seconds = state.step + 1, float(whole[2])
+            sums = self._step(work, lr)
+            state.step, state.seconds = state.step + 1, work.seconds
             state.slots = self.rows.state()  # before more is read than was trained on
-            window.add(sums, lost.write(state.step, self.rows.lost()))
+            window.add(sums, work.noisy, work.targets, lost.write(state.step, self.rows.lost()))
             share = progress(train, state.step, state.seconds)
             metrics.advance(share)
             last = share >= 1 or state.step == until
@@ -172,18 +181,20 @@ class Trainer:
                 figures = window.figures(train.text_weight, lr, state.seconds, norm)
                 metrics.log(state.step, figures)
                 window = Window(self.device)
+            if self.health.hopeless:
+                raise self._hopeless(f"loss or gradient not finite, {PATIENCE} steps in a row")
+            if self.health.wrong and self.rank == 0:
+                log.warning("step %d: loss or gradient not finite", state.step)
             if due or state.step % train.save_every == 0 or last:
                 due = not self._save(metrics, complete=share >= 1, last=last)
             if last:
                 return 0
 
-    def _meet(
-        self, rows: Iterator[list[Batch]], seconds: float
-    ) -> tuple[list[Batch] | None, Tensor]:
-        """All ranks, before a step: its micro-batches, or None if it is not to be done.
+    def _meet(self, rows: Iterator[list[Batch]], seconds: float) -> Work | None:
+        """All ranks, before a step: what there is to do, or None if it is not to be done.
 
-        What they exchange, (5,): counts of noisy tokens and of text targets, over all ranks and
-        micro-batches; rank 0's time; ranks that cannot go on; ranks whose last step went wrong.
+        What they exchange, on the host, (4,): counts of noisy tokens and of text targets, over all
+        ranks and micro-batches; rank 0's time; ranks that cannot go on.
         """
         failure, batches = None, None
         if not self.stop.signal:
@@ -192,25 +203,19 @@ class Trainer:
             except Exception as error:
                 if not self.stop.signal:  # or the signal has ended the workers
                     failure = error
-        whole = torch.zeros(5, dtype=torch.float64)
+        whole = torch.zeros(4, dtype=torch.float64)
         whole[0] = sum(batch.noisy for batch in batches or [])
         whole[1] = sum(batch.targets for batch in batches or [])
         whole[2] = seconds if self.rank == 0 else 0.0
         whole[3] = batches is None or self.stop.signal > 0
-        whole = whole.to(self.device)
-        whole[4] = self.health.wrong
         distributed.all_reduce(whole)
-        _, _, _, halted, wrong = whole.tolist()
+        noisy, targets, seconds, halted = whole.tolist()
         if halted:
             with together():
                 if failure:
                     raise failure
-            return None, whole
-        if self.health.hopeless(wrong > 0):
-            raise self._hopeless(f"loss or gradient not finite, {PATIENCE} steps in a row")
-        if wrong and self.rank == 0:
-            log.warning("step %d: loss or gradient not finite", self.state.step)
-        return batches, whole
+            return None
+        return Work(batches or [], noisy, targets, seconds)
 
     def _hopeless(self, what: str) -> UserError:
         """Raised on all ranks; rank 0 says it."""
@@ -228,28 +233,26 @@ class Trainer:
             return f"the next start begins anew, since {self.output} has no checkpoint yet"
         return f"the next start goes on from {saved[-1]}"
 
-    def _step(self, batches: list[Batch], whole: Tensor, lr: float) -> Tensor:
-        """One optimizer step over the micro-batches; the sums of its losses and counts, (4,).
+    def _step(self, work: Work, lr: float) -> Tensor:
+        """One optimizer step over the micro-batches; the sums of its losses, (2,).
 
         Counts are taken over all ranks and micro-batches before the first backward, and
         DeepSpeed's averaging is undone, so that world size and packing do not change the loss.
         """
         set_lr(self.engine, lr)
-        noisy, targets, *_ = whole.tolist()
-        undo = self.world * len(batches)
-        sums = torch.zeros(4, device=self.device, dtype=torch.float64)
-        for batch in batches:
+        undo = self.world * len(work.batches)
+        sums = torch.zeros(2, device=self.device, dtype=torch.float64)
+        for batch in work.batches:
             batch = batch.to(self.device)
             attend = ByRow(batch, self.flex) if batch.rows else ByDocument(batch)
             latents, logits = self.engine(batch, attend)
             part = losses.sums(latents, logits, batch)
-            loss = losses.total(part, noisy, targets, self.config.train.text_weight)
+            loss = losses.total(part, work.noisy, work.targets, self.config.train.text_weight)
             self.engine.backward(loss * undo)
             self.engine.step()
-            counts = sums.new_tensor([part.noisy, part.targets])
-            sums += torch.cat([torch.stack([part.image, part.text]).detach().double(), counts])
+            sums += torch.stack([part.image, part.text]).detach()
         self.ema.update(self.state.step + 1)
-        self.health.note(self.state.step + 1, sums)
+        self.health.note(self.state.step + 1)
         return sums
 
     def _save(
@@ -262,12 +265,12 @@ class Trainer:
         """
         if self.state.step == self.saved:
             return True
-        wrong, broken = self.health.look()
-        if broken or (wrong and last):
+        if self.health.wrong and not last:
+            return False
+        broken = self.health.broken()
+        if broken or self.health.wrong:
             what = "weights or moments" if broken else "loss or gradient"
             raise self._hopeless(f"{what} not finite")
-        if wrong:
-            return False
         self.state.layout = self.rows.layout()
         path = checkpoint.write(
             self.output / "checkpoints",

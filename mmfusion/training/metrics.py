@@ -65,22 +65,25 @@ class Window:
     """The steps since the last line of figures, on this rank."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(5, device=device, dtype=torch.float64)
+        self._losses = torch.zeros(2, device=device, dtype=torch.float64)
+        self._noisy, self._targets, self._lost = 0.0, 0.0, 0
         self._steps, self._since = 0, time.monotonic()
 
-    def add(self, sums: Tensor, lost: int) -> None:
-        """A step: sums of losses and counts, (4,), and how many samples were lost in it."""
-        self._sums[:4] += sums
-        self._sums[4] += lost
-        self._steps += 1
+    def add(self, losses: Tensor, noisy: float, targets: float, lost: int) -> None:
+        """A step: this rank's summed losses (2,), all ranks' counts, this rank's lost samples."""
+        self._losses += losses
+        self._noisy, self._targets = self._noisy + noisy, self._targets + targets
+        self._lost, self._steps = self._lost + lost, self._steps + 1
 
     def figures(
         self, text_weight: float, lr: float, run_seconds: float, norm: Tensor | float | None
     ) -> dict[str, float]:
-        """Means and sums over all ranks, which all ask for them."""
-        distributed.all_reduce(self._sums)
-        image, text, noisy, targets, lost = self._sums.tolist()
-        image, text = image / max(noisy, 1), text / max(targets, 1)
+        """Means and sums over all ranks, which all ask for them; waits for the device."""
+        lost = torch.tensor(self._lost)
+        for sums in (self._losses, lost):
+            distributed.all_reduce(sums)
+        image, text = self._losses.tolist()
+        image, text = image / max(self._noisy, 1), text / max(self._targets, 1)
         seconds = time.monotonic() - self._since
         figures = {
             "loss": image + text_weight * text,
@@ -89,8 +92,8 @@ class Window:
             "lr": lr,
             "seconds": run_seconds,
             "seconds_per_step": seconds / self._steps,
-            "noisy_tokens_per_second": noisy / seconds,
-            "samples_lost": lost,
+            "noisy_tokens_per_second": self._noisy / seconds,
+            "samples_lost": float(lost),
         }
         # DeepSpeed does not tell the norm at stage 0.
         return figures if norm is None else {**figures, "grad_norm": float(norm)}

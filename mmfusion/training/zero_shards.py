@@ -57,7 +57,7 @@ def _piece(name: str, parameter: Any, optimizer: Any, stage: int, rank: int) -> 
     if mapping is None:
         return None
     flats = getattr(optimizer, "single_partition_of_fp32_groups", None)
-    if flats is None:  # DeepSpeed's bf16 optimizer, taken at stage 1
+    if flats is None:  # DeepSpeed's bf16 optimizer, at stage 1
         flats = optimizer.fp32_groups_flat_partition
     lower, higher = mapping.lp_fragment_address, mapping.hp_fragment_address
     return Piece(name, lower.start, lower.numel, flats[mapping.param_group_index], higher.start)
