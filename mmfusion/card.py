@@ -99,10 +99,8 @@ def pages(
 
 def describe(name: str, config: ModelConfig, parameters: int, run: Run | None) -> str:
     """The text of a card: YAML header and Markdown."""
-    parts, prompts = (
-        [_head(name, config, parameters)],
-        run.config.train.sheet_prompts if run else [],
-    )
+    prompts = run.config.train.sheet_prompts if run else []
+    parts = [_head(name, config, parameters)]
     if run and run.sheet:
         what = ["its first classes"] * bool(config.classes) + ["; ".join(prompts)] * bool(prompts)
         parts.append(
@@ -128,7 +126,7 @@ def _header(name: str, config: ModelConfig, run: Run | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     tasks, scores = _tasks(config, run), run.scores if run else []
-    hub = [HUB_TASKS[task] for task in tasks]
+    hub = {HUB_TASKS[task] for task in tasks or TAGS[:1]}
     results = [
         EvalResult(
             task_type=HUB_TASKS.get(score.task, "other"), task_name=score.task,
@@ -141,7 +139,7 @@ def _header(name: str, config: ModelConfig, run: Run | None) -> str:
     data = ModelCardData(
         license="unknown",
         library_name="mmfusion",
-        pipeline_tag=hub[0] if len({*hub}) == 1 else "any-to-any",
+        pipeline_tag=hub.pop() if len(hub) == 1 else "any-to-any",
         tags=[task.replace("_", "-") for task in tasks],
         metrics=sorted({score.metric for score in scores}) or None,
         model_name=name,
