@@ -67,7 +67,7 @@ class Pretrained:
         Args:
             device: default: this process's GPU, or the CPU without one.
             dtype: what it computes in: float32, bfloat16 or float16, as torch's or by name.
-                Default: on a GPU as the weights were saved, on a CPU float32, since most CPUs
+                Default: on a GPU as the weights were saved, on a CPU float32, since many
                 only emulate the others. `save_pretrained` then writes as they were saved.
             revision: of a hub id: branch, tag or commit.
             subfolder: of the folder or repository, in which the model is.

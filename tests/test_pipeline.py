@@ -421,7 +421,7 @@ def test_the_precision_is_kept_on_disk(model_folder: Path, tmp_path: Path, name:
 def test_a_cpu_computes_in_float32_and_saves_as_it_was(
     model_folder: Path, tmp_path: Path, name: str
 ) -> None:
-    """Most CPUs only emulate the others, which takes several times as long."""
+    """Many CPUs only emulate the others, which takes several times as long."""
     kind = getattr(torch, name)
     Pipeline.from_pretrained(model_folder, "cpu", kind).save_pretrained(tmp_path / "half")
     pipeline = Pipeline.from_pretrained(tmp_path / "half", "cpu")
