@@ -91,8 +91,8 @@ def pages(
     if license or datasets:
         with user_error(f"{kept or CARD}: its YAML header cannot be read", Exception):
             card = ModelCard(text)
-            card.data.license = license or card.data.license
-            card.data.datasets = datasets or card.data.datasets
+            card.data["license"] = license or card.data.get("license")
+            card.data["datasets"] = datasets or card.data.get("datasets")
             text = str(card)
     return {CARD: text.encode(), **made}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmfusion.errors import UserError, first_line
 from mmfusion.manifest import MANIFEST, edited, listed
@@ -86,10 +86,11 @@ def upload(
         if mark in there and mark not in old:
             raise UserError(f"{repo}: holds a {mark} of another project; give another name")
         files = {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
-        put = sorted(files.keys() - theirs)
-        gone = sorted((old.keys() & there) - files.keys() - theirs)
-        operations = [CommitOperationAdd(file, files[file]) for file in put]
-        operations += [CommitOperationDelete(file) for file in gone]
+        gone = (old.keys() & there) - files.keys() - theirs
+        operations: list[Any] = [
+            *(CommitOperationAdd(file, files[file]) for file in sorted(files.keys() - theirs)),
+            *(CommitOperationDelete(file) for file in sorted(gone)),
+        ]
         done = api.create_commit(repo, operations, commit_message=commit_message, revision=revision)
     return str(done.commit_url)
 
