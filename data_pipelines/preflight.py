@@ -28,7 +28,7 @@ def check_data(config: Config, name: str) -> None:
     A UserError names each missing piece and the command that prepares it, in the order in which
     they are to be run.
     """
-    from mmfusion.codecs.image import may_be_hub_id
+    from mmfusion.hub import may_be_hub_id
 
     pieces: dict[str, list[str]] = {}
     vae, sources = str(config.image.vae), config.data.sources

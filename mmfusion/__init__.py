@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from mmfusion.generation.prompt import ImageSlot as ImageSlot
     from mmfusion.generation.prompt import TextSlot as TextSlot
     from mmfusion.pipeline import Pipeline as Pipeline
+    from mmfusion.training.image_grid import grid as grid
 
 find_home()  # before a library is imported that asks for it
 
 __version__ = "0.1.0"
-__all__ = ["ImageSlot", "Pipeline", "TextSlot", "UserError"]
+__all__ = ["ImageSlot", "Pipeline", "TextSlot", "UserError", "grid"]
 
 _HOMES = {
     "Pipeline": "mmfusion.pipeline",
     "ImageSlot": "mmfusion.generation.prompt",
     "TextSlot": "mmfusion.generation.prompt",
     "UserError": "mmfusion.errors",
+    "grid": "mmfusion.training.image_grid",
 }
 
 

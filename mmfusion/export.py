@@ -1,14 +1,17 @@
 """Exported models: a folder of config.json, model.safetensors, a tokenizer and a manifest.
 
-Nothing in it is ever run or unpickled, so a folder from somebody else is safe to load.
+Weights above a size lie in several files with an index, named as transformers names them. Nothing
+in it is ever run or unpickled, so a folder from somebody else is safe to load.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -17,24 +20,49 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import launcher
-from mmfusion.codecs.image import VAE_FILES, fingerprint, from_hub, may_be_hub_id
+from mmfusion.card import CARD, PICTURE
+from mmfusion.codecs.image import VAE_FILES, fingerprint
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, user_error
-from mmfusion.manifest import MANIFEST, check, digests, listed, replacing, settled, sha256, verify
+from mmfusion.errors import UserError, shown, user_error
+from mmfusion.hub import USUAL, Source, download, may_be_hub_id
+from mmfusion.manifest import (  # fmt: skip
+    MANIFEST,
+    check,
+    digests,
+    edited,
+    listed,
+    replacing,
+    settled,
+    sha256,
+    verify,
+)
 
 CONFIG, WEIGHTS, VAE, LINEAR = "config.json", "model.safetensors", "vae", "codec.safetensors"
+INDEX, PART = "model.safetensors.index.json", "model-*-of-*.safetensors"  # of several files
+PAGES = CARD, PICTURE
+FREE = CONFIG, *PAGES
+"""What a user may edit; the manifest vouches for all other files."""
+MOST = "5GB"
 EXPORTED = "exported model"
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).resolve().parent / "models"
 
 
-def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> None:
+def export(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    folder: Path,
+    most: int | str = MOST,
+    pages: Mapping[str, bytes] = {},
+) -> None:
     """Write an exported model into a folder that is absent, empty, or an exported model.
 
-    Its files replace those of the model that is there; what else lies in the folder stays.
+    Its files replace those of the model that is there; what else lies in the folder stays, and so
+    do those of the `pages` (files by name, of `PAGES`) that a user has written or edited. Weights
+    of more than `most` bytes are cut into several files.
     """
     with replacing(folder, EXPORTED, CONFIG) as part:
         described = config.model_dump()
@@ -51,8 +79,24 @@ def export(config: ModelConfig, weights: dict[str, Tensor], folder: Path) -> Non
             shutil.copyfile(config.image.linear, part / LINEAR)
             described["image"]["linear"] = LINEAR
         (part / CONFIG).write_text(json.dumps(described, indent=1), encoding="utf-8")
-        save_file({name: w.contiguous() for name, w in weights.items()}, part / WEIGHTS)
-        (part / WEIGHTS).chmod(0o644)  # written for its owner alone otherwise
+        _save(weights, part, most)
+        for name, data in pages.items():
+            if not edited(folder, name):
+                (part / name).write_bytes(data)
+
+
+def _save(weights: dict[str, Tensor], folder: Path, most: int | str) -> None:
+    """Write weights as one file, or as several with an index."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    with user_error(f"max_shard_size {shown(most)}: give a size as 5GB", ValueError, TypeError):
+        cut = split_torch_state_dict_into_shards(weights, max_shard_size=most)
+    for file, names in cut.filename_to_tensors.items():
+        save_file({n: weights[n].contiguous() for n in names}, folder / file, {"format": "pt"})
+        (folder / file).chmod(0o644)  # written for its owner alone otherwise
+    if cut.is_sharded:
+        index = {"metadata": cut.metadata, "weight_map": cut.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def check_folder(folder: Path) -> None:
@@ -60,22 +104,31 @@ def check_folder(folder: Path) -> None:
     check(folder, EXPORTED, CONFIG)
 
 
-def locate(name: str | Path, revision: str | None = None) -> Path:
+def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Path:
     """The folder of a model: one that is here, the name of a shipped model, or a hub id.
 
     In this order: a folder of the model itself, a run's folder, the shipped name, the hub id. So a
-    folder without a model hides no shipped one. A `Path` is always a folder.
+    folder without a model hides no shipped one. A `Path` is always a folder. With a `subfolder`
+    the model is in there, of a folder or of a repository.
     """
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
-    path = Path(os.path.expanduser(name))
+    inner = PurePosixPath(subfolder)
+    if inner.is_absolute() or ".." in inner.parts:
+        raise UserError(
+            f"subfolder {shown(subfolder)}: give the name of a folder inside the model's"
+        )
+    path = Path(os.path.expanduser(name), subfolder)
     with user_error(f"model {name}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
-            if CONFIG in listed(folder) or all((folder / n).is_file() for n in (CONFIG, WEIGHTS)):
+            if CONFIG in listed(folder) or (
+                (folder / CONFIG).is_file()
+                and any((folder / weights).is_file() for weights in (WEIGHTS, INDEX))
+            ):
                 return folder
         is_folder = path.is_dir()
     there = sorted(found.parent.name for found in SHIPPED.glob(f"*/{CONFIG}"))
-    if name in there:
+    if name in there and not subfolder:
         return SHIPPED / name
     if is_folder:
         raise UserError(
@@ -87,8 +140,13 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
             "the hub (ORGANISATION/NAME)"
         )
-    files = [CONFIG, WEIGHTS, LINEAR, *FILES.values(), MANIFEST, f"{VAE}/*"]
-    return from_hub(name, "model", files, revision)
+    files = [*FREE, WEIGHTS, INDEX, PART, LINEAR, *FILES.values(), MANIFEST, f"{VAE}/*"]
+    inside = [str(PurePosixPath(subfolder, file)) for file in files]
+    folder = download(name, "model", inside, source) / subfolder
+    if CONFIG not in listed(folder):
+        where = f"{name}, {subfolder}" if subfolder else name
+        raise UserError(f"model {where}: the repository has no model of mmfusion there")
+    return folder
 
 
 def model_digest(folder: Path) -> str:
@@ -99,7 +157,7 @@ def model_digest(folder: Path) -> str:
     """
     known, config = digests(folder, "model"), _config(folder)
     known.pop(CONFIG, None)  # it may have been edited
-    names = (CONFIG, WEIGHTS, LINEAR, *FILES.values())
+    names = (CONFIG, *_weight_files(folder), LINEAR, *FILES.values())
     paths = [*(folder / name for name in names), *(folder / VAE).rglob("*")]
     inside = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     parts: dict[str, Any] = {name: known.get(name) or sha256(folder / name) for name in inside}
@@ -117,9 +175,10 @@ def load(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None, str]:
 def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     """Load an exported model onto the CPU, in the precision that its weights were saved in.
 
-    The manifest vouches for all files but config.json, of which `generation` may be edited.
+    The manifest vouches for all files but those of `FREE`: of config.json, `generation` may be
+    edited.
     """
-    verify(folder, "model", edited=CONFIG)
+    verify(folder, "model", FREE)
     config = _config(folder)
     updates: dict[str, Any] = {}
     if config.text:
@@ -133,14 +192,28 @@ def read(folder: Path) -> tuple[ModelConfig, Decoder, Tokenizer | None]:
     config = config.model_copy(update=updates)
     tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
     decoder = Decoder(config, len(tokenizer) if tokenizer else 0)
-    with user_error(f"{folder / WEIGHTS}: not readable", SafetensorError, OSError):
-        weights = load_file(folder / WEIGHTS)
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        with user_error(f"{folder / file}: not readable", SafetensorError, OSError):
+            weights |= load_file(folder / file)
     try:
         decoder.to(_precision(weights, folder)).load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {first}") from None
     return config, decoder.eval().requires_grad_(False), tokenizer
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the weights' files; nothing outside of the folder is one."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return [WEIGHTS]
+    wrong = OSError, ValueError, KeyError, TypeError, AttributeError
+    with user_error(f"{folder / INDEX}: not an index of weights; get it anew", *wrong):
+        found = {*json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
+        if not all(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in found):
+            raise ValueError(f"{shown(found)} are no files of weights")
+    return sorted(found)
 
 
 def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path, PurePosixPath
@@ -95,14 +95,24 @@ def digests(folder: Path, what: str) -> dict[str, str]:
     raise UserError(f"{what} {folder}: has no readable {MANIFEST}; it is not whole")
 
 
-def verify(folder: Path, what: str, edited: str | None = None) -> None:
-    """Check a folder against its manifest; the file `edited` may differ."""
+def edited(folder: Path, name: str) -> bool:
+    """Whether a user has written or changed a file: it is there, not as the manifest says."""
+    path = folder / name
+    return os.path.lexists(path) and not (
+        path.is_file() and sha256(path) == listed(folder).get(name)
+    )
+
+
+def verify(folder: Path, what: str, free: Collection[str] = ()) -> None:
+    """Check a folder against its manifest; the files `free` may be edited or gone."""
     _heal(folder)
     for name, digest in digests(folder, what).items():
         path = folder / name
+        if name in free:
+            continue
         if not path.is_file():
             raise UserError(f"{what} {folder}: {name} is missing; get it anew")
-        if name != edited and sha256(path) != digest:
+        if sha256(path) != digest:
             raise UserError(f"{what} {folder}: {name} is cut short or damaged; get it anew")
 
 
@@ -136,13 +146,13 @@ def check(folder: Path, what: str, mark: str) -> None:
 
 
 def _is_ours(folder: Path, mark: str) -> bool:
-    """Whether the manifest is of what lies there: it says so of the smallest file beside `mark`."""
+    """Whether the manifest is of what lies there: it says so of a file beside `mark`, if any is."""
     found = listed(folder)
     if mark not in found or not (folder / mark).is_file():
         return False
-    others = [folder / name for name in found if name != mark and (folder / name).is_file()]
-    smallest = min(others, key=lambda path: path.stat().st_size, default=None)
-    return smallest is None or found[smallest.relative_to(folder).as_posix()] == sha256(smallest)
+    others = [name for name in found if name != mark and (folder / name).is_file()]
+    others.sort(key=lambda name: (folder / name).stat().st_size)
+    return not others or any(found[name] == sha256(folder / name) for name in others)
 
 
 @contextmanager

@@ -1,27 +1,25 @@
 """The public way to use a model: class→image, text→image, image→text, editing, interleaving."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from PIL import Image as PILImage
 
-from mmfusion import export
-from mmfusion.codecs.image import ImageCodec, make_codec
+from mmfusion.card import spans
+from mmfusion.codecs.image import ImageCodec
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, shown, user_error
+from mmfusion.errors import UserError
 from mmfusion.generation.answers import Answers, Parts
 from mmfusion.generation.arguments import each, listed, split_options
-from mmfusion.generation.budget import Budget, Machine
 from mmfusion.generation.edit_masks import EditMask
 from mmfusion.generation.prompt import Prompt, PromptItem, PromptReader, PromptSlot
+from mmfusion.pretrained import Pretrained
 
 
-class Pipeline:
+class Pipeline(Pretrained):
     """A decoder with its codecs.
 
     Every method takes one item or a list and answers in kind. Pictures are PIL's; they are turned
@@ -64,53 +62,26 @@ class Pipeline:
         budget_ms: float | None = None,
         frontier: str | Path | None = None,
     ) -> None:
-        self.config, self.decoder, self.tokenizer = config, decoder.eval(), tokenizer
-        machine = Machine.of(decoder.latent_in.weight)
-        self.budget = Budget(digest, machine, budget_ms, frontier)
-        self.codec = codec or make_codec(config.image, decoder.latent_in.weight.device)
+        super().__init__(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
         self.read = PromptReader(config, tokenizer, self.codec)
         self.answers = Answers(self.decoder, self.read)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "digits",
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-        revision: str | None = None,
-        budget_ms: float | None = None,
-        frontier: str | Path | None = None,
-    ) -> "Pipeline":
-        """Load a model: a folder that holds one, a run's folder, a shipped name, or a hub id.
+    def __repr__(self) -> str:
+        classes, text = bool(self.config.classes), self.config.text is not None
+        calls = ["class_to_image"] * classes + ["text_to_image", "image_to_text"] * text
+        calls += ["edit"] * (classes or text) + ["generate", "log_likelihood"] * text
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"Pipeline of {self.parameters / 1e6:.2f}M parameters, {kind} on {self.device}: "
+            f"{spans(self.config)}\n  {', '.join(calls)}"
+        )
 
-        In this order: a folder without a model hides neither a shipped name nor a hub id. What is
-        given as a `Path`, or begins with `./`, `../` or `/`, is always a folder.
-
-        Args:
-            device: default: this process's GPU, or the CPU without one.
-            dtype: of the weights: float32, bfloat16 or float16, as torch's or by name; default: as
-                they were saved.
-            revision: of a hub id.
-        """
-        place, precision = export.check_device(device), export.check_dtype(dtype)
-        folder = export.locate(name, revision)
-        config, decoder, tokenizer, digest = export.load(folder)
-        with user_error(f"device {place}: is full", RuntimeError):
-            decoder = decoder.to(place, precision)
-        codec = make_codec(config.image, decoder.latent_in.weight.device)
-        return cls(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Export to a folder that `from_pretrained` loads, in the precision that the weights have.
-
-        The folder may be absent, empty, or hold an exported model, whose files are replaced; what
-        else lies there stays.
-        """
-        if not isinstance(folder, (str, Path)) or not str(folder):
-            raise UserError(f"save_pretrained: {shown(folder)}; give the path of a folder")
-        weights = {name: w.cpu() for name, w in self.decoder.state_dict().items()}
-        with user_error(f"{folder}: cannot be written", OSError, ValueError):
-            export.export(self.config, weights, Path(os.path.expanduser(folder)))
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: there are five tasks, and their answers are no object that holds `.images`."""
+        raise UserError(
+            "a Pipeline has several tasks: call pipeline.text_to_image(prompt), which gives a "
+            "picture (of a list, a list), or class_to_image, image_to_text, edit, generate"
+        )
 
     def class_to_image(self, labels: int | str | Sequence[int | str], **options: Any) -> Any:
         """Pictures of classes, by number or name."""

@@ -17,14 +17,17 @@ LAYERS = [
     ["errors", "texts", "files", "home", "jsonl", "launcher", "locks"],
     ["rng", "overrides", "device"],
     ["config", "manifest"],
+    ["hub"],
     ["split", "diffusion", "codecs", "sequence"],
     ["mask", "packing"],
     ["attention"],
     ["cache", "decoder"],
     ["losses"],
+    ["card"],
     ["export"],
     ["importers"],
     ["generation"],
+    ["pretrained"],
     ["pipeline"],
     ["training"],
     ["data_pipelines"],
@@ -101,7 +104,12 @@ def imported(file: Path, top: bool = False) -> set[str]:
     return found
 
 
-PUBLIC = {"Pipeline": "pipeline", "ImageSlot": "generation", "TextSlot": "generation"}
+PUBLIC = {
+    "Pipeline": "pipeline",
+    "ImageSlot": "generation",
+    "TextSlot": "generation",
+    "grid": "training",
+}
 
 
 def parts_imported(file: Path) -> set[str]:

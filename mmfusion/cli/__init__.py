@@ -12,6 +12,7 @@ from mmfusion.cli.data import app as data
 from mmfusion.cli.eval import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
+from mmfusion.cli.push import push
 from mmfusion.cli.train import train
 from mmfusion.errors import Elsewhere, UserError
 from mmfusion.files import no_room
@@ -20,7 +21,6 @@ app = typer.Typer(
     name="mmfusion",
     help="One decoder over text and images: train it, draw, caption, edit, talk, evaluate.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -41,7 +41,7 @@ def _front(version: Version = False) -> None:
     pass
 
 
-for _command in (train, generate, caption, edit, chat):
+for _command in (train, generate, caption, edit, chat, push):
     app.command()(_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")

@@ -30,7 +30,8 @@ KEPT = "draw so many candidates of each and keep the one that the model likes be
 BestOf = Annotated[int, typer.Option(min=1, help=KEPT)]
 Exact = Annotated[bool, typer.Option(help="save small pictures at their own size, not enlarged")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (default: a GPU, if any)")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: as saved)")]
+DTYPE = "float32, bfloat16 or float16 (default: as saved, on a CPU float32)"
+Dtype = Annotated[str | None, typer.Option(help=DTYPE)]
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
 

@@ -8,7 +8,6 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image as PILImage
 
 from mmfusion.config import ImageConfig
 from mmfusion.errors import CorruptSample, UserError, user_error
+from mmfusion.hub import download, may_be_hub_id
 from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
@@ -224,6 +224,10 @@ class AutoencoderCodec(PixelCodec):
             )
         self.scale, self.shift = _scaling(config, vae.config)
 
+    def to(self, device: torch.device) -> None:
+        """Move the autoencoder."""
+        self.device, self.vae = device, self.vae.to(device)
+
     def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
         """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
         x = torch.from_numpy(super().latents(pictures))
@@ -279,36 +283,12 @@ def _vae_folder(vae: str) -> Path:
     """Where an autoencoder's files are, of a folder or from the hub."""
     folder = Path(vae)
     if not folder.is_dir() and may_be_hub_id(vae):
-        folder = from_hub(vae, "image.vae", [*VAE_FILES])
+        folder = download(vae, "image.vae", [*VAE_FILES])
     if missing := [name for name in VAE_FILES if not (folder / name).is_file()]:
         if folder.is_dir():
             raise UserError(f"image.vae {vae}: not a diffusers AutoencoderKL: no {missing[0]}")
         raise UserError(f"image.vae {vae}: no such folder; put a diffusers AutoencoderKL there")
     return folder
-
-
-def may_be_hub_id(name: str) -> bool:
-    """Whether the hub is asked for a name: ORGANISATION/NAME, the first of which is not here.
-
-    `runs/` is where runs are, also before the first one.
-    """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    first, slash, _ = name.partition("/")
-    return bool(slash) and first != "runs" and not os.path.lexists(first)
-
-
-def from_hub(name: str, what: str, files: list[str], revision: str | None = None) -> Path:
-    """A folder with these files of a model on the hub."""
-    from huggingface_hub import snapshot_download
-
-    # Its many errors all mean: could not be had.
-    with user_error(f"{what} {name}: no such folder, nor could the hub give it", Exception):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
 def make_codec(config: ImageConfig, device: str | torch.device = "cpu") -> ImageCodec:

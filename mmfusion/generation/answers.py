@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError

@@ -19,6 +19,40 @@ OnToken = Callable[[int, str], None]
 ITEM = (int, str, np.integer, PILImage.Image)
 
 
+SAME = {"guidance_scale": "guidance", "num_beams": "beams"}
+"""What diffusers or transformers call an option that means the same."""
+INSTEAD = {
+    "generator": "give seed=5 (item i uses seed + i), or a list of one seed an item; a generator's "
+    "state would make a picture depend on those before it",
+    "num_images_per_prompt": "give the prompt so many times, as [prompt] * 4",
+    "num_return_sequences": "give the picture so many times, as [picture] * 4",
+    "negative_prompt": "guidance is against the prompt left out; there is nothing to put there",
+    "callback_on_step_end": "give on_picture, called with (item, share done, picture)",
+    "callback": "give on_picture, called with (item, share done, picture)",
+    "strength": "edit draws the masked part anew in full; make the mask smaller",
+    "height": "pictures have the model's size, pipeline.config.image.size",
+    "width": "pictures have the model's size, pipeline.config.image.size",
+    "output_type": "answers are PIL pictures; numpy.asarray(picture) makes an array",
+    "return_dict": "answers are PIL pictures and str, in no other object",
+    "do_sample": "give temperature; 0 takes the likeliest token, 1 draws",
+}
+"""What they have and we have not, with what is done instead."""
+
+
+def ours(options: dict[str, Any]) -> dict[str, Any]:
+    """Options under our names; those of diffusers and transformers are known, or told apart."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in INSTEAD and value is not None:
+            raise UserError(f"{name}: there is no such option here; {INSTEAD[name]}")
+        own = SAME.get(name, name)
+        if own != name and own in options:
+            raise UserError(f"{own} and {name} are the same; give one of them")
+        if name not in INSTEAD:
+            found[own] = value
+    return found
+
+
 def whole(value: Any) -> bool:
     """Whether a value is a whole number; True and False are none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -80,6 +114,7 @@ COMMON = tuple(name for name in Common.model_fields if name != "best_of")
 
 def split_options(options: dict[str, Any], best_of: int = 1) -> tuple[Common, dict[str, Any]]:
     """The options that every method takes, and a task's own."""
+    options = ours(options)
     common = {name: value for name, value in options.items() if name in COMMON}
     own = {name: value for name, value in options.items() if name not in COMMON}
     return build(Common, {**common, "best_of": best_of}, "options"), own

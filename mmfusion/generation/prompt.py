@@ -15,7 +15,7 @@ from mmfusion.codecs.image import ImageCodec, upright
 from mmfusion.codecs.text import Tokenizer, clean
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.errors import UserError, shown
-from mmfusion.generation.arguments import COMMON, check_names, whole
+from mmfusion.generation.arguments import COMMON, check_names, ours, whole
 from mmfusion.generation.edit_masks import EditMask, regenerated
 from mmfusion.sequence import Image, Label, Segment, Text, count
 
@@ -32,7 +32,7 @@ class PromptSlot:
     """A place in a prompt to be filled; keyword arguments override `Sampling` options there."""
 
     def __init__(self, **options: Any) -> None:
-        self.options = options
+        self.options = ours(options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"

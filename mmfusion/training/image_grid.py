@@ -1,6 +1,7 @@
 """A sheet of pictures that the exported model makes while it is still training."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
     return np.asarray(sheet.convert("RGB"))
 
 
-def grid(pictures: list[PILImage.Image], columns: int, side: int = 64) -> PILImage.Image:
+def grid(pictures: Sequence[PILImage.Image], columns: int = 10, side: int = 64) -> PILImage.Image:
     """Pictures side by side, small ones enlarged to at least `side` pixels, with a thin gap."""
     size = pictures[0].width * max(1, side // pictures[0].width)
     gap = max(2, size // 16)
