@@ -23,7 +23,10 @@ def share(right: np.ndarray, real: np.ndarray | None = None) -> Figures:
     )
     values = right[at].mean(1) / np.maximum(given[at].mean(1), 1 / len(right))
     low, high = np.percentile(values, [TAIL, 100 - TAIL])
-    found = {"value": float(right.mean() / max(given.mean(), 1 / len(right))), "n": len(right)}
+    found: Figures = {
+        "value": float(right.mean() / max(given.mean(), 1 / len(right))),
+        "n": len(right),
+    }
     found["interval"] = f"{low:.3f} to {high:.3f}"
     if real is not None:
         found |= {"right": float(right.mean()), "real_right": float(real.mean())}
