@@ -27,6 +27,13 @@ TITLES = {
     "cycle_log_likelihood": "cycle: nats a token of the prompt",
     "cycle_gain": "cycle: gain over another's picture",
     "cycle_accuracy": "cycle: own picture likelier",
+    "share": "name and style right, of what real pictures score",
+    "cheat_other_style": "cheat: the name in another style",
+    "cheat_other_name": "cheat: another name in the style",
+    "cheat_copy_of_given": "cheat: the given picture again",
+    "wordless_rule": "without the example: nearest training picture",
+    "frechet": "Fréchet distance to the same cells' real pictures",
+    "nearest_training": "median distance to the nearest training picture",
 }
 NAMED = {"value", "n", "warning", "source"}
 """Not among what a figure depends on: shown elsewhere, the answers' folder with its hash."""

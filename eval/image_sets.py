@@ -77,6 +77,27 @@ class ImageSet(Sequence[np.ndarray]):
             return list(pool.map(self.__getitem__, numbers))
 
 
+class Pictures(ImageSet):
+    """Pictures that are at hand, or that a sequence reads one by one."""
+
+    def __init__(self, name: str, pictures: Sequence[PILImage.Image]) -> None:
+        super().__init__(name, None)
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def picture(self, number: int) -> PILImage.Image:
+        return self.pictures[number]
+
+    @cached_property
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for picture in self.pictures:
+            total.update(f"{picture.mode} {picture.size} ".encode() + picture.tobytes())
+        return total.hexdigest()
+
+
 def open_images(path: str, size: int | None = None) -> ImageSet:
     """The pictures of a folder and those in it, of shards (glob, braces, URL), or of an npz."""
     found = expand(path)

@@ -18,6 +18,7 @@ DIRECTIONS = {
     "class_to_image": "Class → image",
     "text_to_image": "Text → image",
     "image_to_text": "Image → text",
+    "emoji": "Emoji",
 }
 
 

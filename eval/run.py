@@ -11,13 +11,14 @@ from mmfusion.generation.budget import Machine
 
 from . import formatting, tasks
 from .digits.suite import Cells, Suite
+from .emoji import suite as emoji
 from .sample_store import SampleStore
 
 PACKAGES = (
     "mmfusion", "torch", "numpy", "scikit-learn", "pillow", "pycocoevalcap", "torch-fidelity",
-    "open-clip-torch", "transformers",
+    "open-clip-torch", "transformers", "timm",
 )  # fmt: skip
-DIRECTIONS = (tasks.Classes, tasks.Drawings, tasks.Captions)
+DIRECTIONS = (tasks.Classes, tasks.Drawings, tasks.Captions, emoji.Suite)
 
 
 class Evaluation:
@@ -49,7 +50,7 @@ class Evaluation:
         )
         places = tasks.Places(output / "features", work)
         self.suite = Suite(self.answers, settings.digits) if settings.digits else None
-        self.directions: dict[str, tasks.Direction] = {
+        self.directions: dict[str, tasks.Direction | emoji.Suite] = {
             kind.task: kind(self.answers, asked, places)
             for kind in DIRECTIONS
             if (asked := getattr(settings, kind.task))
@@ -85,7 +86,7 @@ class Evaluation:
             report |= numbers
         for name, direction in self.directions.items():
             figures, cells = direction.measure()
-            if getattr(self.settings, name).training_shards:
+            if getattr(getattr(self.settings, name), "training_shards", False):
                 for _, figure in formatting.figures(figures):
                     figure["training_shards"] = True
             report["figures"][name] = figures

@@ -105,10 +105,24 @@ def test_only_what_needs_them_installs_the_tools_of_development(tmp_path: Path) 
             ["make", "-n", goal, f"VENV={tmp_path}/none"],
             cwd=CHECKOUT, capture_output=True, text=True, check=True,
         ).stdout
-        for goal in ("demo", "test", "check")
+        for goal in ("demo", "emoji", "test", "check")
     }  # fmt: skip
     assert all("pip install" in lines for lines in told.values())
     assert {goal for goal, lines in told.items() if ".[dev]" in lines} == {"test", "check"}
+    assert {goal for goal, lines in told.items() if ".[emoji]" in lines} == {"emoji"}
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_emoji_sets_are_fetched_by_npm_or_asked_for_in_one_line(tmp_path: Path) -> None:
+    file = f"{tmp_path}/iconify-json-fluent-emoji-flat-1.2.6.tgz"
+    for npm, told, code in (
+        ("echo", "pack --silent @iconify-json/fluent-emoji-flat@1.2.6", 0),
+        ("no-such-npm", "fluent-emoji-flat-1.2.6.tgz: no npm to fetch it with; put it into", 2),
+    ):
+        command = ["make", file, f"SETS={tmp_path}", f"NPM={npm}"]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+        assert told in done.stdout + done.stderr
+        assert done.returncode == code
 
 
 # Without site, so that no other install of the project is seen; what it needs is appended.

@@ -10,7 +10,7 @@ from mmfusion.device import exact
 from mmfusion.errors import UserError
 from mmfusion.export import default_device
 
-SPECS = "inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], pixels"
+SPECS = "inception[:FILE], dinov2:FOLDER, clip:MODEL[:TAG], efficientnet, pixels"
 Arrays = dict[str, np.ndarray]
 
 
@@ -20,7 +20,7 @@ class Extractor(ABC):
     name: str  # its kind, and the architecture where the weights do not say it
     sha256 = ""  # of its weights
     batch = 32  # pictures at a time, fixed, so that the bits do not depend on who computes
-    gives: tuple[str, ...] = ("features",)  # and where it has them "spatial" and "logits"
+    gives: tuple[str, ...] = ("features",)  # and where it has them "spatial", "logits", "style"
     one_size = False  # whether all pictures must have the same size
     device = "cpu"
     version = ""  # of the network's config, and of what is done to the pictures before
@@ -111,6 +111,10 @@ def make_extractor(spec: str, device: str | None = None) -> Extractor:
         return Dinov2Extractor(source, device)
     if kind == "clip":
         return ClipExtractor(source, device)
+    if spec == "efficientnet":
+        from .efficientnet import EfficientNetExtractor
+
+        return EfficientNetExtractor(device)
     if spec == "pixels":
         return PixelExtractor()
     raise UserError(f"features {spec}: no such extractor; choose from {SPECS}")

@@ -50,7 +50,7 @@ def evaluate(
         str | None,
         typer.Option(help="what to measure: a YAML (default: what the run's config says)"),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="the digits suite's data")] = None,
+    data: Annotated[Path | None, typer.Option(help="the digits or the emoji suite's data")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="folder of report, answers and features")
     ] = None,
@@ -114,11 +114,12 @@ def _settings(
         found = load_evaluation(config)
     else:
         found = own_evaluation(name, model, load(str(run / "config.yaml")) if run else None)
-    if data and found.digits:
-        digits = found.digits.model_copy(update={"data": str(data)})
-        found = found.model_copy(update={"digits": digits})
+    suites = {name: suite for name in ("digits", "emoji") if (suite := getattr(found, name))}
+    if data and suites:
+        at = {name: suite.model_copy(update={"data": str(data)}) for name, suite in suites.items()}
+        found = found.model_copy(update=at)
     elif data and config:
-        raise UserError("--data: is the digits suite's; say in the --config what to read")
+        raise UserError("--data: is a suite's, digits or emoji; say in the --config what to read")
     elif data:
         found = EvaluationConfig(digits=Digits(data=str(data)))
     return found if seed is None else found.model_copy(update={"seed": seed})

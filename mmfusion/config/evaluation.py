@@ -106,6 +106,22 @@ class Digits(Section):
     edits: int = Field(100, gt=0)
 
 
+class Emoji(Section):
+    """The emoji suite: cells of names and styles, judged by a network from pip."""
+
+    data: PathName
+    """Folder that `mmfusion data emoji` wrote."""
+    set: Literal["held_out", "validation"] = "held_out"
+    """The kept cells; choose guidance, EMA and checkpoint by `validation`."""
+    cells: int = Field(300, gt=1)
+    """Of the set, at most; as many pictures are drawn of each kind."""
+    edits: int = Field(60, gt=0)
+    judge: str = "efficientnet"
+    """Extractor with features and style."""
+    sampling: dict[str, Any] = Field({})
+    """Options of `Sampling` for all pictures but edits, such as {guidance: 3}."""
+
+
 class EvaluationConfig(Section):
     """A whole evaluation."""
 
@@ -118,12 +134,14 @@ class EvaluationConfig(Section):
     text_to_image: TextToImage | None = None
     image_to_text: ImageToText | None = None
     digits: Digits | None = None
+    emoji: Emoji | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":
-        if not any((self.class_to_image, self.text_to_image, self.image_to_text, self.digits)):
+        suites = self.digits, self.emoji
+        if not any((self.class_to_image, self.text_to_image, self.image_to_text, *suites)):
             raise ValueError(
-                "there is nothing to measure: name class_to_image, text_to_image, image_to_text "
-                "or digits"
+                "there is nothing to measure: name class_to_image, text_to_image, image_to_text, "
+                "digits or emoji"
             )
         return self

@@ -1,0 +1,1 @@
+"""The emoji suite: pictures by name and style, restyles, analogies and captions of kept cells."""
