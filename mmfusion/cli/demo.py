@@ -28,11 +28,14 @@ def demo(
         raise UserError("demo: needs gradio; pip install 'mmfusion[demo]'")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from mmfusion.pipeline import Pipeline
+    from mmfusion.serving.engine import Engine
     from mmfusion.serving.page import serving
 
-    pipeline = Pipeline.from_pretrained(model, device, dtype)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    with serving(pipeline, name, prompt or _examples(model), host, port) as address:
+    with (
+        Engine(Pipeline.from_pretrained(model, device, dtype)) as engine,
+        serving(engine, name, prompt or _examples(model), host, port) as address,
+    ):
         typer.echo(f"{model} is served at {address} (Ctrl-C ends it)")
         threading.Event().wait()
 

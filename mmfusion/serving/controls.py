@@ -15,6 +15,7 @@ from mmfusion.config import Sampling
 from mmfusion.errors import UserError
 from mmfusion.pipeline import Pipeline
 from mmfusion.serving import looks
+from mmfusion.serving.engine import Engine
 from mmfusion.serving.live import Report, live
 from mmfusion.serving.uploads import checked
 
@@ -34,30 +35,30 @@ EVENT = {
 
 
 class Model:
-    """A pipeline, and what a page can offer of it.
+    """A model that is served, and what a page can offer of it.
 
     Args:
         prompts: examples of what the model knows how to draw.
     """
 
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[str]) -> None:
-        self.pipeline, self.generation = pipeline, pipeline.config.generation
+    def __init__(self, engine: Engine, prompts: Sequence[str]) -> None:
+        self.engine, self.pipeline = engine, engine.pipeline
+        pipeline, self.generation = self.pipeline, self.pipeline.config.generation
         self.text, self.classes = pipeline.tokenizer is not None, pipeline.config.classes
         self.prompts = list(prompts)[:MOST_EXAMPLES] if self.text else []
         styles = (re.search(r"([\w-]+) style\b", prompt) for prompt in prompts)
         self.styles = list(dict.fromkeys(found[1] for found in styles if found))
         self.size, self.tokens = pipeline.config.image.size, pipeline.config.image.tokens
         self._own: list[Picture] | None = None
-        self._lock = threading.Lock()
 
-    def live(self, work: Callable[[Report], Any]) -> Iterator[tuple[bool, Any]]:
-        """As `live.live`, one call at a time."""
+    def live(self, work: Callable[[Pipeline, Report], Any]) -> Iterator[tuple[bool, Any]]:
+        """As `live`, of `work(pipeline, report)`; cancelled when nobody waits for its answer."""
 
-        def alone(report: Report) -> Any:
-            with self._lock:
-                return work(report)
+        def request(report: Report, left: threading.Event) -> Any:
+            with self.engine.request(left) as pipeline:
+                return work(pipeline, report)
 
-        return live(alone)
+        return live(request)
 
     def own_pictures(self) -> list[Picture]:
         """Pictures of the model, drawn when they are first asked for."""
@@ -190,9 +191,9 @@ class Tray:
     def drawing(
         self, kept: list[Picture], out: gr.HTML, call: Callable[..., list[Picture]], count: int = 1
     ) -> Updates:
-        """Show in `out` how `call(on_picture=)` draws `count` pictures, and keep them."""
+        """Show in `out` how `call(pipeline, on_picture=)` draws `count` pictures; keep them."""
 
-        def work(report: Report) -> list[Picture]:
+        def work(pipeline: Pipeline, report: Report) -> list[Picture]:
             forming: list[Any] = [None] * count
 
             def on_picture(number: int, share: float, picture: Picture) -> None:
@@ -200,7 +201,7 @@ class Tray:
                 if None not in forming:
                     report((list(forming), share))
 
-            return call(on_picture=on_picture)
+            return call(pipeline, on_picture=on_picture)
 
         for done, news in self.model.live(work):
             if done:

@@ -8,27 +8,18 @@ from typing import Any
 Report = Callable[[Any], None]
 
 
-class Left(Exception):
-    """Nobody waits for the answer any more."""
-
-
-def live(work: Callable[[Report], Any]) -> Iterator[tuple[bool, Any]]:
-    """Run `work(report)` in a thread; yields (False, a report) and, last, (True, the answer).
+def live(work: Callable[[Report, threading.Event], Any]) -> Iterator[tuple[bool, Any]]:
+    """Run `work(report, left)` in a thread; yields (False, a report) and, last, (True, the answer).
 
     A reader that is slower than the reports gets the newest one. What `work` raises is raised here.
-    Closing the iterator makes the next report raise `Left` inside of `work`, which so ends early.
+    `left` is set when the iterator is closed: nobody waits for the answer any more.
     """
     news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     left = threading.Event()
 
-    def report(value: Any) -> None:
-        if left.is_set():
-            raise Left
-        news.put(("partial", value))
-
     def run() -> None:
         try:
-            news.put(("answer", work(report)))
+            news.put(("answer", work(lambda value: news.put(("partial", value)), left)))
         except Exception as error:  # it is raised where somebody reads it
             news.put(("error", error))
 

@@ -41,7 +41,7 @@ CSS = """
 img.coarse, .coarse img { image-rendering: pixelated; }
 .given img { width: 100%; height: 100%; object-fit: contain !important; }
 .hint { color: var(--body-text-color-subdued); font-size: .875rem; }
-.tray { border: none !important; }
+.tray, .tray .grid-wrap { border: none !important; background: none !important; }
 .tray, .tray .grid-wrap { min-height: 0 !important; padding: 0 !important; }
 .tray .grid-container { grid-template-columns: none !important; grid-auto-flow: column;
   grid-auto-columns: 88px; overflow-x: auto; padding: 2px; }

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import gradio as gr
 
 from mmfusion.errors import UserError, user_error
-from mmfusion.pipeline import Pipeline
 from mmfusion.serving import looks, tabs, uploads
 from mmfusion.serving.controls import AT_ONCE, Model, Tray
+from mmfusion.serving.engine import Engine
 
 MOST_WAITING = 64
 MOST_VISITORS = 200  # whose pictures and chats are kept; the longest away goes first
 
 
-def make_page(pipeline: Pipeline, name: str, prompts: Sequence[str] = ()) -> gr.Blocks:
+def make_page(engine: Engine, name: str, prompts: Sequence[str] = ()) -> gr.Blocks:
     """The page of a model: a tab for each thing that it can do.
 
     Args:
@@ -24,7 +24,7 @@ def make_page(pipeline: Pipeline, name: str, prompts: Sequence[str] = ()) -> gr.
         prompts: examples of what it knows how to draw. Styles that they name ("a rocket, twemoji
             style") are offered for restyling and analogies.
     """
-    model = Model(pipeline, prompts)
+    model = Model(engine, prompts)
     if not model.text and not model.classes:
         raise UserError(f"model {name}: knows no text and no classes; there is nothing to ask it")
     shown = {"Draw": tabs.draw_tab, "Edit": tabs.edit_tab}
@@ -37,7 +37,7 @@ def make_page(pipeline: Pipeline, name: str, prompts: Sequence[str] = ()) -> gr.
     page = gr.Blocks(title=f"mmfusion: {name}", analytics_enabled=False, delete_cache=(600, 3600))
     with page:
         gr.HTML(looks.front(name, _facts(model)))
-        with gr.Tabs() as row:
+        with gr.Tabs(overflow_behavior="wrap") as row:
             made = [gr.Tab(title, id=title) for title in shown]
         tray = Tray(model, row, "Draw")
         for tab, fill in zip(made, shown.values(), strict=True):
@@ -60,7 +60,7 @@ def _facts(model: Model) -> str:
 
 @contextmanager
 def serving(
-    pipeline: Pipeline, name: str, prompts: Sequence[str], host: str, port: int
+    engine: Engine, name: str, prompts: Sequence[str], host: str, port: int
 ) -> Iterator[str]:
     """The page while it is served; gives its address.
 
@@ -69,7 +69,7 @@ def serving(
     uploads.limit_pictures()
     with tempfile.TemporaryDirectory(prefix="mmfusion-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(pipeline, name, prompts)
+        page = make_page(engine, name, prompts)
         with user_error(f"{host}:{port}: cannot be served on; take another --port", OSError):
             page.launch(
                 server_name=host, server_port=port, share=False, quiet=True, inbrowser=False,

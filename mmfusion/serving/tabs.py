@@ -11,6 +11,7 @@ from mmfusion.codecs.image import open_image
 from mmfusion.errors import UserError
 from mmfusion.generation.edit_masks import REGIONS
 from mmfusion.generation.prompt import ImageSlot, Prompt, TextSlot
+from mmfusion.pipeline import Pipeline
 from mmfusion.serving import looks
 from mmfusion.serving.controls import (
     EVENT,
@@ -56,20 +57,16 @@ def draw_tab(model: Model, tray: Tray) -> None:
         options = dial.read(*dials)
         yield {dial.seed: options["seed"]}
         asked = wish.read(kind, words, label)
-        paint = getattr(model.pipeline, "text_to_image" if "prompt" in asked else "class_to_image")
+        task = "text_to_image" if "prompt" in asked else "class_to_image"
         given = [*asked.values()] * int(n)
-        yield from tray.drawing(kept, out, lambda **on: paint(given, **options, **on), int(n))
+
+        def call(pipeline: Pipeline, **on: Any) -> list[Picture]:
+            return getattr(pipeline, task)(given, **options, **on)
+
+        yield from tray.drawing(kept, out, call, int(n))
 
     parts = [tray.pictures, *wish.parts, count, *dial.parts]
-    started = gr.on(
-        [run.click, wish.words.submit],
-        draw,
-        parts,
-        _out(out, tray, dial),
-        show_progress_on=out,
-        **EVENT,
-    )
-    stop.click(None, cancels=[started])
+    _starts([run.click, wish.words.submit], draw, parts, _out(out, tray, dial), stop)
     wish.kind.change(
         lambda kind: dial.defaults(_drawn_by(model, kind == "words")),
         wish.kind, [*dial.shown.values()], queue=False, api_visibility="private",
@@ -104,13 +101,14 @@ def edit_tab(model: Model, tray: Tray) -> None:
         picture = _given((painted or {}).get("background"))
         mask = _mask(painted) if where == PAINTED else where
         asked = wish.read(*values[:3])
-        yield from tray.drawing(
-            kept, out, lambda **on: model.pipeline.edit([picture], mask, **asked, **options, **on)
-        )
+
+        def call(pipeline: Pipeline, **on: Any) -> list[Picture]:
+            return pipeline.edit([picture], mask, **asked, **options, **on)
+
+        yield from tray.drawing(kept, out, call)
 
     parts = [tray.pictures, canvas, where, *wish.parts, *dial.parts]
-    started = run.click(edit, parts, _out(out, tray, dial), show_progress_on=out, **EVENT)
-    stop.click(None, cancels=[started])
+    _starts([run.click], edit, parts, _out(out, tray, dial), stop)
     tray.goes_to("Edit", lambda picture: {canvas: looks.enlarged(picture)}, [], [canvas])
 
 
@@ -136,13 +134,13 @@ def caption_tab(model: Model, tray: Tray) -> None:
     def caption(picture: Picture | None) -> Updates:
         given = _given(picture)
 
-        def work(report: Report) -> str:
-            return model.pipeline.image_to_text(given, on_token=lambda _, text: report(text))
+        def work(pipeline: Pipeline, report: Report) -> str:
+            return pipeline.image_to_text(given, on_token=lambda _, text: report(text))
 
         for done, text in model.live(work):
             yield {out: looks.said(text, "(no words)" if done else "...")}
 
-    run.click(caption, [picture], [out], **EVENT)
+    _starts([run.click], caption, [picture], [out])
     tray.goes_to("Caption", lambda clicked: {picture: clicked}, [], [picture])
 
 
@@ -164,18 +162,10 @@ def restyle_tab(model: Model, tray: Tray) -> None:
     def restyle(kept: list[Picture], picture: Picture | None, words: str, *dials: Any) -> Updates:
         options = dial.read(*dials)
         yield {dial.seed: options["seed"]}
-        yield from _follows(model, tray, kept, out, [_given(picture), checked(words)], options)
+        yield from _follows(tray, kept, out, [_given(picture), checked(words)], options)
 
     parts = [tray.pictures, picture, words, *dial.parts]
-    started = gr.on(
-        [run.click, words.submit],
-        restyle,
-        parts,
-        _out(out, tray, dial),
-        show_progress_on=out,
-        **EVENT,
-    )
-    stop.click(None, cancels=[started])
+    _starts([run.click, words.submit], restyle, parts, _out(out, tray, dial), stop)
     tray.goes_to("Restyle", lambda clicked: {picture: clicked}, [], [picture])
 
 
@@ -193,7 +183,7 @@ def analogy_tab(model: Model, tray: Tray) -> None:
     def analogy(kept: list[Picture], a: Any, b: Any, c: Any, *dials: Any) -> Updates:
         options = dial.read(*dials)
         yield {dial.seed: options["seed"]}
-        yield from _follows(model, tray, kept, out, [_given(one) for one in (a, b, c)], options)
+        yield from _follows(tray, kept, out, [_given(one) for one in (a, b, c)], options)
 
     def fill(clicked: Picture, *there: Picture | None) -> dict[Any, Any]:
         """The first free place; where none is, all are freed first."""
@@ -202,8 +192,7 @@ def analogy_tab(model: Model, tray: Tray) -> None:
         return {given[there.index(None)]: clicked}
 
     parts = [tray.pictures, *given, *dial.parts]
-    started = run.click(analogy, parts, _out(out, tray, dial), show_progress_on=out, **EVENT)
-    stop.click(None, cancels=[started])
+    _starts([run.click], analogy, parts, _out(out, tray, dial), stop)
     tray.goes_to("Analogy", fill, given, given)
 
 
@@ -228,13 +217,15 @@ def chat_tab(model: Model, tray: Tray) -> None:
         options = dial.read(*dials)
         yield {dial.seed: options["seed"]}
         asked = [*before, *(("user", what) for what in _sent(sent))]
+        if not asked:
+            raise UserError("the prompt is empty: send words or a picture first")
         prompt = [*(what for _, what in asked), slot]
 
-        def work(report: Report) -> Any:
+        def work(pipeline: Pipeline, report: Report) -> Any:
             def partly(_: int, *news: Any) -> None:
                 report(news[-1])
 
-            made = model.pipeline.generate(prompt, on_token=partly, on_picture=partly, **options)
+            made = pipeline.generate(prompt, on_token=partly, on_picture=partly, **options)
             return made[-1]
 
         for done, what in model.live(work):
@@ -254,8 +245,8 @@ def chat_tab(model: Model, tray: Tray) -> None:
         yield from follow(ImageSlot(), kept, before, sent, dials)
 
     parts, shown = [tray.pictures, turns, box, *dial.parts], [*_out(out, tray, dial), turns, box]
-    gr.on([say.click, box.submit], say_next, parts, shown, show_progress_on=out, **EVENT)
-    draw.click(draw_next, parts, shown, show_progress_on=out, **EVENT)
+    _starts([say.click, box.submit], say_next, parts, shown)
+    _starts([draw.click], draw_next, parts, shown)
     new.click(lambda: ([], looks.talk([], hint)), None, [turns, out], api_visibility="private")
 
     def add(clicked: Picture, before: list[looks.Turn]) -> dict[Any, Any]:
@@ -266,12 +257,12 @@ def chat_tab(model: Model, tray: Tray) -> None:
 
 
 def _follows(
-    model: Model, tray: Tray, kept: list[Picture], out: gr.HTML, prompt: Prompt, options: Any
+    tray: Tray, kept: list[Picture], out: gr.HTML, prompt: Prompt, options: Any
 ) -> Updates:
     """Draw the picture that follows a prompt."""
 
-    def call(**on: Any) -> list[Picture]:
-        return model.pipeline.generate([*prompt, ImageSlot()], **options, **on)[-1:]
+    def call(pipeline: Pipeline, **on: Any) -> list[Picture]:
+        return pipeline.generate([*prompt, ImageSlot()], **options, **on)[-1:]
 
     return tray.drawing(kept, out, call)
 
@@ -303,6 +294,15 @@ def _buttons(name: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row():
         run = gr.Button(name, variant="primary", min_width=140, scale=3)
         return run, gr.Button("Stop", min_width=80, scale=1)
+
+
+def _starts(
+    triggers: list[Any], answer: Any, parts: list[Any], out: list[Any], stop: Any = None
+) -> None:
+    """An event whose answer is shown in the first of `out`; a click on `stop` ends it."""
+    started = gr.on(triggers, answer, parts, out, show_progress_on=out[0], **EVENT)
+    if stop:
+        stop.click(None, cancels=[started])
 
 
 def _out(out: gr.HTML, tray: Tray, dial: Dial) -> list[Any]:
