@@ -30,7 +30,11 @@ uploads = pytest.importorskip("mmfusion.serving.uploads")
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PROMPT = "a handwritten seven"
-PATIENCE = 60  # seconds, on a busy machine
+FLAGS = (
+    "headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "disable-extensions",
+    "disable-background-networking", "disable-component-update", "force-prefers-reduced-motion",
+)  # fmt: skip
+PATIENCE = 240  # seconds, on a busy machine
 
 
 # Without a browser
@@ -94,6 +98,16 @@ def test_text_of_a_visitor_is_no_markup() -> None:
     assert "{{" not in shown
 
 
+def test_without_gradio_the_message_says_what_to_install(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    code, _, error = command("demo")
+    assert code == 2
+    assert error.startswith("error: ")
+    assert "pip install 'mmfusion[demo]'" in error
+
+
 # In a browser
 
 
@@ -140,7 +154,7 @@ def page(address: str) -> Iterator["Page"]:
 def chromium(width: int, height: int) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for given in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
+    for given in FLAGS:
         options.add_argument(f"--{given}")
     options.add_argument(f"--window-size={width},{height}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
