@@ -80,11 +80,11 @@ class ByDocument:
             return [Group.of(some, document[asks[some]], document[-1] + 1) for some in found]
 
         whole = halves(every)
-        buckets = _buckets(*(group.counts for group in whole))
+        alike = buckets(*(group.counts for group in whole))
         self.plans = []
         for asks, groups in ((every, whole), (self.asks.numpy(), halves(self.asks.numpy()))):
             tables, uses = [], []
-            for bucket in buckets:
+            for bucket in alike:
                 clean, other = (group.table(bucket) for group in whole)
                 keys = clean, np.concatenate([clean, other], axis=1)
                 queries = [group.table(bucket) for group in groups]
@@ -209,7 +209,7 @@ class _Move(torch.autograd.Function):
         return slope, None, None, None
 
 
-def _buckets(clean: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
+def buckets(clean: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
     """Documents with as many noisy tokens, and about as many clean ones, together."""
     order = np.lexsort((-clean, noisy))
     found: list[list[int]] = []

@@ -85,6 +85,57 @@ def _from_arrays(held: dict[str, Any]) -> Batch:
     return Batch(**{**held, **arrays})
 
 
+LISTS = "text_id", "label_id", "level", "cell"
+"""Each as long as what `Batch.place` counts: text, labels, noisy tokens, image tokens."""
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """The documents of several batches, without padding, as one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    sizes = np.array([[len(getattr(batch, name)) for name in LISTS] for batch in batches])
+    sizes[:, 3] -= sizes[:, 2]
+    # Each batch's lists, one batch after another, are taken apart and laid side by side by kind.
+    starts = np.cumsum(sizes.T.ravel()).reshape(4, -1).T - sizes
+    to = np.repeat(starts.ravel(), sizes.ravel()) + _within(sizes.ravel())
+    tokens = np.array([len(batch.doc) for batch in batches])
+    documents = np.array([int(batch.doc[-1]) + 1 for batch in batches])
+    levels = np.array([len(batch.timestep) for batch in batches])
+
+    def joined(name: str, counts: np.ndarray | None = None) -> Tensor:
+        """The parts one after another, as numbers that go on from those of the parts before."""
+        parts = [getattr(batch, name) for batch in batches]
+        if counts is None:
+            return torch.cat(parts)
+        shift = torch.from_numpy(np.repeat(np.cumsum(counts) - counts, [len(p) for p in parts]))
+        return torch.cat(parts) + shift.to(parts[0])
+
+    return Batch(
+        **{name: joined(name) for name in ("order", "stream", "position", "text_id", "label_id")},
+        **{name: joined(name) for name in ("timestep", "target", "weight", "predict_id")},
+        **{name: joined(name, tokens) for name in ("noisy_at", "predict_at")},
+        doc=joined("doc", documents),
+        level=joined("level", levels),
+        place=torch.from_numpy(to)[joined("place", sizes.sum(1))],
+        latent=noisy_first(batches, "latent"),
+        cell=noisy_first(batches, "cell"),
+        rows=0,
+        noisy=sum(batch.noisy for batch in batches),
+        targets=sum(batch.targets for batch in batches),
+    )
+
+
+def noisy_first(batches: Sequence[Batch], name: str) -> Tensor:
+    """A list of image tokens: the noisy ones of all batches, then the clean ones."""
+    parts = [getattr(batch, name).tensor_split([len(batch.level)]) for batch in batches]
+    return torch.cat([part for kind in zip(*parts, strict=True) for part in kind])
+
+
+def _within(sizes: np.ndarray) -> np.ndarray:
+    """0 to size - 1 for each of some sizes, one after another."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
 def collate(rows: Sequence[Row], padded: bool = False, capacity: Counts | None = None) -> Batch:
     """Rows of documents as one batch.
 

@@ -29,7 +29,7 @@ from mmfusion.manifest import seal
 from mmfusion.training.loop import _check_output
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "generate", "caption", "edit", "chat", "eval", "data", "import")
+COMMANDS = ("train", "generate", "caption", "edit", "chat", "demo", "eval", "data", "import")
 QUICK = {"num_inference_steps": 2, "max_new_tokens": 4}
 Run = Callable[..., tuple[int, str, str]]
 

@@ -31,13 +31,14 @@ from helpers import (
 from PIL import Image as PILImage
 
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
-from mmfusion.cache import Cache, Reading
+from mmfusion.cache import Cache, Pool, Reading, Seat
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.edit_masks import REGIONS, regenerated
 from mmfusion.generation.session import Session
+from mmfusion.generation.stepper import Passes
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row, Text, null_form
 from mmfusion.split import Split, cut
@@ -74,12 +75,17 @@ class Call(NamedTuple):
     used: np.ndarray
 
     @property
+    def seat(self) -> Seat:
+        (seat,) = self.reading.seats
+        return seat
+
+    @property
     def noisy(self) -> bool:
         return bool((self.batch.stream > 0).any())
 
     @property
     def rows(self) -> int:
-        return len(self.reading.rows)
+        return len(self.seat.rows)
 
 
 class Calls(list[Call]):
@@ -87,7 +93,7 @@ class Calls(list[Call]):
 
     def __call__(self, module: Decoder, args: tuple, output: Any) -> None:
         if isinstance(args[1], Reading):
-            self.append(Call(*args, args[1].cache.used.copy()))
+            self.append(Call(*args, args[1].seats[0].cache.used.copy()))
 
     def of(self, noisy: bool) -> list[Call]:
         return [call for call in self if call.noisy == noisy]
@@ -206,7 +212,7 @@ def test_cached_passes_equal_one_full_forward(each: Pipeline) -> None:
     full, logits = forward(decoder, batch_of(80, *rows))
     full = full.unflatten(0, (2, TOKENS))
 
-    cache = Cache(decoder.config, 2, 80)
+    cache = Cache(Pool(decoder.config), 2, 80)
     clocks = [(0, 0), (0, 0)]
 
     def open_rows() -> list[Row]:
@@ -219,7 +225,7 @@ def test_cached_passes_equal_one_full_forward(each: Pipeline) -> None:
 
     def run(made: list[Row], keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
         batch = collate(made)
-        reading = Reading(cache, [0, 1], batch)
+        reading = Reading(batch, Seat(cache, [0, 1]))
         output = decoder(batch, reading)
         if keep:
             cache.keep([0, 1], reading.sizes)
@@ -259,10 +265,10 @@ def test_the_cache_never_keeps_a_noisy_token(pipe: Pipeline, calls: Calls, guida
     for call, following in pairwise(calls):
         kept = np.zeros_like(call.used)
         if not call.noisy:
-            kept[call.reading.rows] = np.bincount(call.batch.doc)
-        assert following.reading.cache is call.reading.cache
+            kept[call.seat.rows] = np.bincount(call.batch.doc)
+        assert following.seat.cache is call.seat.cache
         assert (following.used - call.used).tolist() == kept.tolist()
-        assert (following.used <= call.reading.cache.length).all()
+        assert (following.used <= call.seat.cache.length).all()
 
 
 # Pictures
@@ -418,15 +424,15 @@ def test_fed_tokens_are_a_training_row(
         [picture(1), "somebody wrote the digit", TextSlot(), ImageSlot(), "a", TextSlot()],
     ]
     session_ids: list[list[int]] = []
-    original = Session.text
+    original = Session.writing
 
-    def spy(self: Session, *args: Any) -> list[list[int]]:
-        answers = original(self, *args)
+    def spy(self: Session, *args: Any) -> Passes[list[list[int]]]:
+        answers = yield from original(self, *args)
         session_ids.extend(answers)
         return answers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "text", spy)
+        patch.setattr(Session, "writing", spy)
         pipe.generate(
             prompts, guidance=2.0, ar_sizes=[10, 6], order=ORDER, max_new_tokens=4, **FAST
         )
@@ -448,8 +454,8 @@ def test_fed_tokens_are_a_training_row(
     expected = [t for t in written(collate([training]), 0) if t[1] == 0]
     fed = []
     for call in calls.of(noisy=False):
-        if row in call.reading.rows:
-            fed += written(call.batch, call.reading.rows.index(row))
+        if row in call.seat.rows:
+            fed += written(call.batch, call.seat.rows.index(row))
     if row < 2 and len(last) == 4:
         expected = expected[:-1]  # the last token of all is never fed: nothing follows
     assert fed == expected
@@ -523,7 +529,7 @@ def test_a_row_whose_text_has_ended_draws_nothing_more(
 
     def first_row_ends(module: Decoder, args: tuple, output: tuple) -> None:
         batch, reading = args
-        first = torch.tensor(reading.rows)[batch.doc[batch.predict_at]] == 0
+        first = torch.tensor(reading.seats[0].rows)[batch.doc[batch.predict_at]] == 0
         output[1][:, tokenizer.end_id] = torch.where(first, 1e4, -1e4)
 
     def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:

@@ -14,13 +14,14 @@ from torch import Tensor
 from benchmarks.parity.cases import GUIDANCE, STEPS, Case, Given, save
 from benchmarks.parity.noise import NoiseSource
 from mmfusion.attention import ByDocument
-from mmfusion.cache import Reading
+from mmfusion.cache import Seat
 from mmfusion.codecs.image import patches
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.export import read
-from mmfusion.generation.session import Passes, Session, run
+from mmfusion.generation.session import Session
+from mmfusion.generation.stepper import Passes, run
 from mmfusion.importers.causalfusion import Options, import_causalfusion
 from mmfusion.losses import sums, total
 from mmfusion.packing import collate
@@ -105,7 +106,7 @@ class Ours:
         latent = noise.gather(1, cells[..., None].expand(-1, -1, noise.shape[2])).repeat(2, 1, 1)
         level = torch.tensor([float(given.timesteps[0])])
         noisy = replace(batch, latent=latent.flatten(0, 1), timestep=level)
-        output, _ = yield noisy, Reading(session.cache, rows, batch)
+        output, _ = yield noisy, Seat(session.cache, list(rows))
         cond, uncond = output.unflatten(0, (len(rows), -1)).chunk(2)
         return uncond + GUIDANCE * (cond - uncond)
 

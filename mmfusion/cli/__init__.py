@@ -9,6 +9,7 @@ import typer
 
 from mmfusion import __version__
 from mmfusion.cli.data import app as data
+from mmfusion.cli.demo import demo
 from mmfusion.cli.eval import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
@@ -41,7 +42,7 @@ def _front(version: Version = False) -> None:
     pass
 
 
-for _command in (train, generate, caption, edit, chat, push):
+for _command in (train, generate, caption, edit, chat, demo, push):
     app.command()(_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")

@@ -1,6 +1,7 @@
 """From parts to answers: prompts of one shape side by side in a session, batch by batch."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from mmfusion.errors import UserError
 from mmfusion.generation.arguments import Common
 from mmfusion.generation.likelihood import Likelihood, best_candidates
 from mmfusion.generation.prompt import ImageRequest, PromptPart, PromptReader, TextRequest
-from mmfusion.generation.session import Session
+from mmfusion.generation.session import Session, sampler
+from mmfusion.generation.stepper import Alone, Passes, Runner
 from mmfusion.sequence import Segment
 
 Parts = list[list[PromptPart]]
@@ -22,10 +24,10 @@ Column = tuple[Any, ...]
 
 
 class Answers:
-    """What a model makes of parts."""
+    """What a model makes of parts; `runner` gives their passes to it."""
 
-    def __init__(self, decoder: Decoder, read: PromptReader) -> None:
-        self.decoder, self.read = decoder, read
+    def __init__(self, decoder: Decoder, read: PromptReader, runner: Runner | None = None) -> None:
+        self.decoder, self.read, self.runner = decoder, read, runner or Alone(decoder)
         self.config, self.tokenizer, self.codec = read.config, read.tokenizer, read.codec
 
     def of(self, prompts: Parts, task: str, common: Common) -> list[list[Any]]:
@@ -36,18 +38,29 @@ class Answers:
         answers: list[list[Any]] = [[] for _ in prompts]
         for batch in batches(prompts, task, common):
             columns = list(zip(*(prompts[number] for number in batch), strict=True))
-            session = self._session(columns, [seeds[number] for number in batch])
-            for place, column in enumerate(columns):
-                if isinstance(column[0], ImageRequest):
-                    made: list[Any] = self._draw(session, batch, columns[place:], common)
-                elif isinstance(column[0], TextRequest):
-                    made = self._write(session, batch, columns[place:], common)
-                else:
-                    session.append(list(column))
-                    continue
-                for number, answer in zip(batch, made, strict=True):
+            own = [seeds[number] for number in batch]
+            for first, *_ in columns:
+                if isinstance(first, ImageRequest):  # here, where nobody waits besides the caller
+                    sampler(self.config, first.sampling)
+            for made in self.runner.run(self._passes(batch, columns, own, common)):
+                finished = self._texts(made) if isinstance(made, list) else self._pictures(made)
+                for number, answer in zip(batch, finished, strict=True):
                     answers[number].append(answer)
         return answers
+
+    def _passes(
+        self, batch: list[int], columns: list[Column], seeds: list[int], common: Common
+    ) -> Passes[list[Any]]:
+        """What fills the columns that ask for something: latents, or the ids of texts."""
+        session, made = self._session(columns, seeds), []
+        for place, column in enumerate(columns):
+            if isinstance(column[0], ImageRequest):
+                made.append((yield from self._draw(session, batch, columns[place:], common)))
+            elif isinstance(column[0], TextRequest):
+                made.append((yield from self._write(session, batch, columns[place:], common)))
+            else:
+                yield from session.reading(list(column))
+        return made
 
     def one_each(self, prompts: Parts, task: str, common: Common) -> list[Any]:
         """As `of`, of prompts with one answer each."""
@@ -60,13 +73,16 @@ class Answers:
         found: dict[int, Likelihood] = {}
         for batch in batches(documents, "log_likelihood", common):
             columns = list(zip(*(documents[number] for number in batch), strict=True))
-            session = self._session(columns, [0] * len(batch))
-            for column in columns[:-1]:
-                session.append(list(column))
-            log_p = session.log_likelihood(list(columns[-1])).tolist()
+            log_p = self.runner.run(self._likelihood(columns)).tolist()
             for number, text, value in zip(batch, columns[-1], log_p, strict=True):
                 found[number] = Likelihood(value, len(text.ids) - 1)
         return [found[number] for number in range(len(documents))]
+
+    def _likelihood(self, columns: list[Column]) -> Passes[torch.Tensor]:
+        session = self._session(columns, [0] * len(columns[0]))
+        for column in columns[:-1]:
+            yield from session.reading(list(column))
+        return (yield from session.weighing(list(columns[-1])))
 
     def best(
         self,
@@ -86,22 +102,51 @@ class Answers:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [first for first, *_ in columns if isinstance(first, ImageRequest)]
         guided = any(request.sampling.guidance != 1 for request in drawn)
-        return Session(self.decoder, self.config, self.tokenizer, length, generators, guided)
+        return Session(
+            self.decoder, self.config, self.tokenizer, length, generators, guided, self.runner.pool
+        )
 
     def _draw(
         self, session: Session, batch: list[int], columns: list[Column], common: Common
-    ) -> list[PILImage.Image]:
-        """Pictures for the first of the columns that are left."""
+    ) -> Passes[np.ndarray]:
+        """Latents of pictures for the first of the columns that are left."""
         first, follows, kept = columns[0][0], len(columns) > 1, None
         if first.keep is not None:
             kept = np.stack([p.latents for p in columns[0]]), np.stack([p.keep for p in columns[0]])
 
-        def report(share: float, latents: torch.Tensor) -> None:
-            if common.on_picture:
-                for number, picture in zip(batch, self.codec.decode(latents.numpy()), strict=True):
-                    common.on_picture(number, share, picture)
+        def show(share: float, latents: torch.Tensor) -> None:
+            assert common.on_picture
+            for number, picture in zip(batch, self.codec.decode(latents.numpy()), strict=True):
+                common.on_picture(number, share, picture)
 
-        latents = session.image(first.sampling, follows, kept, report)
+        def report(share: float, latents: torch.Tensor) -> None:
+            self.runner.tell(partial(show, share, latents))
+
+        told = report if common.on_picture else None
+        return (yield from session.drawing(first.sampling, follows, kept, told))
+
+    def _write(
+        self, session: Session, batch: list[int], columns: list[Column], common: Common
+    ) -> Passes[list[list[int]]]:
+        """Ids of texts for the first of the columns that are left."""
+        assert self.tokenizer is not None
+        decode, follows = self.tokenizer.decode, len(columns) > 1
+        image_follows = follows and isinstance(columns[1][0], ImageRequest)
+        said: list[list[int]] = [[] for _ in batch]
+
+        def show(row: int, token: int) -> None:
+            assert common.on_token
+            said[row].append(token)
+            common.on_token(batch[row], decode(said[row]).strip())
+
+        def report(row: int, token: int) -> None:
+            self.runner.tell(partial(show, row, token))
+
+        told = report if common.on_token else None
+        sampling = columns[0][0].sampling
+        return (yield from session.writing(sampling, image_follows, follows, told))
+
+    def _pictures(self, latents: np.ndarray) -> list[PILImage.Image]:
         if not np.isfinite(latents).all():
             raise UserError(
                 "the picture came out as numbers that are not finite: lower guidance, or load the "
@@ -109,22 +154,9 @@ class Answers:
             )
         return self.codec.decode(latents)
 
-    def _write(
-        self, session: Session, batch: list[int], columns: list[Column], common: Common
-    ) -> list[str]:
-        """Texts for the first of the columns that are left."""
+    def _texts(self, ids: list[list[int]]) -> list[str]:
         assert self.tokenizer is not None
-        decode, follows = self.tokenizer.decode, len(columns) > 1
-        image_follows = follows and isinstance(columns[1][0], ImageRequest)
-        said: list[list[int]] = [[] for _ in batch]
-
-        def report(row: int, token: int) -> None:
-            said[row].append(token)
-            if common.on_token:
-                common.on_token(batch[row], decode(said[row]).strip())
-
-        ids = session.text(columns[0][0].sampling, image_follows, follows, report)
-        return [decode(i).strip() for i in ids]
+        return [self.tokenizer.decode(each).strip() for each in ids]
 
 
 def shape_of(part: PromptPart) -> tuple:

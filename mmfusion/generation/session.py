@@ -4,57 +4,34 @@ Clean tokens are appended to the cache, images are denoised while reading it, te
 by token. With guidance every row has an unconditional row, whose labels and text are in their null
 form; every clean pass appends to both. A row's answer does not depend on the rows beside it.
 
-What a session does is a generator of passes: it yields a batch with its attention and is sent what
-the decoder made of them. `run` gives one session's passes to the decoder; `generation.stepper`
-those of many together.
+What a session does are generators of passes for `generation.stepper`, which gives one session's to
+the decoder, or those of many together.
 
 Shapes: R rows asked for, 2R with the unconditional ones, N tokens of an image, n of an AR step, D
 numbers in a token.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.cache import Cache, Reading
+from mmfusion.cache import Cache, Pool, Seat
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
-from mmfusion.generation.coefficients import HISTORY, steps_of
+from mmfusion.generation.coefficients import HISTORY, Step, steps_of
 from mmfusion.generation.decoding import OnToken, begin_choice
 from mmfusion.generation.image_plan import guidance_scale, step_sizes, token_order
+from mmfusion.generation.stepper import Output, Passes, run
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 
-SMALL = 300_000_000
-"""Products of a pass below which one thread does it: several would wait for each other, and beside
-a busy process a hundred times as long as they work."""
-T = TypeVar("T")
 OnStep = Callable[[float, Tensor], None]
-Output = tuple[Tensor, Tensor | None]
-Passes = Generator[tuple[Batch, Reading], Output, T]
-
-
-@torch.inference_mode()
-def run(decoder: Decoder, passes: Passes[T]) -> T:
-    """Give passes to the decoder one after another; what they come to."""
-    output, threads = None, torch.get_num_threads()
-    size = sum(p.numel() for p in decoder.parameters())
-    try:
-        while True:
-            batch, reading = passes.send(output)  # type: ignore[arg-type]
-            torch.set_num_threads(1 if len(batch.doc) * size < SMALL else threads)
-            output = decoder(batch, reading)
-    except StopIteration as end:
-        return end.value
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Session:
@@ -68,15 +45,17 @@ class Session:
         length: int,
         generators: list[torch.Generator],
         guided: bool,
+        pool: Pool | None = None,
     ) -> None:
-        """Make room for `length` tokens a row."""
+        """Make room for `length` tokens a row, in a pool of its own without one."""
         self.decoder, self.config, self.tokenizer = decoder, config, tokenizer
         self.generators, self.guided = generators, guided
         self.rows = len(generators)
         every = self.rows * (2 if guided else 1)
         weight = decoder.latent_in.weight
         self.device = weight.device
-        self.cache = Cache(decoder.config, every, length, weight.device, weight.dtype)
+        pool = pool or Pool(decoder.config, weight.device, weight.dtype)
+        self.cache = Cache(pool, every, length)
         self.order, self.time = np.zeros(every, int), np.zeros(every, int)
 
     def append(self, segments: list[Segment]) -> None:
@@ -134,7 +113,7 @@ class Session:
 
             def report(share: float, step: int = step) -> None:
                 assert on_step
-                on_step((step + share) / len(sizes), latents.cpu())
+                on_step((step + share) / len(sizes), latents.to("cpu", copy=True))
 
             there += cells.shape[1]
             told = report if on_step else None
@@ -184,9 +163,10 @@ class Session:
 
     def log_likelihood(self, answers: list[Text]) -> Tensor:
         """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
-        return run(self.decoder, self._log_likelihood(answers))
+        return run(self.decoder, self.weighing(answers))
 
-    def _log_likelihood(self, answers: list[Text]) -> Passes[Tensor]:
+    def weighing(self, answers: list[Text]) -> Passes[Tensor]:
+        """The passes of `log_likelihood`."""
         batch = self._segments(answers, range(len(answers)), 0)
         _, logits = yield from self._clean(range(len(answers)), batch)
         assert logits is not None
@@ -224,9 +204,8 @@ class Session:
 
     def _clean(self, rows: Sequence[int], batch: Batch) -> Passes[Output]:
         """A pass of clean tokens, which stay in the cache."""
-        reading = Reading(self.cache, rows, batch)
-        output = yield batch.to(self.device), reading
-        self.cache.keep(rows, reading.sizes)
+        output = yield batch, Seat(self.cache, list(rows))
+        self.cache.keep(rows, np.bincount(batch.doc.numpy()))
         return output
 
     def _segments(self, segments: Sequence[Segment], rows: Sequence[int], asked: int) -> Batch:
@@ -247,8 +226,7 @@ class Session:
         branch = copy(self)
         rows = np.arange(self.rows).repeat(beams).tolist()
         branch.rows, branch.guided = len(rows), False
-        length, kv = int(self.cache.used.max()) + room, self.cache.kv
-        branch.cache = Cache(self.decoder.config, len(rows), length, kv.device, kv.dtype)
+        branch.cache = Cache(self.cache.pool, len(rows), int(self.cache.used.max()) + room)
         branch._take(self, rows)
         return branch
 
@@ -269,25 +247,23 @@ class Session:
 
         `done` is the share of the image's tokens that are there afterwards.
         """
-        diffusion = self.config.diffusion
-        name = sampling.scheduler or diffusion.schedulers[0]
-        steps = steps_of(diffusion.model_dump_json(), name, sampling.num_inference_steps)
+        timesteps, steps = self.config.diffusion.timesteps, sampler(self.config, sampling)
         at = cells[..., None].expand(-1, -1, latents.shape[2]).to(self.device)
         x = latents.gather(1, at)
         before: list[tuple[Tensor, Tensor]] = []
         fresh = self._noise(x, sum(step.noise != 0 for step in steps))
-        passes: dict[bool, tuple[Batch, Reading]] = {}
+        passes: dict[bool, tuple[Batch, Seat]] = {}
         for number, step in enumerate(steps):
-            scale = guidance_scale(sampling, step.timestep / diffusion.timesteps, done)
+            scale = guidance_scale(sampling, step.timestep / timesteps, done)
             guided = self.guided and scale != 1
             if guided not in passes:
                 rows = range(self.rows * (2 if guided else 1))
                 batch = self._image_batch(rows, cells, noisy=True)
-                passes[guided] = batch.to(self.device), Reading(self.cache, rows, batch)
-            batch, reading = passes[guided]
+                passes[guided] = batch, Seat(self.cache, list(rows))
+            batch, seat = passes[guided]
             latent = (torch.cat([x, x]) if guided else x).flatten(0, 1)
             level = torch.full((1,), step.timestep, device=self.device)
-            output, _ = yield replace(batch, latent=latent, timestep=level), reading
+            output, _ = yield replace(batch, latent=latent, timestep=level), seat
             output = output.unflatten(0, (-1, cells.shape[1]))
             if guided:
                 cond, uncond = output.chunk(2)
@@ -334,6 +310,12 @@ class Session:
             noisy_at=torch.arange(len(cell) if noisy else 0),
             level=torch.zeros(len(cell) if noisy else 0, dtype=torch.long),
         )
+
+
+def sampler(config: ModelConfig, sampling: Sampling) -> tuple[Step, ...]:
+    """The denoising steps that a call asks for."""
+    name = sampling.scheduler or config.diffusion.schedulers[0]
+    return steps_of(config.diffusion.model_dump_json(), name, sampling.num_inference_steps)
 
 
 def _batch(config: ModelConfig, **given: Tensor) -> Batch:

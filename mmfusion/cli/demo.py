@@ -1,0 +1,54 @@
+"""`mmfusion demo`."""
+
+import os
+import threading
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmfusion.cli.generate import Device, Dtype, Model
+from mmfusion.errors import UserError
+
+
+def demo(
+    model: Model = "digits",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="an example of what it draws (repeatable)")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to serve on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve a page on which a model is tried by hand: draw, edit, caption, chat."""
+    if find_spec("gradio") is None:
+        raise UserError("demo: needs gradio; pip install 'mmfusion[demo]'")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from mmfusion.pipeline import Pipeline
+    from mmfusion.serving.engine import Engine
+    from mmfusion.serving.page import serving
+
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    with (
+        Engine(Pipeline.from_pretrained(model, device, dtype)) as engine,
+        serving(engine, name, prompt or _examples(model), host, port) as address,
+    ):
+        typer.echo(f"{model} is served at {address} (Ctrl-C ends it)")
+        threading.Event().wait()
+
+
+def _examples(model: str) -> list[str]:
+    """The sheet prompts of the model's run, or of the config of its name."""
+    from mmfusion.config import load
+
+    run = Path(os.path.expanduser(model))
+    for config in (run / "config.yaml", run.parent / "config.yaml"):
+        if config.is_file():
+            with suppress(UserError):
+                return load(str(config)).train.sheet_prompts
+    with suppress(UserError):
+        return load(model).train.sheet_prompts
+    return []
