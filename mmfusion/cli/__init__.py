@@ -12,6 +12,7 @@ from mmfusion.cli.data import app as data
 from mmfusion.cli.eval import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
+from mmfusion.cli.serve import serve
 from mmfusion.cli.train import train
 from mmfusion.errors import Elsewhere, UserError
 from mmfusion.files import no_room
@@ -41,7 +42,7 @@ def _front(version: Version = False) -> None:
     pass
 
 
-for _command in (train, generate, caption, edit, chat):
+for _command in (train, generate, caption, edit, chat, serve):
     app.command()(_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")
