@@ -35,7 +35,13 @@ class Server:
 
     def app(self) -> FastAPI:
         """The ASGI application; when it is shut down the engine stops."""
-        app = FastAPI(title="mmfusion", lifespan=self._lifespan, docs_url=None, redoc_url=None)
+        app = FastAPI(
+            title="mmfusion",
+            lifespan=self._lifespan,
+            docs_url=None,  # its page would be fetched from elsewhere
+            redoc_url=None,
+            redirect_slashes=False,
+        )
         app.post("/v1/images/generations")(self.generations)
         app.post("/v1/images/edits")(self.edits)
         app.post("/v1/chat/completions")(self.completions)
