@@ -1,5 +1,10 @@
-"""The server, driven by OpenAI's own client and by those who mean it ill."""
+"""The server, driven by OpenAI's own client."""
 
+import re
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +14,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from conftest import Command
 from PIL import Image as PILImage
 from served import Running, idle, opened, png, running, same, seen
 
@@ -218,3 +224,42 @@ def test_stop_loses_no_accepted_request(digits: Pipeline) -> None:
         assert not small.server.engine.alive
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{small.url}/health")
+
+
+# The command
+
+
+def test_mistakes_of_the_command_are_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, told = command("serve", "--port", port)
+        assert (code, told.count("\n")) == (2, 1)
+        assert f"serve: 127.0.0.1 port {port} cannot be had" in told
+    module = sys.modules["mmfusion.cli.serve"]  # of its name the package has the function
+    monkeypatch.setattr(module, "find_spec", lambda name: name != "uvicorn" or None)
+    code, _, told = command("serve")
+    assert (code, told) == (2, "error: serve: needs uvicorn; pip install 'mmfusion[serve]'\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_serves_until_it_is_told_to_stop(digits: Pipeline, workers: int) -> None:
+    line = [sys.executable, "-m", "mmfusion", "serve", "--port", "0", "--workers", str(workers)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = re.search(r"http\S+/v1", process.stdout.readline())
+        assert address
+
+        def draw(number: int) -> None:
+            with openai.OpenAI(base_url=address[0], api_key="-", max_retries=0) as client:
+                made = client.images.generate(prompt="a three", extra_body={"seed": number})
+                assert made.data
+                same(opened(made.data[0].b64_json), digits.text_to_image("a three", seed=number))
+
+        with ThreadPoolExecutor(8) as threads:
+            for call in [threads.submit(draw, number) for number in range(16)]:
+                call.result(120)
+        process.terminate()
+        assert process.wait(60) in (0, -signal.SIGTERM)

@@ -2,13 +2,19 @@
 
 import logging
 import socket
+from functools import partial
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmfusion.cli.generate import Device, Dtype, Model
 from mmfusion.errors import UserError, user_error
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from mmfusion.serving.schemas import Limits
 
 NEEDED = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
           "prometheus_client": "prometheus-client"}  # fmt: skip
@@ -24,6 +30,7 @@ def serve(
     concurrency: Annotated[int, typer.Option(min=1, help="requests that share passes")] = 32,
     queue: Annotated[int, typer.Option(min=0, help="requests that may wait")] = 64,
     seconds: Annotated[float, typer.Option(min=1, help="that a request may take")] = 300.0,
+    workers: Annotated[int, typer.Option(min=1, help="processes, each with the model")] = 1,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -32,25 +39,40 @@ def serve(
     if missing:
         raise UserError(f"serve: needs {', '.join(missing)}; pip install 'mmfusion[serve]'")
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
-    from mmfusion.pipeline import Pipeline
-    from mmfusion.serving.engine import Engine
     from mmfusion.serving.schemas import Limits
-    from mmfusion.serving.server import Server
 
     listening = _listen(host, port)
     limits = Limits(concurrency=concurrency, queue=queue, seconds=seconds)
-    pipeline = Pipeline.from_pretrained(model, device, dtype)
     called = name or model.rstrip("/").rpartition("/")[2]
-    app = Server(Engine(pipeline), called, limits).app()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("mmfusion").setLevel(logging.INFO)
-    options: dict[str, Any] = {"http": "h11", "ws": "none", "log_level": "warning"}
+    made = partial(_application, model, device, dtype, called, limits)
+    app: Any = made() if workers == 1 else made  # others load it in processes of their own
     # Its own log of requests is off: it would hold what they hold.
-    config = uvicorn.Config(app, access_log=False, server_header=False, **options)
+    options: dict[str, Any] = {"http": "h11", "ws": "none", "log_level": "warning"}
+    options |= {"access_log": False, "server_header": False, "workers": workers}
+    config = uvicorn.Config(app, factory=workers > 1, **options)
     address = f"[{host}]" if ":" in host else host
     typer.echo(f"{called}: http://{address}:{listening.getsockname()[1]}/v1, ends with Ctrl-C")
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    if workers == 1:
+        server.run(sockets=[listening])
+    else:
+        Multiprocess(config, target=server.run, sockets=[listening]).run()
+
+
+def _application(
+    model: str, device: str | None, dtype: str | None, name: str, limits: "Limits"
+) -> "FastAPI":
+    """The server of one process."""
+    from mmfusion.pipeline import Pipeline
+    from mmfusion.serving.engine import Engine
+    from mmfusion.serving.server import Server
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mmfusion").setLevel(logging.INFO)
+    pipeline = Pipeline.from_pretrained(model, device, dtype)
+    return Server(Engine(pipeline), name, limits).app()
 
 
 def _listen(host: str, port: int) -> socket.socket:
