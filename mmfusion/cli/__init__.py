@@ -14,6 +14,7 @@ from mmfusion.cli.eval import app as evaluation
 from mmfusion.cli.generate import caption, chat, edit, generate
 from mmfusion.cli.imports import app as imports
 from mmfusion.cli.push import push
+from mmfusion.cli.serve import serve
 from mmfusion.cli.train import train
 from mmfusion.errors import Elsewhere, UserError
 from mmfusion.files import no_room
@@ -42,7 +43,7 @@ def _front(version: Version = False) -> None:
     pass
 
 
-for _command in (train, generate, caption, edit, chat, demo, push):
+for _command in (train, generate, caption, edit, chat, serve, demo, push):
     app.command()(_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(data, name="data")

@@ -44,29 +44,29 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
-def open_image(data: bytes, where: str) -> PILImage.Image:
-    """Decode a picture and turn it upright; of an animation, the first frame."""
+def open_image(data: bytes, where: str, most: int = MOST_PIXELS) -> PILImage.Image:
+    """Decode a picture of at most so many pixels, upright; of an animation, the first frame."""
     try:
         picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # decoders raise anything at damaged data
         why = "no picture format that is read here" if "BytesIO" in str(error) else error
         raise _unreadable(why).at(where) from None
     try:
-        return upright(picture)
+        return upright(picture, most)
     except CorruptSample as error:
         raise error.at(where) from None
 
 
-def upright(picture: PILImage.Image) -> PILImage.Image:
+def upright(picture: PILImage.Image, most: int = MOST_PIXELS) -> PILImage.Image:
     """A picture with its pixels read and turned as its EXIF notes say, which then go."""
     if not isinstance(picture, PILImage.Image):
         raise UserError(
             f"expected a PIL picture, got {type(picture).__name__}; read a file with "
             "PIL.Image.open, an array with PIL.Image.fromarray"
         )
-    if picture.width * picture.height > MOST_PIXELS:
+    if picture.width * picture.height > most:
         size = f"{picture.width} x {picture.height}"
-        raise _unreadable(f"{size} pixels are more than {MOST_PIXELS:,}")
+        raise _unreadable(f"{size} pixels are more than {most:,}")
     try:
         picture.load()
     except Exception as error:

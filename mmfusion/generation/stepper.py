@@ -78,13 +78,18 @@ class Guest(Generic[T]):
 
 
 class Stepper:
-    """Turns of guests at one decoder; for one thread."""
+    """Turns of guests at one decoder; for one thread.
+
+    Attributes:
+        passes, tokens: how many passes the decoder has made, and tokens in them.
+    """
 
     def __init__(self, decoder: Decoder, threads: int | None = None) -> None:
         self.decoder, self.device = decoder, decoder.latent_in.weight.device
         self.size = sum(p.numel() for p in decoder.parameters())
         self.threads = threads or torch.get_num_threads()
         self.guests: list[Guest] = []
+        self.passes = self.tokens = 0
         self._seats: Sequence[Seat] = ()
         self._batch: Batch | None = None
         self._reading: Reading | None = None
@@ -141,6 +146,7 @@ class Stepper:
         assert self._reading
         torch.set_num_threads(1 if len(batch.doc) * self.size < SMALL else self.threads)
         latents, logits = self.decoder(batch, self._reading)
+        self.passes, self.tokens = self.passes + 1, self.tokens + len(batch.doc)
         made = latents.split([len(b.noisy_at) for b in batches])
         said = [None] * len(batches)
         if logits is not None:

@@ -37,10 +37,12 @@ class Engine:
 
     Attributes:
         pipeline: the pipeline given, its passes shared.
+        stepper: which makes the passes, and counts them.
+        pool: where the caches of all lie.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._own, self._stepper = pipeline, Stepper(pipeline.decoder, torch.get_num_threads())
+        self._own, self.stepper = pipeline, Stepper(pipeline.decoder, torch.get_num_threads())
         weight = pipeline.decoder.latent_in.weight
         self.pool = Pool(pipeline.decoder.config, weight.device, weight.dtype)
         self.pipeline = self._shared(_Desk(self, self._accepted))
@@ -57,6 +59,11 @@ class Engine:
 
     def __exit__(self, *_: Any) -> None:
         self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it steps, or would."""
+        return self._thread.is_alive()
 
     @contextmanager
     def request(self, cancel: threading.Event | None = None) -> Iterator[Pipeline]:
@@ -105,7 +112,7 @@ class Engine:
         return pipeline
 
     def _wanted(self) -> bool:
-        return bool(self._arrivals or self._stepper.guests or self._ended)
+        return bool(self._arrivals or self.stepper.guests or self._ended)
 
     def _work(self) -> None:
         while not self._ended:
@@ -113,8 +120,8 @@ class Engine:
                 self._changed.wait_for(self._wanted)
                 arrivals, self._arrivals = self._arrivals, []
             for caller in arrivals:
-                self._stepper.join(caller)
-            self._stepper.turn()
+                self.stepper.join(caller)
+            self.stepper.turn()
 
 
 class _Caller(Guest[T]):

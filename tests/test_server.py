@@ -1,0 +1,265 @@
+"""The server, driven by OpenAI's own client."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from conftest import Command
+from PIL import Image as PILImage
+from served import Running, idle, opened, png, running, same, seen
+
+from mmfusion import Pipeline
+
+SLOW: dict[str, Any] = {"num_inference_steps": 40, "ar_steps": 16}  # of a picture to be left alone
+
+
+@pytest.fixture(scope="module")
+def digits() -> Pipeline:
+    return Pipeline.from_pretrained("digits", "cpu")
+
+
+@pytest.fixture(scope="module")
+def server(digits: Pipeline) -> Iterator[Running]:
+    with running(digits) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    return server.client
+
+
+@pytest.fixture(scope="module")
+def three(digits: Pipeline) -> PILImage.Image:
+    return digits.class_to_image(3, seed=1)
+
+
+# What is asked through OpenAI's client is what the pipeline answers
+
+
+def test_pictures(client: openai.OpenAI, digits: Pipeline) -> None:
+    own = {"seed": 5, "guidance": 1.5, "num_inference_steps": 6, "ar_steps": 2}
+    made = client.images.generate(
+        prompt="a handwritten seven", n=2, size="16x16", response_format="b64_json", extra_body=own
+    )
+    expected = digits.text_to_image(["a handwritten seven"] * 2, **own)
+    assert made.data
+    for each, picture in zip(made.data, expected, strict=True):
+        same(opened(each.b64_json), picture.resize((16, 16), PILImage.Resampling.NEAREST))
+    assert made.usage
+    assert (made.usage.output_tokens, made.usage.input_tokens_details.image_tokens) == (32, 0)
+
+
+def test_a_picture_is_seen_while_it_forms(client: openai.OpenAI, digits: Pipeline) -> None:
+    own = {"seed": 2, "num_inference_steps": 9}
+    given: dict[str, Any] = {"prompt": "a three", "extra_body": own}
+    events = list(client.images.generate(**given, stream=True, partial_images=2))
+    shares: list[tuple[float, PILImage.Image]] = []
+    expected = digits.text_to_image(
+        "a three", **own, on_picture=lambda i, share, picture: shares.append((share, picture))
+    )
+    assert [event.type.rpartition(".")[2] for event in events] == [
+        "partial_image", "partial_image", "completed",
+    ]  # fmt: skip
+    wanted = [next(p for share, p in shares if share >= k / 3) for k in (1, 2)]
+    for event, picture in zip(events, [*wanted, expected], strict=True):
+        same(opened(event.b64_json), picture)
+
+
+@pytest.mark.parametrize("own_mask", [True, False])
+def test_edits(
+    client: openai.OpenAI, digits: Pipeline, three: PILImage.Image, own_mask: bool
+) -> None:
+    """What is transparent, in the mask or in the picture itself, is drawn anew."""
+    holes = np.zeros((8, 8), bool)
+    holes[:, 4:] = True
+    clear = PILImage.merge("LA", [three, PILImage.fromarray(np.where(holes, 0, 255).astype("u1"))])
+    files = {"mask": png(clear)} if own_mask else {}
+    made = client.images.edit(
+        image=png(three if own_mask else clear), prompt="a seven", extra_body={"seed": 4}, **files
+    )
+    assert made.data
+    picture = three if own_mask else clear
+    same(opened(made.data[0].b64_json), digits.edit(picture, holes, prompt="a seven", seed=4))
+    events = list(
+        client.images.edit(
+            image=png(clear), prompt="a seven", stream=True, partial_images=1,
+            extra_body={"seed": 4},
+        )
+    )  # fmt: skip
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_chat(client: openai.OpenAI, digits: Pipeline, three: PILImage.Image) -> None:
+    made = client.chat.completions.create(model="digits", messages=seen(three))
+    said = digits.image_to_text(three)
+    assert made.choices[0].message.content == said
+    assert made.choices[0].finish_reason == "stop"
+    assert made.usage
+    assert made.usage.prompt_tokens == 16
+    cut = client.chat.completions.create(model="digits", messages=seen(three), max_tokens=1)
+    assert (cut.choices[0].finish_reason, said[:1]) == (
+        "length",
+        cut.choices[0].message.content[:1],
+    )  # type: ignore[index]
+
+
+def test_chat_is_streamed_and_draws(
+    client: openai.OpenAI, digits: Pipeline, three: PILImage.Image
+) -> None:
+    from mmfusion import ImageSlot, TextSlot
+
+    given: dict[str, Any] = {"model": "digits", "messages": seen(three), "seed": 3}
+    given |= {"modalities": ["text", "image"], "extra_body": {"num_inference_steps": 5}}
+    *_, said, drawn = digits.generate([three, TextSlot(), ImageSlot(num_inference_steps=5)], seed=3)
+    whole = client.chat.completions.create(**given).choices[0].message
+    chunks = list(
+        client.chat.completions.create(**given, stream=True, stream_options={"include_usage": True})
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert whole.content == "".join(delta.content or "" for delta in deltas) == said
+    assert sum(bool(delta.content) for delta in deltas) > 1
+    images = [image for delta in deltas for image in getattr(delta, "images", [])]
+    for (image,) in (images, whole.images):  # type: ignore[attr-defined]
+        same(opened(image["image_url"]["url"]), drawn)
+    assert chunks[-1].usage
+    # What was answered can be sent back.
+    history = [*seen(three), {"role": "assistant", "content": said, "images": whole.images}]  # type: ignore[attr-defined]
+    again = client.chat.completions.create(model="digits", messages=history, max_tokens=4)
+    assert again.usage
+    assert again.usage.prompt_tokens > 32
+
+
+def test_the_model_its_health_and_what_is_measured(server: Running, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["digits"]
+    assert client.models.retrieve("digits").id == "digits"
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    before = server.count("mmfusion_passes")
+    client.images.generate(prompt="a three", extra_body={"num_inference_steps": 3})
+    assert server.count("mmfusion_passes") >= before + 4
+    assert server.count("mmfusion_running") == server.count("mmfusion_waiting") == 0
+
+
+# Many at once
+
+
+def test_requests_of_every_kind_share_passes(
+    server: Running, digits: Pipeline, three: PILImage.Image
+) -> None:
+    def draw(number: int) -> None:
+        own = {"seed": number, "num_inference_steps": 3 + number % 4, "ar_steps": 1 + number % 3}
+        made = server.client.images.generate(prompt="a nine", extra_body=own)
+        assert made.data
+        same(opened(made.data[0].b64_json), digits.text_to_image("a nine", **own))
+
+    def caption(number: int) -> None:
+        made = server.client.chat.completions.create(model="digits", messages=seen(three))
+        assert made.choices[0].message.content == digits.image_to_text(three)
+
+    with ThreadPoolExecutor(12) as threads:
+        for call in [threads.submit((draw, caption)[n % 2], n) for n in range(24)]:
+            call.result(60)
+
+
+def test_beyond_its_queue_a_server_says_when_to_come_back(digits: Pipeline) -> None:
+    with running(digits, concurrency=1, queue=1) as small, ThreadPoolExecutor(8) as threads:
+
+        def ask(number: int) -> httpx.Response:
+            body = {"prompt": "a three", "num_inference_steps": 40}
+            return httpx.post(f"{small.url}/v1/images/generations", json=body, timeout=60)
+
+        found = list(threads.map(ask, range(8)))
+        refused = [answer for answer in found if answer.status_code == 429]
+        assert 1 <= len(refused) <= 6
+        assert len(found) - len(refused) == sum(answer.status_code == 200 for answer in found)
+        assert all(answer.headers["retry-after"] == "1" for answer in refused)
+        assert refused[0].json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_request_that_takes_too_long_is_ended(digits: Pipeline) -> None:
+    with running(digits, seconds=0.2) as small:
+        with pytest.raises(openai.InternalServerError, match=r"not done within 0\.2 s"):
+            small.client.images.generate(prompt="a three", extra_body=SLOW)
+        idle(small)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_not_worked_for(server: Running, stream: bool) -> None:
+    body = {"prompt": "a three", **SLOW, "stream": stream, "partial_images": 3 * stream}
+    before = server.server.engine.stepper.passes
+    to = f"{server.url}/v1/images/generations"
+    if stream:
+        with httpx.stream("POST", to, json=body, timeout=60) as answer:
+            next(answer.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(to, json=body, timeout=0.5)
+    idle(server)
+    assert server.server.engine.stepper.passes - before < 16 * 40
+
+
+def test_stop_loses_no_accepted_request(digits: Pipeline) -> None:
+    with running(digits, concurrency=2) as small, ThreadPoolExecutor(6) as threads:
+        body = {"prompt": "a three", "num_inference_steps": 40, "seed": 1}
+        to = f"{small.url}/v1/images/generations"
+        calls = [threads.submit(httpx.post, to, json=body, timeout=60) for _ in range(6)]
+        while small.server.queue.accepted < 6:
+            time.sleep(0.001)
+        small.uvicorn.should_exit = True
+        answers = [call.result(60) for call in calls]
+        small.thread.join(60)
+        expected = digits.text_to_image("a three", num_inference_steps=40, seed=1)
+        for answer in answers:
+            same(opened(answer.json()["data"][0]["b64_json"]), expected)
+        assert not small.server.engine.alive
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{small.url}/health")
+
+
+# The command
+
+
+def test_mistakes_of_the_command_are_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, told = command("serve", "--port", port)
+        assert (code, told.count("\n")) == (2, 1)
+        assert f"serve: 127.0.0.1 port {port} cannot be had" in told
+    module = sys.modules["mmfusion.cli.serve"]  # of its name the package has the function
+    monkeypatch.setattr(module, "find_spec", lambda name: name != "uvicorn" or None)
+    code, _, told = command("serve")
+    assert (code, told) == (2, "error: serve: needs uvicorn; pip install 'mmfusion[serve]'\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_serves_until_it_is_told_to_stop(digits: Pipeline, workers: int) -> None:
+    line = [sys.executable, "-m", "mmfusion", "serve", "--port", "0", "--workers", str(workers)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = re.search(r"http\S+/v1", process.stdout.readline())
+        assert address
+
+        def draw(number: int) -> None:
+            with openai.OpenAI(base_url=address[0], api_key="-", max_retries=0) as client:
+                made = client.images.generate(prompt="a three", extra_body={"seed": number})
+                assert made.data
+                same(opened(made.data[0].b64_json), digits.text_to_image("a three", seed=number))
+
+        with ThreadPoolExecutor(8) as threads:
+            for call in [threads.submit(draw, number) for number in range(16)]:
+                call.result(120)
+        process.terminate()
+        assert process.wait(60) in (0, -signal.SIGTERM)
