@@ -144,4 +144,4 @@ def commands(command: Any, path: str = "mmfusion") -> Iterator[str]:
 
 def shown_default(default: Any) -> str:
     """An option's default; nothing where it is off or absent."""
-    return "" if default in (None, False, ()) else f"`{default}`"
+    return "" if default is None or default is False else f"`{default}`"
