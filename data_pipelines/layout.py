@@ -10,8 +10,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for key, name in (("seed", "seed"), ("block", "data.block")):
         if before[key] != now[key]:
             yield f"{name}: {was} with {before[key]}, the config has {now[key]}"
-    if before.get("tokenizer", now["tokenizer"]) != now["tokenizer"]:  # older ones do not say
-        yield f"text.tokenizer: {was} with a file of other contents"
+    for key, name in (("tokenizer", "text.tokenizer"), ("linear", "image.linear")):
+        if before.get(key, now[key]) != now[key]:  # older ones do not say
+            yield f"{name}: {was} with a file of other contents"
     old, new = before["sources"], now["sources"]
     if before["columns"] != now["columns"]:
         yield (

@@ -15,6 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,7 +197,9 @@ class Loader:
         self.config = config
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
         self._tokenizer = sha256(tokenizer.path) if tokenizer else None
+        linear = config.image.linear if config.image.codec == "linear" else None
         maker = DocumentMaker(config, tokenizer)
+        self._linear = sha256(Path(linear)) if linear else None
         self.sources = [Source(source, config) for source in data.sources]
         check_latents(
             {f"data source {s.config.name}": s.shards.header for s in self.sources}, config.image
@@ -262,6 +265,7 @@ class Loader:
             "seed": self.config.seed,
             "block": self.config.data.block,
             "tokenizer": self._tokenizer,
+            "linear": self._linear,
             "sources": {
                 s.config.name: {
                     "task": s.config.task,

@@ -131,7 +131,7 @@ def overrides(data: Path, output: Path, **train: object) -> list[str]:
         *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
         f"data.micro_rows={train.pop('micro_rows', 2)}",
         f"data.workers={train.pop('workers', 0)}",
-        *(f"train.{key}={json.dumps(value)}" for key, value in train.items()),
+        *(f"train.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in train.items()),
         f"train.output={output}",
     ]
 
@@ -245,7 +245,22 @@ def go_on(data: Path, folder: Path, stage: int) -> None:
     loop.sample_sheet = blank
 
 
+def start(data: Path, folder: Path) -> None:
+    """A new run from a checkpoint's raw weights, and two from a model that is gone later."""
+    Trainer(tiny(data, folder / "first", steps=4, save_every=1), MixedRows).run()
+    raw = str(folder / "first/checkpoints/step-00000003")
+    Trainer(tiny(data, folder / "next", steps=1, start_from=raw), MixedRows).run()
+    source = shutil.copytree(folder / "first/model", folder / "source")
+    given = {"steps": 2, "save_every": 1, "warmup": 2, "start_from": str(source)}
+    Trainer(tiny(data, folder / "straight", **given), Loader).run()
+    halves = tiny(data, folder / "halves", **given)
+    Trainer(halves, Loader).run(until=1)
+    shutil.move(source, folder / "gone")
+    Trainer(halves, Loader).run()
+
+
 def one_rank(data: Path, folder: Path) -> None:
+    start(data, folder / "start")
     reference(one_step(data, folder), folder / "reference.safetensors")
     step(one_step(data, folder / "whole", zero_stage=0, micro_rows=4))
     for stage in (0, 2):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import model_config, random_decoder
+from helpers import model_config, random_decoder, run_config
 from material import make_vae, pixels, run, save
 from PIL import Image as PILImage
 from safetensors.numpy import load, save_file
@@ -16,6 +16,7 @@ from mmfusion.codecs.image import make_codec
 from mmfusion.codecs.linear import LinearCodec, fit, lapping
 from mmfusion.config import ImageConfig
 from mmfusion.data_pipelines.latents import check_latents, write_latents
+from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import UserError
 
@@ -133,6 +134,20 @@ def test_latents_of_an_autoencoder_are_refused(tmp_path: Path):
         check_latents({"here": header}, image(tmp_path / "codec"))
     with pytest.raises(UserError, match=r"image\.codec: is `linear`"):
         write_latents(shards(tmp_path / "p"), tmp_path / "m", image(tmp_path / "codec"))
+
+
+def test_a_run_goes_on_with_the_same_codec_alone(digits_data: Path, tmp_path: Path):
+    path, sized = tmp_path / "codec", {"size": 8, "patch": 2, "channels": 1}
+    config = run_config(digits_data, tmp_path, image=image(path, 4, **sized).model_dump())
+    fit(PICTURES, config.image, path)
+    rows = Loader(config)
+    rows.resume(rows.layout(), {n: [0] * 99 for n in range(4)})
+    before = rows.layout()
+    fit(PICTURES[:3], config.image, path)
+    with pytest.raises(UserError, match=r"image\.linear: the checkpoint .* other contents"):
+        Loader(config).resume(before, {n: [0] * 99 for n in range(4)})
+    del before["linear"]  # as of an older version
+    Loader(config).resume(before, {n: [0] * 99 for n in range(4)})
 
 
 def test_an_exported_model_carries_it(tmp_path: Path):

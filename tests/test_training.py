@@ -92,6 +92,29 @@ def model(tiny: Config, digits_data: Path) -> Decoder:
     return fresh(tiny, digits_data)
 
 
+# Starting from weights
+
+
+def test_a_run_from_raw_weights_goes_on_at_their_loss(runs: Path) -> None:
+    first, (begun,) = metrics(runs / "start/first"), metrics(runs / "start/next")
+    for key in ("loss", "image_loss", "text_loss"):
+        assert begun[key] == pytest.approx(first[3][key], rel=1e-6)
+        assert begun[key] != pytest.approx(first[2][key], rel=1e-4)
+
+
+def test_a_run_from_a_model_warms_up_and_goes_on_without_it(runs: Path, model: Decoder) -> None:
+    straight, halves = runs / "start/straight", runs / "start/halves"
+    assert_same_state(step(straight, 2), step(halves, 2), model)
+    assert [line["lr"] for line in metrics(straight)] == pytest.approx([5e-4, 1e-3])
+    source = Decoder(load(str(straight / "config.yaml")), model.vocabulary)
+    source.load_state_dict(load_file(runs / "start/gone/model.safetensors"))
+    weights, average = (step(straight, 1).weights(kind, model) for kind in (WEIGHT, EMA))
+    for name, before in source.named_parameters():
+        assert (weights[name] - before).abs().max() <= 5.1e-4  # one step of Adam
+        between = torch.lerp(before, weights[name], 1 - 2 / 11)  # the decay warms up, too
+        torch.testing.assert_close(average[name], between, atol=1e-6, rtol=1e-5)
+
+
 # Any number of ranks, micro-batches and any ZeRO stage: the same step
 
 
@@ -429,7 +452,7 @@ SAME_MODELS = {
     "train.precision": "bf16", "train.zero_stage": 3, "train.ema": 0.5, "train.keep": 7,
     "train.sheet_prompts": ["x"], "generation.edit.guidance": 3.0, "evaluation": None,
     "data.micro_rows": 1, "data.workers": 3, "data.most_lost": 0.5, "text.tokenizer": "moved.model",
-    "image.vae": "moved",
+    "image.vae": "moved", "image.linear": "moved", "train.start_from": "digits",
 }  # fmt: skip
 
 

@@ -54,4 +54,6 @@ def train(
                 f"{what}: {trainer.output} has a checkpoint at step {state.step}"
                 + (f"; the model is {trainer.output / 'model'}" if done else "")
             )
+        elif trainer.rank == 0 and settings.train.start_from:
+            typer.echo(f"a new run begins from the weights of {settings.train.start_from}")
         trainer.run(until)

@@ -263,6 +263,18 @@ def fingerprint(config: ImageConfig) -> dict[str, Any]:
     }
 
 
+def meaning(config: ImageConfig) -> dict[str, Any]:
+    """What the numbers of a token mean: where it is the same, so may the weights be."""
+    found: dict[str, Any] = {"codec": config.codec, "channels": config.channels}
+    found["patch"] = config.patch
+    if config.codec == "linear":
+        found["linear"] = sha256(Path(str(config.linear)))
+    if config.codec == "vae":
+        made = fingerprint(config)
+        found |= {key: made[key] for key in ("vae", "scale", "shift")}
+    return found
+
+
 def _vae_folder(vae: str) -> Path:
     """Where an autoencoder's files are, of a folder or from the hub."""
     folder = Path(vae)

@@ -80,6 +80,9 @@ class TrainConfig(Section):
 
     output: PathName
     """Folder of the run; default: `runs/` and the config's name."""
+    start_from: PathName | None = None
+    """A new run's first weights: a model as `Pipeline.from_pretrained` finds it (its EMA), or a
+    run's checkpoint folder (raw weights). A run that goes on does not read it."""
     steps: int = Positive
     """Optimizer steps of the whole run."""
     max_minutes: float | None = Field(None, gt=0)

@@ -26,6 +26,7 @@ from mmfusion.training.health import PATIENCE, Health
 from mmfusion.training.image_grid import sample_sheet
 from mmfusion.training.metrics import Metrics, SkippedLog, Window
 from mmfusion.training.schedule import learning_rate, progress
+from mmfusion.training.start import begin_from
 from mmfusion.training.together import Stop, together
 from mmfusion.training.zero_shards import pieces
 
@@ -85,6 +86,9 @@ class Trainer:
         model.checkpoint_activations = config.train.checkpoint_activations
         if saved:
             model.load_state_dict(saved.weights(checkpoint.WEIGHT, model))
+        elif config.train.start_from:
+            with together():
+                begin_from(config.train.start_from, config, model)
         with torch.device("meta"):
             self.shell = Decoder(config, model.vocabulary)  # names and shapes, for the export
         self.engine = make_engine(config, model, self.world)

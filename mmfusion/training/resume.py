@@ -6,7 +6,8 @@
 | `generation`, `evaluation` | what is done with the model |
 | `data.workers`, `micro_rows`, `capacity`, `most_lost`, `pipeline`, and the number of ranks | how |
 | a source's `weight` (with a warning), and the path to its shards | the samples are compared |
-| `text.tokenizer`, `image.vae`, `classes_file`, `class_count` | places: what is there is compared |
+| `text.tokenizer`, `image.vae`, `image.linear`, | places: what |
+| `classes_file`, `class_count` | is there is compared |
 
 All else is refused. Of the data the loader says whether they are the same, since it knows what the
 checkpoint's cursors mean.
@@ -23,7 +24,7 @@ from mmfusion.overrides import Key, read_yaml
 from mmfusion.training.checkpoint import Checkpoint
 
 FREE = {("train",), ("generation",), ("evaluation",), ("text", "tokenizer"), ("image", "vae"),
-        ("classes_file",), ("class_count",), ("data",), ("seed",)}  # fmt: skip
+        ("image", "linear"), ("classes_file",), ("class_count",), ("data",), ("seed",)}  # fmt: skip
 """Keys that may differ, and those that the loader compares."""
 FIXED = {("train", "text_weight")}
 """Those within them that may not."""
