@@ -1,7 +1,7 @@
 """Writes the tables of config keys and of commands from the code, when the site is built.
 
-Pages of docs/reference hold the marks that are replaced: `<!-- keys of Config -->` and
-`<!-- commands -->`.
+Pages of docs/reference hold marks that are replaced: `<!-- keys of Config -->`,
+`<!-- commands -->`, `<!-- public names -->`.
 """
 
 import ast
@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mmfusion import config
+from mmfusion import __all__, config
 from mmfusion.cli import app
 from mmfusion.config import Section
 
@@ -30,6 +30,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with each page's text."""
     made: dict[str, Callable[..., str]] = {
         r"<!-- keys of (\w+) -->": lambda found: "\n".join(keys(getattr(config, found[1]))),
+        r"<!-- public names -->": lambda _: "\n".join(f"::: mmfusion.{n}\n" for n in __all__),
         r"<!-- commands -->": lambda _: "\n".join(commands(typer.main.get_command(app))),
     }
     for mark, make in made.items():

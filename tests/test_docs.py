@@ -41,10 +41,10 @@ NOT_RUN = "# Not run by the tests: "
 COMMAND = typer.main.get_command(app)
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")
 # What makes the documented training and evaluation short.
-SHORT = [
-    "train.steps=2", "train.max_minutes=null", "train.log_every=1", "decoder.depth=1",
-    "generation.text_to_image.num_inference_steps=1", "evaluation.text_to_image.pictures=2",
-    "evaluation.text_to_image.cycle=false", "evaluation.image_to_text.pictures=2",
+SHORT = ["train.steps=2", "train.max_minutes=null", "train.log_every=1", "decoder.depth=1"]
+FEW = [
+    "evaluation.text_to_image.pictures=2", "evaluation.text_to_image.cycle=false",
+    "evaluation.image_to_text.pictures=2", "generation.text_to_image.num_inference_steps=1",
 ]  # fmt: skip
 
 
@@ -197,12 +197,9 @@ def check_command(words: list[str]) -> None:
     overrides = context.params.get("overrides") or []
     name = context.params.get("config")
     evaluates = path == "mmfusion eval"
-    if name and not evaluates and (titled := title(name)):
-        name = None  # a page's own file: read where the page is run
-        overrides = [] if titled else overrides
     for override in overrides:
         read_override(override, Config)
-    if name:
+    if name and not title(name):  # a page's own file is read where the page is run
         load_evaluation(name) if evaluates else load(name, overrides)
 
 
@@ -264,6 +261,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def own_config(given: list[str]) -> Fence:
+    """The block of the page that is the config of a training."""
+    found = title(given[given.index("--config") + 1])
+    assert found, "only a page's own config is trained here"
+    return found
+
+
 @pytest.mark.parametrize(
     "page", dict.fromkeys(f.page for f in RUN), ids=lambda p: str(p.relative_to(CHECKOUT))
 )
@@ -281,7 +285,7 @@ def test_a_page_runs(page: Path, folder: Path, command: Callable[..., Any]) -> N
                 assert words[0] == "mmfusion", fence.where
                 assert given[0] not in ("serve", "demo", "chat"), f"{fence.where}: it waits"
                 if given[0] == "train" and "--dry-run" not in given:
-                    given = [*given, *SHORT]
+                    given += SHORT + FEW * ("evaluation:" in own_config(given).text)
                 code, out, err = command(*given)
                 assert code == 0, f"{fence.where}: {words}\n{out}{err}"
 
