@@ -2,6 +2,7 @@
 #              what is there)
 # make emoji   a small model in colour: drawings from npm, codec, training, evaluation (half an hour)
 # make test    the tests            make check    format, lint and types
+# make docs    the site, into site/
 # make clean   remove the environment and what builds left; trained models in runs/ stay
 # The interpreter is a choice: make PYTHON=python3.12 demo
 
@@ -44,6 +45,9 @@ check: $(VENV)/installed-dev
 	$(RUN) ruff check
 	$(RUN) mypy
 
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "$(PYTHON): Python 3.10 or newer is needed; choose one: make PYTHON=python3.12" >&2; \
@@ -64,7 +68,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo emoji test check clean
+.PHONY: help demo emoji test check docs clean

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 find_home()  # before a library is imported that asks for it
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ImageSlot", "Pipeline", "TextSlot", "UserError", "grid"]
 
 _HOMES = {

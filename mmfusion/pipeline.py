@@ -25,23 +25,23 @@ class Pipeline(Pretrained):
     Every method takes one item or a list and answers in kind. Pictures are PIL's; they are turned
     as their EXIF notes say (`PIL.ImageOps.exif_transpose` removes those) and laid on white where
     they are transparent. Common keyword arguments:
-        seed: of the first item; item i uses seed + i and nothing else, so that a picture does not
-            depend on its batch. Or a list of one seed an item.
-        batch_size: items answered side by side.
-        on_picture: called with (item, share done, picture as it stands) while denoising.
-        on_token: called with (item, text so far) while writing.
-        progress: show a bar.
-        Any option of `mmfusion.config.Sampling`; the defaults are the model's own for the task.
-        best_of (`text_to_image`, `image_to_text`): candidates drawn of each item, of which the one
-            is kept that the model finds likeliest: the picture with the highest
-            log p(prompt | picture), or the caption with the highest log p(caption | picture) /
-            tokens ** length_penalty. What is judged is what is returned: 8-bit pictures, finished
-            texts. Candidate 0 has the item's own seed, candidate k one that follows from that seed
-            and k alone; of equals the first is kept.
-        budget_ms (`class_to_image`, `text_to_image`): milliseconds for a picture; the defaults are
-            then those of the best point that `mmfusion eval frontier` measured within them on this
-            machine. With best_of N each candidate has a share of budget_ms / N; the likelihood
-            pass that chooses among them is not counted.
+
+    - `seed`: of the first item; item i uses seed + i and nothing else, so that a picture does not
+      depend on its batch. Or a list of one seed an item.
+    - `batch_size`: items answered side by side.
+    - `on_picture`: called with (item, share done, picture as it stands) while denoising.
+    - `on_token`: called with (item, text so far) while writing.
+    - `progress`: show a bar.
+    - Any option of `mmfusion.config.Sampling`; the defaults are the model's own for the task.
+    - `best_of` (`text_to_image`, `image_to_text`): candidates drawn of each item, of which the one
+      is kept that the model finds likeliest: the picture with the highest log p(prompt | picture),
+      or the caption with the highest log p(caption | picture) / tokens ** length_penalty. What is
+      judged is what is returned: 8-bit pictures, finished texts. Candidate 0 has the item's own
+      seed, candidate k one that follows from that seed and k alone; of equals the first is kept.
+    - `budget_ms` (`class_to_image`, `text_to_image`): milliseconds for a picture; the defaults are
+      then those of the best point that `mmfusion eval frontier` measured within them on this
+      machine. With best_of N each candidate has a share of budget_ms / N; the likelihood pass that
+      chooses among them is not counted.
 
     A `budget_ms` of the pipeline is for all such calls; `frontier` is a file of measurements to go
     by instead of this machine's, `digest` the model's (`export.model_digest`) by which it is found.

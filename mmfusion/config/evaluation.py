@@ -57,6 +57,7 @@ class Drawn(Asked):
     features: list[str] = Field(["inception"], min_length=1)
     """Extractors: inception[:FILE], dinov2:MODEL, clip:MODEL:WEIGHTS, pixels."""
     metrics: list[ImageMetric] = Field([*get_args(ImageMetric)], min_length=1)
+    """Which of them to measure; those that the features do not serve are left out."""
 
 
 class ClassToImage(Drawn):
@@ -87,6 +88,7 @@ class ImageToText(Asked):
     pictures: int | None = Field(None, gt=0)
     """Use only the first so many; default: all."""
     metrics: list[CaptionMetric] = Field([*get_args(CaptionMetric)], min_length=1)
+    """Which of them to measure; METEOR needs Java."""
     tokenizer: Literal["auto", "ptb", "plain", "spaces"] = "auto"
     """auto: as published scores (ptb) where Java is, else plain."""
     clip: str | None = None
@@ -101,9 +103,11 @@ class Digits(Section):
     data: PathName
     """Folder that `mmfusion data digits` wrote."""
     pictures: int = Field(1000, gt=0)
+    """Drawn from classes."""
     held_out: int | None = Field(None, gt=0)
     """Use only so many held-out pictures; default: all."""
     edits: int = Field(100, gt=0)
+    """Edits that are judged."""
 
 
 class Emoji(Section):

@@ -12,9 +12,14 @@ class ImageConfig(Section):
     """Pictures and their latents: `size` pixels square, `patch` latent cells a token side."""
 
     codec: Literal["pixel", "linear", "vae"] = "pixel"
+    """How pictures become latents: their pixels, principal components of patches (linear), or an
+    autoencoder's latents (vae)."""
     size: int = Positive
+    """Pixels a side; other pictures are resized and cut to their centre square."""
     channels: Literal[1, 3] = 3
+    """1 is grey, 3 is RGB."""
     patch: int = Field(1, gt=0)
+    """Cells a side that make one token: pixels, or latents of the autoencoder."""
     vae: PathName | None = None
     """Folder or hub id of a diffusers AutoencoderKL (codec vae)."""
     linear: PathName | None = None
@@ -22,6 +27,7 @@ class ImageConfig(Section):
     latent_channels: int = Field(16, gt=0)
     """Of the autoencoder (codec vae); numbers that are kept of a patch (codec linear)."""
     downsampling: int = Field(16, gt=0)
+    """Pixels a side of one of the autoencoder's latents (codec vae)."""
     latent_scale: float | None = None
     """Factor from raw to normalised latents; default: the autoencoder's own scaling_factor."""
 
@@ -68,18 +74,26 @@ class DecoderConfig(Section):
     """The transformer. The defaults are the paper's block (section 4)."""
 
     width: int = Positive
+    """Numbers of a token between the layers."""
     depth: int = Positive
+    """Layers."""
     heads: int = Positive
+    """Of attention."""
     kv_heads: int | None = None
+    """Heads of keys and values, fewer for grouped queries; default: as many as `heads`."""
     norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
+    """GELU, or SwiGLU with its gate."""
     mlp_ratio: float = Field(4.0, gt=0)
+    """Inner width of the MLP, as a multiple of `width`."""
     position: Literal["learned", "sincos", "rotary"] = "learned"
     """Image positions: a table learned from or fixed at 2-D sin-cos, or 3-axis rotary."""
     time_term: bool = True
     """Add a sinusoid of `time` to every token (not with rotary): it gives text its positions and
     tells pictures apart. Off for models without text that draw one picture."""
     label_tokens: int = Field(64, gt=0)
+    """Learned tokens of a class label."""
 
     @model_validator(mode="after")
     def _check(self) -> "DecoderConfig":
@@ -99,8 +113,11 @@ class DiffusionConfig(Section):
     path: Literal["ddpm", "flow"] = "ddpm"
     """How noise is mixed in: along the betas of DDPM, or on a straight line (flow matching)."""
     timesteps: int = Field(1000, gt=1)
+    """Of the noise schedule."""
     beta_start: float = Field(1e-4, gt=0, lt=1)
+    """First beta of the linear schedule (path ddpm)."""
     beta_end: float = Field(2e-2, gt=0, lt=1)
+    """Its last beta."""
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """Noise, clean latents (the paper's † model) or the velocity of the path."""
     velocity_loss: bool = False
@@ -109,16 +126,21 @@ class DiffusionConfig(Section):
     timestep_law: Literal["uniform", "logit_normal"] = "uniform"
     """How training draws timesteps; logit-normal ones are mostly in the middle (SD3)."""
     logit_mean: float = 0.0
+    """Of logit-normal timesteps: the higher, the more noise."""
     logit_std: float = Field(1.0, gt=0)
+    """Of logit-normal timesteps."""
     timestep_per: Literal["image", "step"] = "image"
     """One timestep for all AR steps of an image, or one for each of them."""
     noisy_copies: int = Field(1, gt=0)
     """Noisy copies of a target image in one document, each with timesteps of its own."""
     ar_decay: float = Field(0.9, gt=0, le=1)
+    """Factor by which each AR step more is less likely; 1 draws their number uniformly."""
     ar_steps: int | None = Field(None, gt=0)
     """Train at this fixed number of AR steps instead of a random one."""
     order: Literal["random", "raster"] = "random"
+    """In which an image's tokens are generated."""
     weight_start: float = Field(2.0, ge=1)
+    """Loss weight of an AR step at an image's first token; it falls towards 1."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of documents whose label and text are replaced by their null form (guidance)."""
 

@@ -26,9 +26,11 @@ class Sampling(Section):
     """How the scale rises from 1 to `guidance`: not at all, linearly or as a half cosine while
     noise falls, or linearly with the image tokens there after an AR step (as MAR's)."""
     num_inference_steps: Count = 250
+    """Denoising steps of an AR step."""
     scheduler: Literal["ddpm", "ddim", "euler", "dpmsolver++", "unipc"] | None = None
     """Default: ddpm, or euler for a flow model."""
     ar_steps: Count = 1
+    """AR steps of an image; 1 denoises all tokens at once."""
     ar_sizes: Annotated[list[Count], Field(min_length=1)] | None = None
     """Tokens of each AR step; default: `ar_steps` even ones."""
     order: Literal["random", "raster"] | list[int] = "random"
@@ -36,6 +38,7 @@ class Sampling(Section):
     temperature: float = Field(0.0, ge=0)
     """0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Tokens are drawn from the likeliest that have this share of probability (temperature > 0)."""
     beams: int = Field(1, gt=0, le=1000)
     """Hypotheses that beam search keeps side by side, with the memory of as many rows; 1 is greedy
     decoding or, with a temperature, sampling."""
@@ -44,6 +47,7 @@ class Sampling(Section):
     as transformers does. 0 takes the most probable text, which favours short ones; 1 the highest
     mean over its tokens."""
     max_new_tokens: Count = 32
+    """Longest answer."""
 
     @model_validator(mode="after")
     def _check(self) -> "Sampling":
