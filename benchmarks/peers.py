@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from benchmarks.parity.cases import Case, Given
 from benchmarks.parity.official import Official
-from benchmarks.parity.ours import Ours, load
+from benchmarks.parity.ours import load, row_of
 from mmfusion.attention import ByDocument
 from mmfusion.codecs.image import patches
 from mmfusion.config import ModelConfig
-from mmfusion.decoder import FREQUENCIES, Decoder
+from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.losses import sums, total
-from mmfusion.packing import collate
+from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Noise, Row, Text
 
 Loss = Callable[[Given], Tensor]
@@ -41,34 +41,31 @@ class Side:
 
 
 class Peer(Protocol):
-    """Both sides of a comparison.
+    """Another project's model, and what our side is to it.
 
     Attributes:
-        needed: FLOPs of a batch in our model's linear layers, forward once and backward twice.
+        config, decoder: our model that does the same work.
     """
 
-    def sides(self) -> list[Side]:
-        """Ours, theirs."""
+    config: ModelConfig
+    decoder: Decoder
 
-    def needed(self, given: Given) -> int: ...
+    def batch(self, given: Given) -> Batch:
+        """What our decoder is given."""
 
-
-def block_products(config: ModelConfig, tokens: int, queries: int) -> int:
-    """Multiplications in a decoder's blocks: `queries` of the tokens pass the last one whole."""
-    c = config.decoder
-    head, groups = c.width // c.heads, c.kv_heads or c.heads
-    key_value = 2 * groups * head * c.width
-    hidden = int(c.width * c.mlp_ratio)
-    rest = 2 * c.width**2 + (2 + (c.mlp == "swiglu")) * hidden * c.width
-    return c.depth * tokens * key_value + ((c.depth - 1) * tokens + queries) * rest
+    def theirs(self) -> Side | None: ...
 
 
-def step_flops(blocks: int, into: int, out: int, times: int, width: int) -> int:
-    """FLOPs of a step in linear layers: forward, and backward by weights and by what goes in.
+def sides(peer: Peer) -> list[Side]:
+    """Ours, and theirs where there is one."""
 
-    What goes into the first layers (latents, features of `times` timesteps) has no gradient.
-    """
-    return 6 * (blocks + out + times * width**2) + 4 * (into + times * FREQUENCIES * width)
+    def loss(given: Given) -> Tensor:
+        batch = peer.batch(given)
+        part = sums(*peer.decoder(batch, ByDocument(batch)), batch)
+        return total(part, part.noisy, part.targets, text_weight=1.0)
+
+    theirs = peer.theirs()
+    return [Side("mmfusion", peer.decoder, loss), *([theirs] if theirs else [])]
 
 
 class CausalFusion:
@@ -77,23 +74,17 @@ class CausalFusion:
     def __init__(self, case: Case, folder: Path | None) -> None:
         """Without a folder there is our side alone."""
         self.case, self.folder = case, folder
-        self.ours: Ours = load(case)
+        ours = load(case)
+        self.config, self.decoder = ours.config, ours.decoder
 
-    def sides(self) -> list[Side]:
-        found = [Side("mmfusion", self.ours.decoder, lambda given: self.ours._trained(given)[1])]
-        if self.folder:
-            theirs = Official(self.folder).model(self.case)
-            found.append(Side("causalfusion", theirs.net, lambda given: theirs._trained(given)[1]))
-        return found
+    def batch(self, given: Given) -> Batch:
+        return collate([row_of(self.config, given, row) for row in range(len(given.labels))])
 
-    def needed(self, given: Given) -> int:
-        """Labels, clean tokens of all AR steps but the last, and noisy ones, which predict."""
-        c, rows = self.case, len(given.labels)
-        noisy = rows * c.tokens
-        clean = noisy - rows * given.sizes[-1]
-        blocks = block_products(self.ours.config, rows * c.label_tokens + clean + noisy, noisy)
-        ends = (clean + noisy) * c.width * c.token_dim, noisy * c.width * c.token_dim
-        return step_flops(blocks, *ends, rows, c.width)
+    def theirs(self) -> Side | None:
+        if self.folder is None:
+            return None
+        model = Official(self.folder).model(self.case)
+        return Side("causalfusion", model.net, lambda given: model._trained(given)[1])
 
 
 CHARACTERS, SHORTEST, LONGEST = 128, 4, 24  # vocabulary and length of captions
@@ -134,22 +125,16 @@ class Transfusion:
         self.model = self._theirs(width, depth)
         self.name = f"transfusion {width} x {depth}"
 
-    def sides(self) -> list[Side]:
-        return [
-            Side("mmfusion", self.decoder, self._our_loss),
-            Side(self.name, self.model, self._their_loss),
-        ]
+    def theirs(self) -> Side:
+        def loss(given: Given) -> Tensor:
+            latents = torch.from_numpy(given.latents).movedim(1, -1).contiguous()
+            samples = [
+                [torch.from_numpy(caption), picture]
+                for caption, picture in zip(captions(given), latents, strict=True)
+            ]
+            return self.model(samples, times=torch.from_numpy(given.timesteps)[:, None] / 1000.0)
 
-    def needed(self, given: Given) -> int:
-        """Captions and noisy tokens; the last of a caption predicts no text."""
-        rows, c = len(given.labels), self.case
-        noisy = rows * c.tokens
-        text = sum(len(caption) + CONTROL for caption in captions(given))
-        queries = noisy + text - rows
-        blocks = block_products(self.config, text + noisy, queries)
-        into = noisy * c.token_dim * c.width
-        out = into + (text - rows) * c.width * CHARACTERS
-        return step_flops(blocks, into, out, len(np.unique(given.timesteps)), c.width)
+        return Side(self.name, self.model, loss)
 
     def _theirs(self, width: int, depth: int) -> nn.Module:
         try:
@@ -165,7 +150,7 @@ class Transfusion:
             prob_uncond=0.0,
         )
 
-    def _our_loss(self, given: Given) -> Tensor:
+    def batch(self, given: Given) -> Batch:
         diffusion, rows = Diffusion(self.config.diffusion), []
         for row, caption in enumerate(captions(given)):
             latents, noise = (patches(x[row], 1)[None] for x in (given.latents, given.noise))
@@ -185,17 +170,7 @@ class Transfusion:
             written = Row.of(self.config, self.config.row_length)
             written.document(document)
             rows.append(written)
-        batch = collate(rows)
-        part = sums(*self.decoder(batch, ByDocument(batch)), batch)
-        return total(part, part.noisy, part.targets, text_weight=1.0)
-
-    def _their_loss(self, given: Given) -> Tensor:
-        latents = torch.from_numpy(given.latents).movedim(1, -1).contiguous()
-        samples = [
-            [torch.from_numpy(caption), picture]
-            for caption, picture in zip(captions(given), latents, strict=True)
-        ]
-        return self.model(samples, times=torch.from_numpy(given.timesteps)[:, None] / 1000.0)
+        return collate(rows)
 
 
 def captions(given: Given) -> list[np.ndarray]:

@@ -20,10 +20,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.layout import linear_flops, needed_flops
 from benchmarks.parity.cases import Case, Given, given
-from benchmarks.peers import Loss, Side, peer_of
+from benchmarks.peers import Side, peer_of, sides
 from mmfusion import jsonl
 
 LR = 1e-4  # AdamW's
@@ -62,14 +62,6 @@ def product_speed(cpu: bool, size: int = 1536) -> float:
     return 2 * size**3 / min(timed(lambda: a @ b, cpu) for _ in range(5))
 
 
-def linear_flops(loss: Loss, given: Given) -> int:
-    """FLOPs of a step in linear layers: matrix products that are not of attention."""
-    with FlopCounterMode(display=False) as counter:
-        loss(given).backward()
-    counts = counter.get_flop_counts()["Global"]
-    return sum(flops for op, flops in counts.items() if "mm" in str(op) and "bmm" not in str(op))
-
-
 def alternate(sides: Sequence[Trainer], batches: Sequence[Given], cpu: bool) -> None:
     """A step of each side on each batch; who is first changes from batch to batch."""
     for side in sides:
@@ -106,12 +98,15 @@ def main() -> None:
     cpu = args.threads == 1
     case = Case("speed", args.width, args.depth, args.width // 64, SIDE, 4, 10)
     peer = peer_of(args, case)
-    sides = [Trainer(side) for side in peer.sides()]
+    trained = [Trainer(side) for side in sides(peer)]
     batches = [given(case, draw, args.rows) for draw in range(3, 3 + args.splits)]
     counted = batches[:COUNTED]
-    needed = sum(map(peer.needed, counted)) / len(counted)
-    executed = {side.name: sum(linear_flops(side.loss, b) for b in counted) for side in sides}
-    alternate(sides, batches, cpu)
+    least = [needed_flops(peer.config, peer.decoder.vocabulary, peer.batch(b)) for b in counted]
+    needed = mean(least)
+    executed = {
+        side.name: sum(linear_flops(partial(side.loss, b)) for b in counted) for side in trained
+    }
+    alternate(trained, batches, cpu)
     speed = product_speed(cpu)
     lines: list[dict[str, Any]] = [
         {
@@ -123,12 +118,12 @@ def main() -> None:
             "linear FLOPs, executed / needed": executed[side.name] / len(counted) / needed,
             "useful share of one large product": needed / mean(side.seconds) / speed,
         }
-        for side in sides
+        for side in trained
     ]
     report: dict[str, Any] = {"threads": args.threads, "splits": args.splits, "sides": lines}
     if args.against:
-        ratios = [b / a for a, b in zip(*(side.seconds for side in sides), strict=True)]
-        report["theirs over ours"] = mean(sides[1].seconds) / mean(sides[0].seconds)
+        ratios = [b / a for a, b in zip(*(side.seconds for side in trained), strict=True)]
+        report["theirs over ours"] = mean(trained[1].seconds) / mean(trained[0].seconds)
         report["of a split, least and most"] = [min(ratios), max(ratios)]
     print(jsonl.dumps(report))
     show(lines)
