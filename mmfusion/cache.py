@@ -72,6 +72,11 @@ class Reading:
         self.part: slice | Tensor = slice(first, first + len(self.rows))
         if not together:
             self.part = torch.tensor(self.rows, device=device)
+        # Rows side by side, alike in length: one block of the cache is written, another read.
+        self.blocks: list[list[Tensor]] = []
+        if together and np.ptp(used) == np.ptp(self.sizes) == 0:
+            seen = cache.kv[:, :, self.part, : self.reach]
+            self.blocks = [[*layer.unbind()] for layer in seen.unbind()]
         self.asks = torch.cat([batch.noisy_at, batch.predict_at])
         self.plans = []
         for asks in (np.arange(len(doc)), self.asks.numpy()):
@@ -99,11 +104,15 @@ class Reading:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
-        kept = self.cache.kv[layer]
+        kept = self.blocks[layer] if self.blocks else self.cache.kv[layer]
         for held, new in zip(kept, (key, value), strict=True):
-            held.flatten(0, 1).index_copy_(0, self.writes, new)
+            if self.blocks:
+                size = int(self.sizes[0])
+                held[:, self.reach - size :] = new.unflatten(0, (len(held), size))
+            else:
+                held.flatten(0, 1).index_copy_(0, self.writes, new)
         if not len(query):
             return query
         places, mask = self.plans[last]
-        k, v = (held[self.part, : self.reach] for held in kept)
+        k, v = kept if self.blocks else (held[self.part, : self.reach] for held in kept)
         return places.together([attention(places.apart(query)[0], k, v, mask).flatten(0, 1)])

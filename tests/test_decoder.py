@@ -26,8 +26,8 @@ from helpers import (
 )
 
 from mmfusion.attention import ByDocument, ByRow
-from mmfusion.config import ModelConfig
-from mmfusion.decoder import FREQUENCIES, Decoder, rotary, rotate, sinusoid
+from mmfusion.config import DecoderConfig, ModelConfig
+from mmfusion.decoder import FREQUENCIES, Decoder, Mlp, can_fuse, rotary, rotate, sinusoid
 from mmfusion.losses import sums, total
 from mmfusion.packing import collate
 from mmfusion.sequence import Document, Label, Text
@@ -171,6 +171,18 @@ def test_checkpointed_activations_change_no_gradient(style: str) -> None:
             slopes.append([p.grad.clone() for p in decoder.parameters()])
         for a, b in zip(*slopes, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_mlp_is_the_same_with_its_activation_in_the_product() -> None:
+    mlp = Mlp(DecoderConfig(width=64, depth=1, heads=1))
+    x = torch.randn(128, 64)
+    with torch.no_grad():
+        fused = mlp(x)
+        assert can_fuse(x) == torch.backends.mkldnn.is_available()
+        assert not can_fuse(x.double())
+        assert not can_fuse(x[1:])
+    assert not can_fuse(x)
+    torch.testing.assert_close(fused, mlp(x), rtol=1e-5, atol=1e-5)
 
 
 # What is added to a token
