@@ -78,7 +78,9 @@ def xl_document(rng: np.random.Generator) -> Document:
     return [*given[task], text if task == 2 else image(XL_IMAGE, 1, rng)]
 
 
-def packed(rows: int, length: int, draw: Callable[..., Document], fill: float = 0) -> Places:
+def packed_rows(
+    rows: int, length: int, draw: Callable[..., Document], fill: float = 0
+) -> list[Row]:
     """Rows packed next-fit; with `fill`, one has padding alone and such a share has none."""
     rng = np.random.default_rng(0)
     done, document = [Row(length, 1, LABEL_TOKENS, null_label=0)] * (fill > 0), draw(rng)
@@ -90,7 +92,12 @@ def packed(rows: int, length: int, draw: Callable[..., Document], fill: float = 
         if row.used < length and rng.random() < fill:
             row.document([Text([0] * (length - row.used))])
         done.append(row)
-    batch = collate(done, padded=True).to(DEVICE)
+    return done
+
+
+def packed(rows: int, length: int, draw: Callable[..., Document], fill: float = 0) -> Places:
+    """The same as tensors."""
+    batch = collate(packed_rows(rows, length, draw, fill), padded=True).to(DEVICE)
     doc, order, stream = (x.view(rows, -1) for x in (batch.doc, batch.order, batch.stream))
     return doc, order, stream
 

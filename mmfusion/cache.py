@@ -142,6 +142,11 @@ class Reading:
         within = np.arange(len(doc)) - np.repeat(self.starts, self.sizes)
         place = np.repeat(self.rows + self.used, self.sizes) + within
         self.writes = torch.from_numpy(place).to(device)
+        cache, own = seats[0]
+        side = slice(own[0], own[0] + len(own))
+        # One session's rows side by side; where they are alike in length, a pass writes one block.
+        self.side = side if len(seats) == 1 and own == [*range(side.start, side.stop)] else None
+        self.alike = self.side is not None and np.ptp(self.used) == np.ptp(self.sizes) == 0
         asks = torch.cat([batch.noisy_at, batch.predict_at])
         every = np.arange(len(doc))
         self.plans = [self._plan(which) for which in (every, asks.numpy())]
@@ -183,9 +188,8 @@ class Reading:
         if not seen.all():
             mask = torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), -torch.inf)
             mask = mask[:, None].to(device, self.pool.kv.dtype)
-        cache, rows = self.seats[0]
-        if len(self.seats) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
-            return _Use(cache, slice(rows[0], rows[0] + len(rows)), reach, mask)
+        if self.side is not None:
+            return _Use(self.seats[0].cache, self.side, reach, mask)
         # Beyond its end a row reads its own last token: another's could be no number.
         place = self.rows[documents, None] + np.minimum(column, (used + sizes)[:, None] - 1)
         return _Use(None, torch.from_numpy(place.ravel()).to(device), reach, mask)
@@ -193,8 +197,14 @@ class Reading:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
         kept = self.pool.kv[layer]
-        for held, new in zip(kept, (key, value), strict=True):
-            held.index_copy_(0, self.writes, new)
+        if self.alike:
+            start, size = int(self.used[0]), int(self.sizes[0])
+            block = self.seats[0].cache.kv[layer, :, self.side, start : start + size]
+            for held, new in zip(block, (key, value), strict=True):
+                held.copy_(new.view(held.shape))
+        else:
+            for held, new in zip(kept, (key, value), strict=True):
+                held.index_copy_(0, self.writes, new)
         if not len(query):
             return query
         places, uses = self.plans[last]
