@@ -214,10 +214,9 @@ class Loader:
         data.check_ranks(world)
         self.config = config
         tokenizer = Tokenizer(config.text.tokenizer) if config.text else None
-        self._tokenizer = sha256(tokenizer.path) if tokenizer else None
-        linear = config.image.linear if config.image.codec == "linear" else None
+        files = {"tokenizer": tokenizer and tokenizer.path, "linear": config.image.linear}
+        self._files = {name: path and sha256(Path(path)) for name, path in files.items()}
         maker = DocumentMaker(config, tokenizer)
-        self._linear = sha256(Path(linear)) if linear else None
         self.sources = [Source(source, config) for source in data.sources]
         check_latents(
             {f"data source {s.config.name}": s.shards.header for s in self.sources}, config.image
@@ -272,9 +271,7 @@ class Loader:
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""
-        lost = list(self._lost)
-        self._lost.clear()
-        return lost
+        return [self._lost.popleft() for _ in range(len(self._lost))]
 
     def layout(self) -> dict[str, Any]:
         """What the numbers of the state mean, and what they hold for."""
@@ -282,8 +279,7 @@ class Loader:
             "columns": ["documents", *REASONS, *(s.config.name for s in self.sources)],
             "seed": self.config.seed,
             "block": self.config.data.block,
-            "tokenizer": self._tokenizer,
-            "linear": self._linear,
+            **self._files,
             "sources": {
                 s.config.name: {
                     "task": s.config.task,
