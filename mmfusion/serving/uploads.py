@@ -42,7 +42,7 @@ def say_what_was_sent_wrong(page: gr.Blocks) -> None:
                 raise gr.Error(SENT_WRONG, print_exception=False) from None
             raise
 
-    page.preprocess_data = reading
+    page.preprocess_data = reading  # type: ignore[method-assign]
 
 
 def checked(text: str | None) -> str:
