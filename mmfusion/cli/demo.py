@@ -1,6 +1,8 @@
 """`mmfusion demo`."""
 
 import os
+import signal
+import sys
 import threading
 from contextlib import suppress
 from importlib.util import find_spec
@@ -36,6 +38,7 @@ def demo(
         Engine(Pipeline.from_pretrained(model, device, dtype)) as engine,
         serving(engine, name, prompt or _examples(model), host, port) as address,
     ):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         typer.echo(f"{model} is served at {address} (Ctrl-C ends it)")
         threading.Event().wait()
 

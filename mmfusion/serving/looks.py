@@ -43,8 +43,10 @@ img.coarse, .coarse img { image-rendering: pixelated; }
 .hint { color: var(--body-text-color-subdued); font-size: .875rem; }
 .tray, .tray .grid-wrap { border: none !important; background: none !important; }
 .tray, .tray .grid-wrap { min-height: 0 !important; padding: 0 !important; }
+.tray .grid-wrap { overflow: hidden !important; }
 .tray .grid-container { grid-template-columns: none !important; grid-auto-flow: column;
-  grid-auto-columns: 88px; overflow-x: auto; padding: 2px; }
+  grid-auto-columns: 88px; overflow-x: auto; padding: 2px;
+  scrollbar-width: thin; scrollbar-color: var(--border-color-primary) transparent; }
 .said { font-size: 1.25rem; padding: 1rem; border-radius: 10px; min-height: 4rem;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
   overflow-wrap: anywhere; }

@@ -78,6 +78,6 @@ def serving(
                 max_file_size=uploads.MOST_BYTES, state_session_capacity=MOST_VISITORS,
             )  # fmt: skip
         try:
-            yield page.local_url
+            yield str(page.local_url)
         finally:
             page.close(verbose=False)

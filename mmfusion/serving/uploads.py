@@ -17,6 +17,7 @@ SENT_WRONG = (
     f"not a picture that is read here: send {', '.join(FORMATS)} of at most "
     f"{MOST_PIXELS // 1_000_000} million pixels"
 )
+UNREADABLE = (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, SyntaxError)
 
 
 def limit_pictures() -> None:
@@ -36,10 +37,12 @@ def say_what_was_sent_wrong(page: gr.Blocks) -> None:
     async def reading(*arguments: Any, **options: Any) -> Any:
         try:
             return await read(*arguments, **options)
-        except (UnidentifiedImageError, PILImage.DecompressionBombError, OSError, SyntaxError):
-            raise gr.Error(SENT_WRONG, print_exception=False) from None
+        except Exception as error:
+            if isinstance(error.__cause__ or error, UNREADABLE):
+                raise gr.Error(SENT_WRONG, print_exception=False) from None
+            raise
 
-    page.preprocess_data = reading
+    page.preprocess_data = reading  # type: ignore[method-assign]
 
 
 def checked(text: str | None) -> str:
