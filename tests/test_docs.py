@@ -97,18 +97,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="needs mmfusion[docs]")
     folder = tmp_path_factory.mktemp("site")
     # In a process of its own: mkdocs' theme is a package `material`, and so is a file of ours here.
-    build = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        str(folder),
-    ]
+    options = ["build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(build, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *options],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -200,7 +197,8 @@ def check_command(words: list[str]) -> None:
     evaluates = path == "mmfusion eval"
     for override in overrides:
         read_override(override, Config)
-    if name and not title(name):  # a page's own file is read where the page is run
+    # A page's own file is read where the page is run; C stands for any.
+    if name and not title(name) and not name.isupper():
         load_evaluation(name) if evaluates else load(name, overrides)
 
 
