@@ -185,10 +185,10 @@ class Reading:
             mask = mask[:, None].to(device, self.pool.kv.dtype)
         cache, rows = self.seats[0]
         if len(self.seats) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
-            return _Use(cache, slice(rows[0], rows[0] + len(rows)), reach, mask)
+            return _Use(reach, mask, cache, rows[0], len(rows))
         # Beyond its end a row reads its own last token: another's could be no number.
         place = self.rows[documents, None] + np.minimum(column, (used + sizes)[:, None] - 1)
-        return _Use(None, torch.from_numpy(place.ravel()).to(device), reach, mask)
+        return _Use(reach, mask, places=torch.from_numpy(place.ravel()).to(device))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
@@ -203,19 +203,23 @@ class Reading:
 
 
 class _Use(NamedTuple):
-    """What queries of some documents meet: rows of a cache that lie together, or single places."""
+    """What queries of some documents meet: `some` rows of a cache from `first` on, or places."""
 
-    cache: Cache | None
-    part: slice | Tensor
     reach: int
     mask: Tensor | None
+    cache: Cache | None = None
+    first: int = 0
+    some: int = 0
+    places: Tensor | None = None
 
     def attend(self, query: Tensor, kept: Tensor) -> Tensor:
         """What queries (R, Q, H, d) read of the keys and values (2, P, G, d): (R, Q, H, d)."""
-        if self.cache:
-            size = len(self.cache.used) * self.cache.length
-            rows = kept[:, self.cache.start : self.cache.start + size]
-            k, v = rows.unflatten(1, (-1, self.cache.length))[:, self.part, : self.reach]
+        if self.places is not None:
+            k, v = kept.index_select(1, self.places).unflatten(1, (-1, self.reach))
         else:
-            k, v = kept.index_select(1, self.part).unflatten(1, (-1, self.reach))
+            assert self.cache
+            length = self.cache.length
+            start = self.cache.start + self.first * length
+            rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
+            k, v = rows[:, :, : self.reach]
         return attention(query, k, v, self.mask)
