@@ -142,11 +142,10 @@ class Reading:
         within = np.arange(len(doc)) - np.repeat(self.starts, self.sizes)
         place = np.repeat(self.rows + self.used, self.sizes) + within
         self.writes = torch.from_numpy(place).to(device)
-        cache, own = seats[0]
-        side = slice(own[0], own[0] + len(own))
         # One session's rows side by side; where they are alike in length, a pass writes one block.
-        self.side = side if len(seats) == 1 and own == [*range(side.start, side.stop)] else None
-        self.alike = self.side is not None and np.ptp(self.used) == np.ptp(self.sizes) == 0
+        own = seats[0].rows
+        self.together = len(seats) == 1 and own == [*range(own[0], own[0] + len(own))]
+        self.alike = self.together and np.ptp(self.used) == np.ptp(self.sizes) == 0
         asks = torch.cat([batch.noisy_at, batch.predict_at])
         every = np.arange(len(doc))
         self.plans = [self._plan(which) for which in (every, asks.numpy())]
@@ -188,18 +187,19 @@ class Reading:
         if not seen.all():
             mask = torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), -torch.inf)
             mask = mask[:, None].to(device, self.pool.kv.dtype)
-        if self.side is not None:
-            return _Use(self.seats[0].cache, self.side, reach, mask)
+        if self.together:
+            cache, rows = self.seats[0]
+            return _Use(reach, mask, cache, rows[0], len(rows))
         # Beyond its end a row reads its own last token: another's could be no number.
         place = self.rows[documents, None] + np.minimum(column, (used + sizes)[:, None] - 1)
-        return _Use(None, torch.from_numpy(place.ravel()).to(device), reach, mask)
+        return _Use(reach, mask, places=torch.from_numpy(place.ravel()).to(device))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
         kept = self.pool.kv[layer]
         if self.alike:
-            start, size = int(self.used[0]), int(self.sizes[0])
-            block = self.seats[0].cache.kv[layer, :, self.side, start : start + size]
+            (cache, rows), start, size = self.seats[0], int(self.used[0]), int(self.sizes[0])
+            block = cache.kv[layer, :, rows[0] : rows[-1] + 1, start : start + size]
             for held, new in zip(block, (key, value), strict=True):
                 held.copy_(new.view(held.shape))
         else:
@@ -213,19 +213,23 @@ class Reading:
 
 
 class _Use(NamedTuple):
-    """What queries of some documents meet: rows of a cache that lie together, or single places."""
+    """What queries of some documents meet: `some` rows of a cache from `first` on, or places."""
 
-    cache: Cache | None
-    part: slice | Tensor
     reach: int
     mask: Tensor | None
+    cache: Cache | None = None
+    first: int = 0
+    some: int = 0
+    places: Tensor | None = None
 
     def attend(self, query: Tensor, kept: Tensor) -> Tensor:
         """What queries (R, Q, H, d) read of the keys and values (2, P, G, d): (R, Q, H, d)."""
-        if self.cache:
-            size = len(self.cache.used) * self.cache.length
-            rows = kept[:, self.cache.start : self.cache.start + size]
-            k, v = rows.unflatten(1, (-1, self.cache.length))[:, self.part, : self.reach]
+        if self.places is not None:
+            k, v = kept.index_select(1, self.places).unflatten(1, (-1, self.reach))
         else:
-            k, v = kept.index_select(1, self.part).unflatten(1, (-1, self.reach))
+            assert self.cache
+            length = self.cache.length
+            start = self.cache.start + self.first * length
+            rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
+            k, v = rows[:, :, : self.reach]
         return attention(query, k, v, self.mask)

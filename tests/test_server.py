@@ -261,5 +261,11 @@ def test_the_command_serves_until_it_is_told_to_stop(digits: Pipeline, workers: 
         with ThreadPoolExecutor(8) as threads:
             for call in [threads.submit(draw, number) for number in range(16)]:
                 call.result(120)
+        metrics = address[0].removesuffix("v1") + "metrics"
+        since = (
+            r"mmfusion_requests_created\{route=\"/v1/images/generations\",status=\"200\"\} (\S+)"
+        )
+        who = {found for _ in range(60) for found in re.findall(since, httpx.get(metrics).text)}
+        assert len(who) == workers, "one has answered all"
         process.terminate()
         assert process.wait(60) in (0, -signal.SIGTERM)

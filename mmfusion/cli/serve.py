@@ -51,14 +51,14 @@ def serve(
     # Its own log of requests is off: it would hold what they hold.
     options: dict[str, Any] = {"http": "h11", "ws": "none", "log_level": "warning"}
     options |= {"access_log": False, "server_header": False, "workers": workers}
+    options["timeout_worker_healthcheck"] = 60  # seconds; to load a model takes some
     config = uvicorn.Config(app, factory=workers > 1, **options)
     address = f"[{host}]" if ":" in host else host
     typer.echo(f"{called}: http://{address}:{listening.getsockname()[1]}/v1, ends with Ctrl-C")
-    server = uvicorn.Server(config)
     if workers == 1:
-        server.run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
     else:
-        Multiprocess(config, target=server.run, sockets=[listening]).run()
+        Multiprocess(config, sockets=[listening]).run()
 
 
 def _application(

@@ -52,7 +52,8 @@ class Answers:
         self, batch: list[int], columns: list[Column], seeds: list[int], common: Common
     ) -> Passes[list[Any]]:
         """What fills the columns that ask for something: latents, or the ids of texts."""
-        session, made = self._session(columns, seeds), []
+        session = self._session(columns, seeds)
+        made: list[Any] = []
         for place, column in enumerate(columns):
             if isinstance(column[0], ImageRequest):
                 made.append((yield from self._draw(session, batch, columns[place:], common)))

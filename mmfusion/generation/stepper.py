@@ -34,7 +34,8 @@ class Runner(Protocol):
         pool: where their caches lie; None where each has its own.
     """
 
-    pool: Pool | None
+    @property
+    def pool(self) -> Pool | None: ...
 
     def run(self, passes: Passes[T]) -> T:
         """What passes come to."""
@@ -65,7 +66,7 @@ class Guest(Generic[T]):
         except BaseException as error:
             self.pending, self.error = None, error
 
-    def leave(self, error: BaseException) -> None:
+    def leave(self, error: Exception) -> None:
         """Be done, by this error."""
         self.passes.close()
         self.pending, self.error = None, error
@@ -148,9 +149,9 @@ class Stepper:
         latents, logits = self.decoder(batch, self._reading)
         self.passes, self.tokens = self.passes + 1, self.tokens + len(batch.doc)
         made = latents.split([len(b.noisy_at) for b in batches])
-        said = [None] * len(batches)
+        said: Sequence[Tensor | None] = [None] * len(batches)
         if logits is not None:
-            said = logits.split([len(b.predict_at) for b in batches])  # type: ignore[assignment]
+            said = logits.split([len(b.predict_at) for b in batches])
         return list(zip(made, said, strict=True))
 
 

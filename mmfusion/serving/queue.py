@@ -79,7 +79,8 @@ class Queue:
             with self.engine.request(cancel) as pipeline:
                 tell("made", work(pipeline, lambda what: tell("emitted", what)))
         except Cancelled:
-            tell("failed", Refusal(499, "cancelled"))
+            gone = cancel.is_set()  # else the engine has given up, being told to stop
+            tell("failed", Refusal(499 if gone else 503, "cancelled"))
         except Stopped as error:
             tell("failed", Refusal(503, str(error)))
         except Refusal as error:

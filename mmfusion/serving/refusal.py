@@ -15,7 +15,7 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
         line = printable(" ".join(message.split()))
         super().__init__(line if len(line) <= MOST else f"{line[: MOST - 3]}...")
-        self.status, self.param = status, param
+        self.status, self.param = status, printable(param[:MOST]) if param else None
 
     def body(self) -> dict[str, Any]:
         """What is answered."""

@@ -24,7 +24,7 @@ class Limits(Section):
     characters: int = Field(8_000, gt=0)
     """Of all texts of a request; the model's own limit, in tokens, is mostly far below."""
     pixels: int = Field(16_000_000, gt=0)
-    """Of a picture that is sent."""
+    """Of a picture that is sent, or of all pictures of a chat."""
     pictures: int = Field(10, gt=0)
     """Sent in one request, or asked for."""
     steps: int = Field(250, gt=0)

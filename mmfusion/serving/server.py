@@ -156,7 +156,7 @@ async def refused(request: Request, error: Exception) -> Response:
     if isinstance(error, (RequestValidationError, ValidationError)):
         fault = error.errors()[0]
         where = ".".join(str(key) for key in fault["loc"] if key != "body")
-        error = Refusal(400, f"{where or 'body'}: {fault['msg']}", where[:100] or None)
+        error = Refusal(400, f"{where or 'body'}: {fault['msg']}", where or None)
     elif isinstance(error, HTTPException):
         error = Refusal(error.status_code, str(error.detail))
     assert isinstance(error, Refusal)

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion.codecs.image import open_image
@@ -43,7 +42,7 @@ def editing(given: Editing, image: bytes, mask: bytes | None, limits: Limits) ->
         condition = "prompt" if pipeline.tokenizer else "label"
         made = pipeline.edit(
             [picture] * given.n,
-            _alike(transparent(holes, what), picture.size, what),
+            transparent(holes, what),
             **{condition: given.prompt},
             **own.options,
             **given.options(),
@@ -66,10 +65,15 @@ def chatting(given: Chat, limits: Limits, name: str) -> Work:
         raise Refusal(400, "modalities: text and image once each", "modalities")
 
     def work(pipeline: Pipeline, emit: Emit) -> dict[str, Any]:
-        prompt: list[PromptItem] = [
-            text if url is None else from_url(url, "image_url", limits.pixels)
-            for text, url in parts
-        ]
+        prompt: list[PromptItem] = []
+        room = limits.pixels
+        for text, url in parts:
+            if url is None:
+                prompt.append(text)
+            else:
+                picture = from_url(url, "image_url", room)
+                room -= picture.width * picture.height
+                prompt.append(picture)
         return _Talk(given, name, pipeline, emit).answer(prompt)
 
     return work
@@ -227,11 +231,3 @@ def _parts(message: Message) -> list[tuple[str, str | None]]:
 
 def _tokens(pipeline: Pipeline, text: str) -> int:
     return len(pipeline.tokenizer.encode(text)) if pipeline.tokenizer else 0
-
-
-def _alike(holes: np.ndarray, size: tuple[int, int], what: str) -> np.ndarray:
-    """The mask, if it has the picture's proportions."""
-    if holes.shape[1] * size[1] != holes.shape[0] * size[0]:
-        shape = f"{holes.shape[1]}x{holes.shape[0]}"
-        raise Refusal(400, f"{what}: of size {shape}; the picture has {size[0]}x{size[1]}", what)
-    return holes
