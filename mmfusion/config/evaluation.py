@@ -120,6 +120,7 @@ class Emoji(Section):
     cells: int = Field(300, gt=1)
     """Of the set, at most; as many pictures are drawn of each kind."""
     edits: int = Field(60, gt=0)
+    """Cells that are edited."""
     judge: str = "efficientnet"
     """Extractor with features and style."""
     sampling: dict[str, Any] = Field({})
