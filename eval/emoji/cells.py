@@ -49,9 +49,10 @@ def read_real(data: Path) -> Real:
         digest.append(shards.digest)
         for sample in shards:
             facts = sample.json()
-            cell = facts.get("name"), facts.get("style")
-            if not all(isinstance(word, str) for word in cell):
+            name, style = facts.get("name"), facts.get("style")
+            if not (isinstance(name, str) and isinstance(style, str)):
                 raise UserError(f"{sample.where}: no emoji with a name and a style")
+            cell = name, style
             pictures[cell] = sample.picture().convert("RGB")
             parts.setdefault(part, []).append(cell)
     trained = dict.fromkeys(parts.pop("train"))

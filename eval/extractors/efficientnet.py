@@ -7,6 +7,7 @@ standard deviation of each early channel (as in Huang and Belongie 2017, style t
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class EfficientNetExtractor(Extractor):
     def __init__(self, device: str) -> None:
         path, self.device = _published(), device
         self.sha256 = sha256(path)
-        self.network = _load(path).to(device).eval()
+        self.network: Any = _load(path).to(device).eval()
 
     def extract(self, pixels: np.ndarray) -> Arrays:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
