@@ -146,6 +146,9 @@ class Reading:
         every = np.arange(len(doc))
         self.plans = [self._plan(which) for which in (every, asks.numpy())]
         self.asks = asks.to(device)
+        # Rows side by side, alike in length, are written as one block.
+        (use, *_), alike = self.plans[0][1], np.ptp(self.used) == np.ptp(self.sizes) == 0
+        self.block = use if alike and use.cache else None
 
     def _ends(self) -> tuple[list[Cache], list[int]]:
         """The caches, and how far the fullest row of each is after the pass."""
@@ -193,8 +196,12 @@ class Reading:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
         kept = self.pool.kv[layer]
-        for held, new in zip(kept, (key, value), strict=True):
-            held.index_copy_(0, self.writes, new)
+        size = int(self.sizes[0])
+        for at, new in enumerate((key, value)):
+            if self.block:
+                self.block.rows(kept)[at, :, -size:] = new.unflatten(0, (-1, size))
+            else:
+                kept[at].index_copy_(0, self.writes, new)
         if not len(query):
             return query
         places, uses = self.plans[last]
@@ -217,9 +224,13 @@ class _Use(NamedTuple):
         if self.places is not None:
             k, v = kept.index_select(1, self.places).unflatten(1, (-1, self.reach))
         else:
-            assert self.cache
-            length = self.cache.length
-            start = self.cache.start + self.first * length
-            rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
-            k, v = rows[:, :, : self.reach]
+            k, v = self.rows(kept)
         return attention(query, k, v, self.mask)
+
+    def rows(self, kept: Tensor) -> Tensor:
+        """Rows that lie together, as far as they reach: (2, R, reach, G, d)."""
+        assert self.cache
+        length = self.cache.length
+        start = self.cache.start + self.first * length
+        rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
+        return rows[:, :, : self.reach]
