@@ -142,14 +142,13 @@ class Reading:
         within = np.arange(len(doc)) - np.repeat(self.starts, self.sizes)
         place = np.repeat(self.rows + self.used, self.sizes) + within
         self.writes = torch.from_numpy(place).to(device)
-        # One session's rows side by side; where they are alike in length, a pass writes one block.
-        own = seats[0].rows
-        self.together = len(seats) == 1 and own == [*range(own[0], own[0] + len(own))]
-        self.alike = self.together and np.ptp(self.used) == np.ptp(self.sizes) == 0
         asks = torch.cat([batch.noisy_at, batch.predict_at])
         every = np.arange(len(doc))
         self.plans = [self._plan(which) for which in (every, asks.numpy())]
         self.asks = asks.to(device)
+        # Rows side by side, alike in length, are written as one block.
+        (use, *_), alike = self.plans[0][1], np.ptp(self.used) == np.ptp(self.sizes) == 0
+        self.block = use if alike and use.cache else None
 
     def _ends(self) -> tuple[list[Cache], list[int]]:
         """The caches, and how far the fullest row of each is after the pass."""
@@ -187,8 +186,8 @@ class Reading:
         if not seen.all():
             mask = torch.zeros(seen.shape).masked_fill_(~torch.from_numpy(seen), -torch.inf)
             mask = mask[:, None].to(device, self.pool.kv.dtype)
-        if self.together:
-            cache, rows = self.seats[0]
+        cache, rows = self.seats[0]
+        if len(self.seats) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
             return _Use(reach, mask, cache, rows[0], len(rows))
         # Beyond its end a row reads its own last token: another's could be no number.
         place = self.rows[documents, None] + np.minimum(column, (used + sizes)[:, None] - 1)
@@ -197,14 +196,12 @@ class Reading:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, last: bool) -> Tensor:
         """What queries (Q, H, d) read: (Q, H, d)."""
         kept = self.pool.kv[layer]
-        if self.alike:
-            (cache, rows), start, size = self.seats[0], int(self.used[0]), int(self.sizes[0])
-            block = cache.kv[layer, :, rows[0] : rows[-1] + 1, start : start + size]
-            for held, new in zip(block, (key, value), strict=True):
-                held.copy_(new.view(held.shape))
-        else:
-            for held, new in zip(kept, (key, value), strict=True):
-                held.index_copy_(0, self.writes, new)
+        size = int(self.sizes[0])
+        for at, new in enumerate((key, value)):
+            if self.block:
+                self.block.rows(kept)[at, :, -size:] = new.unflatten(0, (-1, size))
+            else:
+                kept[at].index_copy_(0, self.writes, new)
         if not len(query):
             return query
         places, uses = self.plans[last]
@@ -227,9 +224,13 @@ class _Use(NamedTuple):
         if self.places is not None:
             k, v = kept.index_select(1, self.places).unflatten(1, (-1, self.reach))
         else:
-            assert self.cache
-            length = self.cache.length
-            start = self.cache.start + self.first * length
-            rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
-            k, v = rows[:, :, : self.reach]
+            k, v = self.rows(kept)
         return attention(query, k, v, self.mask)
+
+    def rows(self, kept: Tensor) -> Tensor:
+        """Rows that lie together, as far as they reach: (2, R, reach, G, d)."""
+        assert self.cache
+        length = self.cache.length
+        start = self.cache.start + self.first * length
+        rows = kept[:, start : start + self.some * length].unflatten(1, (-1, length))
+        return rows[:, :, : self.reach]

@@ -101,7 +101,7 @@ def too_much(rng: random.Random) -> httpx.Request:
         [
             {"prompt": "a" * 1_000_000}, {"prompt": "a" * 10_000_000}, {"n": 1000}, {"n": 11},
             {"num_inference_steps": 10**9}, {"size": "100000x100000"},
-            {"prompt": "three " * 80}, {"stream": True, "n": 2}, {"model": EVIL}, {"size": EVIL},
+            {"prompt": "three " * 120}, {"stream": True, "n": 2}, {"model": EVIL}, {"size": EVIL},
         ]
     )  # fmt: skip
     return httpx.Request("POST", DRAW, json={**GOOD[DRAW], **more})
