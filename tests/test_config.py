@@ -196,7 +196,9 @@ def test_a_missing_key_is_blamed_on_what_gave_its_section(tmp_path: Path) -> Non
 def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
     with pytest.raises(UserError, match=rf"{unknown}: .*did you mean {meant}\?"):
         load("tiny", [f"{unknown}=1"])
-    with pytest.raises(UserError, match=r"zzz: there is no such key \(choose one of output, steps"):
+    with pytest.raises(
+        UserError, match=r"zzz: there is no such key \(choose one of output, start_from"
+    ):
         load("tiny", ["train.zzz=1"])
 
 

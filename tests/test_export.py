@@ -130,12 +130,12 @@ def test_what_a_user_added_stays(tmp_path: Path) -> None:
     folder, vae = tmp_path / "model", tmp_path / "vae"
     vae.mkdir()
     (vae / "config.json").write_text("{}")
-    (vae / "old.safetensors").write_text("weights")
+    (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
     config = described(3)
     image = config.image.model_copy(update={"vae": str(vae)})
     coded = config.model_copy(update={"image": image})
     export.export(coded, random_decoder(config).state_dict(), folder)
-    assert (folder / "vae/old.safetensors").is_file()
+    assert (folder / "vae/diffusion_pytorch_model.safetensors").is_file()
     added = {
         "README.md": b"mine",
         "samples/a.png": b"png",
@@ -156,14 +156,16 @@ def test_a_file_of_ours_that_a_user_changed_stays(tmp_path: Path) -> None:
     folder, vae = tmp_path / "model", tmp_path / "vae"
     vae.mkdir()
     (vae / "config.json").write_text("{}")
-    (vae / "weights.safetensors").write_text("weights")
+    (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
     config = described(3)
     image = config.image.model_copy(update={"vae": str(vae)})
     coded = config.model_copy(update={"image": image})
     export.export(coded, random_decoder(config).state_dict(), folder)
-    (folder / "vae/weights.safetensors").write_text("trained further, for weeks")
+    (folder / "vae/diffusion_pytorch_model.safetensors").write_text("trained further, for weeks")
     save(folder, 5)
-    assert (folder / "vae/weights.safetensors").read_text() == "trained further, for weeks"
+    assert (
+        folder / "vae/diffusion_pytorch_model.safetensors"
+    ).read_text() == "trained further, for weeks"
     assert not (folder / "vae/config.json").exists()
 
 
@@ -172,6 +174,7 @@ def test_nothing_is_written_over_or_through_what_a_user_added(tmp_path: Path, wh
     folder, vae = save(tmp_path / "model"), tmp_path / "vae"
     vae.mkdir()
     (vae / "config.json").write_text("{}")
+    (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
     (tmp_path / "shared").mkdir()
     if what == "file in the way":
         (folder / "vae").write_text("mine")
