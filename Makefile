@@ -27,7 +27,7 @@ emoji: $(VENV)/installed-emoji $(PACKAGES)
 	$(RUN) mmfusion data emoji $(PACKAGES) --output runs/emoji/data
 	$(RUN) mmfusion data linear-codec "runs/emoji/data/draw-*.tar" --config emoji_small \
 		--output runs/emoji/data/codec.safetensors
-	$(RUN) mmfusion train --config emoji_small
+	$(RUN) CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 mmfusion train --config emoji_small --ranks 2 data.micro_rows=4
 	$(RUN) mmfusion eval --model runs/emoji_small
 
 $(SETS)/iconify-json-%.tgz:
