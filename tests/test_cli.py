@@ -490,6 +490,7 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     (tmp_path / "notes.txt").write_text("no picture")
     lines = ["/help", "/image", "/image cut.png", "/image notes.txt", f"/image {tmp_path}"]
     lines += ["/image ~nobody/x.png", f"/image {'x' * 5000}.png", "/imagine", "/", "/draw", "/say"]
+    lines += ["/draw a seven", "/say hello"]  # not drawn without the words: nothing is asked
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     answers = iter([KeyboardInterrupt, UserError("too long")])
 
@@ -499,7 +500,8 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     monkeypatch.setattr(Pipeline, "generate", stop)
     code, out, err = run("chat", "--model", model)
     assert (code, err) == (0, "")
-    assert out.count("error: ") == 7
+    assert out.count("error: ") == 9
+    assert "/draw: takes nothing" in out
     assert out.count("no command") == 2
     assert "stopped" in out
     assert out.count("/image FILE") == 2  # at the beginning, and by /help
