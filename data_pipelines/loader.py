@@ -145,7 +145,7 @@ class RowSlot:
                 size = count(document, c.decoder.label_tokens)
                 if not size.fits(self._limit):
                     where = source.where(self.number, draw)
-                    what = f"{where}: a document of {size}; a row holds {self._limit}"
+                    what = f"{where}: a document of {size.beyond(self._limit)}"
                     raise CorruptSample("length", what)
             except CorruptSample as error:
                 after[1 + REASONS.index(error.reason)] += 1

@@ -108,6 +108,18 @@ class Counts(NamedTuple):
         """Whether every count is within its limit."""
         return all(a <= b for a, b in zip(self, limit, strict=True))
 
+    def beyond(self, limit: "Counts") -> str:
+        """Of which tokens there are too many, and the config keys that say so."""
+        most = limit._asdict()
+        over = {kind: n for kind, n in self._asdict().items() if n > most[kind]}
+        rows = over.pop("tokens", None)
+        if rows is not None:  # then what its parts are beyond says no more
+            return f"{rows} tokens; a row holds {limit.tokens}: raise row_length"
+        return ", ".join(
+            f"{n} {kind} tokens; a row holds {most[kind]}: raise data.capacity.{kind}"
+            for kind, n in over.items()
+        )
+
 
 def count(document: Document, label_tokens: int) -> Counts:
     """Tokens of each kind that `Row.document` will write."""

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,32 @@ def test_train_refuses(
         assert_refused(run(*good, wrong), *named)
     assert_refused(run("train", "--config", "mm_xl"), "mm_xl", "data/tokenizer.model")
     assert not (tmp_path / "runs").exists()  # its output
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [(None, "trained 2 steps; the model is run/model"), (1, "at step 1, as asked; the same")],
+)
+def test_train_says_at_its_end_where_the_model_is(
+    run: Run, digits_data: Path, monkeypatch: pytest.MonkeyPatch, until: int | None, said: str
+) -> None:
+    from mmfusion.training import loop
+
+    class Trainer:
+        def __init__(self, *_: object) -> None:
+            self.rank, self.output = 0, Path("run")
+            self.state = SimpleNamespace(step=0, seconds=0.0)
+
+        def run(self, until: int | None) -> None:
+            self.state.step = until or 2
+
+    monkeypatch.setattr(loop, "Trainer", Trainer)
+    to = [] if until is None else ["--until", until]
+    code, out, err = run(
+        "train", "--config", "tiny", *to, *tiny(digits_data, Path("run")), "train.steps=2"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith(said)
 
 
 def test_eval_refuses(run: Run, model: Path, digits_data: Path, tmp_path: Path) -> None:
@@ -490,6 +517,7 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     (tmp_path / "notes.txt").write_text("no picture")
     lines = ["/help", "/image", "/image cut.png", "/image notes.txt", f"/image {tmp_path}"]
     lines += ["/image ~nobody/x.png", f"/image {'x' * 5000}.png", "/imagine", "/", "/draw", "/say"]
+    lines += ["/draw a seven", "/say hello"]  # not drawn without the words: nothing is asked
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     answers = iter([KeyboardInterrupt, UserError("too long")])
 
@@ -499,7 +527,8 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     monkeypatch.setattr(Pipeline, "generate", stop)
     code, out, err = run("chat", "--model", model)
     assert (code, err) == (0, "")
-    assert out.count("error: ") == 7
+    assert out.count("error: ") == 9
+    assert "/draw: takes nothing" in out
     assert out.count("no command") == 2
     assert "stopped" in out
     assert out.count("/image FILE") == 2  # at the beginning, and by /help

@@ -100,7 +100,7 @@ def test_a_tokenizer_and_classes_that_were_not_inherited_are_asked_for(tmp_path:
     [
         ("base: mine", "is its own base"),
         ("base: other", "is its own base"),
-        ("base: nowhere", "config nowhere: no such file"),
+        ("base: nowhere", r"mine\.yaml: base: config nowhere: no such file"),
         ("base: [tiny]", "expected the name of a config"),
         ("base: tiny\ndecoder: {base: tiny}", r"decoder\.base"),
     ],
@@ -196,9 +196,7 @@ def test_a_missing_key_is_blamed_on_what_gave_its_section(tmp_path: Path) -> Non
 def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
     with pytest.raises(UserError, match=rf"{unknown}: .*did you mean {meant}\?"):
         load("tiny", [f"{unknown}=1"])
-    with pytest.raises(
-        UserError, match=r"zzz: there is no such key \(choose one of output, start_from"
-    ):
+    with pytest.raises(UserError, match=r"zzz: there is no such key \(choose one of output, "):
         load("tiny", ["train.zzz=1"])
 
 

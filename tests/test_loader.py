@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections import Counter
@@ -29,6 +30,7 @@ from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import CorruptSample, UserError
 from mmfusion.packing import Batch
+from mmfusion.sequence import Counts
 
 SAMPLES, LABEL_TOKENS, ROW = 30, 2, 128
 
@@ -417,8 +419,17 @@ def test_documents_that_no_row_holds_are_refused_and_counted(tmp_path: Path, tok
 
 
 def test_data_of_which_nothing_fits_are_an_error(data: Path, tokenizer: Tokenizer):
-    with pytest.raises(UserError, match=r"11 of 11 samples cannot be used \(11 length\)"):
+    with pytest.raises(UserError, match=r"11 of 11 samples cannot be used \(11 length\)") as told:
         steps(Loader(config(data, tokenizer, row_length=17)), 1)
+    assert re.search(
+        r"a document of \d+ tokens; a row holds 17: raise row_length$", str(told.value)
+    )
+
+
+def test_a_document_beyond_a_capacity_names_its_key() -> None:
+    limit = Counts(100, text=100, label=100, image=64, noisy=64, predict=100)
+    told = Counts(90, text=8, image=82, noisy=64).beyond(limit)
+    assert told == "82 image tokens; a row holds 64: raise data.capacity.image"
 
 
 # Errors

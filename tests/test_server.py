@@ -226,6 +226,19 @@ def test_stop_loses_no_accepted_request(digits: Pipeline) -> None:
             httpx.get(f"{small.url}/health")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"data": {"prompt": "a three"}}, {"json": ["a three"]}, {"content": '{"prompt": "a"}'}],
+)
+def test_a_body_that_is_no_json_object_is_told_what_to_be(
+    server: Running, given: dict[str, Any]
+) -> None:
+    """Such as curl's -d without its header, which is a form."""
+    answer = httpx.post(f"{server.url}/v1/images/generations", **given)
+    told = "body: send a JSON object, with the header content-type: application/json"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
+
+
 # The command
 
 

@@ -363,6 +363,16 @@ def test_metrics_drop_what_lies_past_the_checkpoint(tmp_path: Path, tiny: Config
     ]
 
 
+def test_the_bar_says_its_figures_once_there_are_some(
+    tmp_path: Path, tiny: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = recording(tiny, tmp_path, 0)
+    assert capsys.readouterr().err.endswith(" left")
+    records.log(3, {"loss": 0.5})
+    records.close()
+    assert "left, step 3, loss 0.5000" in capsys.readouterr().err
+
+
 # Checkpoints that were damaged, or never finished
 
 

@@ -65,4 +65,10 @@ def train(
             )
         elif trainer.rank == 0 and settings.train.start_from:
             typer.echo(f"a new run begins from the weights of {settings.train.start_from}")
+        before = state.step
         trainer.run(until)
+        if trainer.rank == 0 and state.step > before:
+            if progress(settings.train, state.step, state.seconds) >= 1:
+                typer.echo(f"trained {state.step} steps; the model is {trainer.output / 'model'}")
+            else:
+                typer.echo(f"at step {state.step}, as asked; the same command goes on")

@@ -84,7 +84,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if not isinstance(name, str):
         raise UserError(f"{path}: base is {name!r}; expected the name of a config")
     beside = [path.parent / name, path.parent / f"{name}.yaml"]
-    base = next((p for p in beside if p.is_file()), None) or find(name)
+    base = next((p for p in beside if p.is_file()), None) or _base(name, path)
     below = _layers(base.resolve(), (*above, path.resolve()))
     own, theirs = _shards(raw), {shards for _, layer in below for shards in _shards(layer)}
     for _, layer in below:
@@ -94,6 +94,13 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
             if isinstance(section, dict):
                 section.pop(last, None)
     return [*below, (str(path), raw)]
+
+
+def _base(name: str, path: Path) -> Path:
+    try:
+        return find(name)
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
 
 
 def _shards(raw: dict) -> set[str]:

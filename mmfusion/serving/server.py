@@ -156,7 +156,10 @@ async def refused(request: Request, error: Exception) -> Response:
     if isinstance(error, (RequestValidationError, ValidationError)):
         fault = error.errors()[0]
         where = ".".join(str(key) for key in fault["loc"] if key != "body")
-        error = Refusal(400, f"{where or 'body'}: {fault['msg']}", where or None)
+        told = fault["msg"]
+        if fault["loc"] == ("body",):  # what is no object has no field to be named
+            told = "send a JSON object, with the header content-type: application/json"
+        error = Refusal(400, f"{where or 'body'}: {told}", where or None)
     elif isinstance(error, HTTPException):
         error = Refusal(error.status_code, str(error.detail))
     assert isinstance(error, Refusal)

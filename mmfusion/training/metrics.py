@@ -130,4 +130,4 @@ def _step(line: dict[str, Any]) -> float:
     return step if isinstance(step, int) else math.inf
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left, {postfix}"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
