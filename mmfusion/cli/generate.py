@@ -162,10 +162,8 @@ def chat(
                     raise UserError("/image: name the file of a picture")
                 prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
             elif command in ("/say", "/draw"):
-                if rest.strip():
-                    raise UserError(
-                        f"{command}: takes nothing; write the text before it, on a line"
-                    )
+                if rest:
+                    raise UserError(f"{command}: takes nothing; write the text on a line before it")
                 slot = TextSlot() if command == "/say" else ImageSlot()
                 *_, made = pipeline.generate([*prompt, slot], seed=seed, **chosen)
                 if isinstance(made, str):

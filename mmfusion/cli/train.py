@@ -2,9 +2,12 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmfusion.config import Config
 
 
 def train(
@@ -47,6 +50,11 @@ def train(
         to = [] if until is None else ["--until", str(until)]
         told = ["train", "--config", config, *to, "--", *(overrides or [])]
         raise typer.Exit(start([sys.executable, "-m", "mmfusion", *told], ranks))
+    _run(settings, until)
+
+
+def _run(settings: "Config", until: int | None) -> None:
+    """On this rank."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
     from mmfusion.training.loop import Trainer
@@ -55,20 +63,21 @@ def train(
 
     with in_contact():
         trainer = Trainer(settings, Loader)
-        state = trainer.state
-        if trainer.rank == 0 and state.step:
-            done = progress(settings.train, state.step, state.seconds) >= 1
-            what = "already trained" if done else "going on"
-            typer.echo(
-                f"{what}: {trainer.output} has a checkpoint at step {state.step}"
-                + (f"; the model is {trainer.output / 'model'}" if done else "")
-            )
-        elif trainer.rank == 0 and settings.train.start_from:
-            typer.echo(f"a new run begins from the weights of {settings.train.start_from}")
-        before = state.step
+        state, tell = trainer.state, typer.echo if trainer.rank == 0 else lambda _: None
+
+        def done() -> bool:
+            return progress(settings.train, state.step, state.seconds) >= 1
+
+        before, model = state.step, trainer.output / "model"
+        if before:
+            what, where = "already trained" if done() else "going on", f"; the model is {model}"
+            found = f"{what}: {trainer.output} has a checkpoint at step {before}"
+            tell(found + (where if done() else ""))
+        elif settings.train.start_from:
+            tell(f"a new run begins from the weights of {settings.train.start_from}")
         trainer.run(until)
-        if trainer.rank == 0 and state.step > before:
-            if progress(settings.train, state.step, state.seconds) >= 1:
-                typer.echo(f"trained {state.step} steps; the model is {trainer.output / 'model'}")
+        if state.step > before:
+            if done():
+                tell(f"trained {state.step} steps; the model is {model}")
             else:
-                typer.echo(f"at step {state.step}, as asked; the same command goes on")
+                tell(f"at step {state.step}, as asked; the same command goes on")
