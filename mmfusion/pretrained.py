@@ -67,8 +67,8 @@ class Pretrained:
         Args:
             device: default: this process's GPU, or the CPU without one.
             dtype: what it computes in: float32, bfloat16 or float16, as torch's or by name.
-                Default: on a GPU as the weights were saved, on a CPU float32, since many
-                only emulate the others. `save_pretrained` then writes as they were saved.
+                Default: on a CPU float32, since many only emulate the others; on a GPU bfloat16
+                or, of weights saved so, float16. `save_pretrained` writes as they were saved.
             revision: of a hub id: branch, tag or commit.
             subfolder: of the folder or repository, in which the model is.
             cache_dir: where the hub's files are kept; default: the hub's own folder.
@@ -84,9 +84,10 @@ class Pretrained:
         source = hub.Source(revision, cache_dir, token, local_files_only)
         folder = export.locate(name, source, subfolder or "")
         config, decoder, tokenizer, digest = export.load(folder)
-        saved = decoder.latent_in.weight.dtype if precision is None else None
-        if precision is None and place.type == "cpu":
-            precision = torch.float32
+        saved = None
+        if precision is None:
+            saved = decoder.latent_in.weight.dtype
+            precision = computed_in(place, saved)
         with user_error(f"device {place}: is full", RuntimeError):
             decoder = decoder.to(place, precision)
         codec = make_codec(config.image, place)
@@ -184,3 +185,10 @@ class Pretrained:
         if dtype is not None:
             self.saved_dtype = None
         return self
+
+
+def computed_in(device: torch.device, saved: torch.dtype) -> torch.dtype:
+    """In which precision weights saved so are computed with, where nothing is asked for."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if saved == torch.float32 else saved

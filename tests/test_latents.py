@@ -215,3 +215,22 @@ def test_latents_that_do_not_fit_the_config_are_refused(shape: tuple, vae: Path)
     sample = Sample({"json": b'{"label": 0}', "moments.npy": file.getvalue()}, "here")
     with pytest.raises(UserError, match=r"here\.moments\.npy: .*image section needs"):
         maker(latent_config(vae)).make(source("class_to_image"), sample, np.random.default_rng(0))
+
+
+def test_an_autoencoder_works_on_as_many_pictures_as_fit(
+    vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = AutoencoderCodec(latent_config(vae))
+    rng = np.random.default_rng(0)
+    size = codec.config.size
+    pictures = [
+        PILImage.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)) for _ in range(5)
+    ]
+    whole = codec.encode(pictures)
+    seen: list[int] = []
+    codec.vae.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr("mmfusion.codecs.image.AT_ONCE", 2 * size**2)
+    np.testing.assert_allclose(codec.encode(pictures), whole, atol=1e-5)
+    assert seen == [2, 2, 1]
+    drawn = codec.decode(whole)
+    assert [picture.size for picture in drawn] == [(size, size)] * 5

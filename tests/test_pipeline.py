@@ -21,6 +21,7 @@ from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.export import SHIPPED, locate, model_digest
 from mmfusion.generation.edit_masks import regenerated
 from mmfusion.generation.prompt import PromptReader
+from mmfusion.pretrained import computed_in
 from mmfusion.sequence import Text
 
 FAST: dict[str, Any] = {"num_inference_steps": 2}
@@ -415,6 +416,18 @@ def test_the_precision_is_kept_on_disk(model_folder: Path, tmp_path: Path, name:
     assert (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * size
     made = [p.class_to_image([1, 2], seed=3, **FAST) for p in (half, same)]
     assert all(np.array_equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "saved", "computed"),
+    [
+        ("cpu", torch.bfloat16, torch.float32),
+        ("cuda", torch.float32, torch.bfloat16),
+        ("cuda", torch.float16, torch.float16),
+    ],
+)
+def test_what_is_computed_in(device: str, saved: torch.dtype, computed: torch.dtype) -> None:
+    assert computed_in(torch.device(device), saved) == computed
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

@@ -9,7 +9,7 @@ Shapes: B pictures, N tokens, D numbers in a token, h x w cells, c channels, p p
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image as PILImage
+from torch import Tensor
 
 from mmfusion.config import ImageConfig
 from mmfusion.errors import CorruptSample, UserError, user_error
@@ -25,6 +26,7 @@ from mmfusion.manifest import sha256
 
 MOST_OBLONG = 8  # times the short side: longer pictures are cut before they are resized
 MOST_PIXELS = 100_000_000
+AT_ONCE = 16 * 256 * 256  # pixels that an autoencoder works on at once: more may not fit
 VAE_FILES = "diffusion_pytorch_model.safetensors", "config.json"
 ORIENTATION = 0x0112  # in EXIF
 TURNS = {
@@ -230,19 +232,27 @@ class AutoencoderCodec(PixelCodec):
 
     def moments(self, pictures: list[PILImage.Image]) -> np.ndarray:
         """Mean and standard deviation of the normalised latents: (B, 2, c, h, w)."""
-        x = torch.from_numpy(super().latents(pictures))
-        with torch.inference_mode():
-            posterior = self.vae.encode(x.to(self.device)).latent_dist
-            mean = (posterior.mean - self.shift) * self.scale
-            return torch.stack([mean, posterior.std * self.scale], 1).float().cpu().numpy()
+        return self._by_parts(self._encoded, super().latents(pictures))
 
     def latents(self, pictures: list[PILImage.Image]) -> np.ndarray:
         return self.moments(pictures)[:, 0]
 
     def pixels(self, latents: np.ndarray) -> np.ndarray:
-        raw = torch.from_numpy(latents.copy()).to(self.device) / self.scale + self.shift
-        with torch.inference_mode():
-            return self.vae.decode(raw).sample.float().cpu().numpy()
+        return self._by_parts(self._decoded, latents)
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        posterior = self.vae.encode(pixels).latent_dist
+        mean = (posterior.mean - self.shift) * self.scale
+        return torch.stack([mean, posterior.std * self.scale], 1)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / self.scale + self.shift).sample
+
+    @torch.inference_mode()
+    def _by_parts(self, network: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:
+        """What it makes of (B, ...), of as many at once as fit."""
+        parts = torch.from_numpy(x.copy()).split(max(1, AT_ONCE // self.config.size**2))
+        return torch.cat([network(part.to(self.device)).float().cpu() for part in parts]).numpy()
 
 
 def _scaling(config: ImageConfig, vae: Mapping[str, Any]) -> tuple[float, float]:
