@@ -15,6 +15,7 @@ import uvicorn
 from PIL import Image as PILImage
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.serving import url
 from mmfusion import Pipeline
 from mmfusion.serving.engine import Engine
 from mmfusion.serving.schemas import Limits
@@ -65,16 +66,6 @@ def running(pipeline: Pipeline, **limits: Any) -> Iterator[Running]:
     found = Running(pipeline, SMALL.model_copy(update=limits))
     yield found
     found.stop()
-
-
-def png(picture: PILImage.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def url(picture: PILImage.Image) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
 
 
 def opened(encoded: str | None) -> PILImage.Image:

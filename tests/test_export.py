@@ -126,15 +126,18 @@ def test_a_place_where_nothing_can_be_is_one_line(tmp_path: Path) -> None:
             save(tmp_path / name)
 
 
-def test_what_a_user_added_stays(tmp_path: Path) -> None:
-    folder, vae = tmp_path / "model", tmp_path / "vae"
+def coded(vae: Path) -> ModelConfig:
+    """A config whose autoencoder's two files lie there, made now."""
     vae.mkdir()
     (vae / "config.json").write_text("{}")
     (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
     config = described(3)
-    image = config.image.model_copy(update={"vae": str(vae)})
-    coded = config.model_copy(update={"image": image})
-    export.export(coded, random_decoder(config).state_dict(), folder)
+    return config.model_copy(update={"image": config.image.model_copy(update={"vae": str(vae)})})
+
+
+def test_what_a_user_added_stays(tmp_path: Path) -> None:
+    folder, vae = tmp_path / "model", tmp_path / "vae"
+    export.export(coded(vae), random_decoder(described(3)).state_dict(), folder)
     assert (folder / "vae/diffusion_pytorch_model.safetensors").is_file()
     added = {
         "README.md": b"mine",
@@ -154,13 +157,7 @@ def test_what_a_user_added_stays(tmp_path: Path) -> None:
 
 def test_a_file_of_ours_that_a_user_changed_stays(tmp_path: Path) -> None:
     folder, vae = tmp_path / "model", tmp_path / "vae"
-    vae.mkdir()
-    (vae / "config.json").write_text("{}")
-    (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
-    config = described(3)
-    image = config.image.model_copy(update={"vae": str(vae)})
-    coded = config.model_copy(update={"image": image})
-    export.export(coded, random_decoder(config).state_dict(), folder)
+    export.export(coded(vae), random_decoder(described(3)).state_dict(), folder)
     (folder / "vae/diffusion_pytorch_model.safetensors").write_text("trained further, for weeks")
     save(folder, 5)
     assert (
@@ -171,18 +168,13 @@ def test_a_file_of_ours_that_a_user_changed_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["file in the way", "link in the way"])
 def test_nothing_is_written_over_or_through_what_a_user_added(tmp_path: Path, what: str) -> None:
-    folder, vae = save(tmp_path / "model"), tmp_path / "vae"
-    vae.mkdir()
-    (vae / "config.json").write_text("{}")
-    (vae / "diffusion_pytorch_model.safetensors").write_text("weights")
+    folder, config = save(tmp_path / "model"), coded(tmp_path / "vae")
     (tmp_path / "shared").mkdir()
     if what == "file in the way":
         (folder / "vae").write_text("mine")
     else:
         (folder / "vae").symlink_to(tmp_path / "shared")
     before = tree(tmp_path)
-    image = described(3).image.model_copy(update={"vae": str(vae)})
-    config = described(3).model_copy(update={"image": image})
     with pytest.raises(UserError, match=r"model/vae"):
         export.export(config, random_decoder(described(3)).state_dict(), folder)
     assert tree(tmp_path) == before

@@ -16,8 +16,9 @@ import openai
 import pytest
 from conftest import Command
 from PIL import Image as PILImage
-from served import Running, idle, opened, png, running, same, seen
+from served import Running, idle, opened, running, same, seen
 
+from benchmarks.serving import png
 from mmfusion import Pipeline
 
 SLOW: dict[str, Any] = {"num_inference_steps": 40, "ar_steps": 16}  # of a picture to be left alone
