@@ -239,6 +239,8 @@ def test_a_card_goes_with_its_model_and_is_the_users(run: Path, tmp_path: Path) 
     assert (second / "README.md").read_bytes() == changed
     Pipeline.from_pretrained(first, "cpu").save_pretrained(tmp_path / "third")
     assert (tmp_path / "third/README.md").read_text() == "mine"
+    Pipeline.from_pretrained(run, "cpu").save_pretrained(first)  # another's card is not put over it
+    assert (first / "README.md").read_text() == "mine"
 
 
 def test_a_pipeline_moves(pipe: Pipeline, model_folder: Path) -> None:
