@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image as PILImage
-from served import Running, idle, opened, png, running, same, seen
+from served import Running, idle, opened, running, same, seen
 
+from benchmarks.serving import png
 from mmfusion import Pipeline
 
 EVIL = "\x1b[31m\r\n../../etc/passwd $(touch /tmp/x) \N{RIGHT-TO-LEFT OVERRIDE}\x00"

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.rng import generator
+from mmfusion.texts import read_text
 
 from ..shard_writer import Made, Sample, claim, cut, shuffled, write_parts
 from ..tokenizer import train_tokenizer
@@ -37,6 +38,7 @@ def write_emoji(
     most: int = 600,
     without: tuple[str, ...] = WITHOUT,
     seed: int = 0,
+    listed: Path | None = None,
 ) -> Made:
     """Write the shards of all tasks and of both kept sets, and a tokenizer of the captions.
 
@@ -47,6 +49,10 @@ def write_emoji(
         most: names, drawn by `seed` from those that all sets have.
         without: categories that are left out.
         seed: of names, split, pairs and order.
+        listed: file of the names to take, one a line, in place of a draw.
+
+    Raises:
+        UserError: too few sets, or a listed name that not all sets have.
     """
     _renderer()  # or each picture would be lost for the want of it
     sets = distinct([read_set(path) for path in packages])
@@ -56,8 +62,7 @@ def write_emoji(
             f"emoji: {len(drawings)} names are in all of {', '.join(s.style for s in sets)}; give "
             "two or more sets that share names"
         )
-    rng = generator("emoji", "names", seed)
-    names = sorted(rng.permutation(sorted(drawings))[:most].tolist())
+    names = _listed(listed, drawings) if listed else _drawn(drawings, most, seed)
     cells = split({name: sorted(drawings[name]) for name in names}, seed)
 
     @cache
@@ -67,7 +72,7 @@ def write_emoji(
     settings = {
         "sets": {s.style: s.digest[:16] for s in sets},
         "size": size,
-        "most": most,
+        **({"names": names} if listed else {"most": most}),
         "without": sorted(without),
         "seed": seed,
     }
@@ -84,6 +89,21 @@ def write_emoji(
             texts += [RESTYLE.format(style=s.style) for s in sets]
             train_tokenizer(texts, output / "tokenizer.model", VOCABULARY)
     return total
+
+
+def _drawn(drawings: dict[str, Any], most: int, seed: int) -> list[str]:
+    rng = generator("emoji", "names", seed)
+    return sorted(rng.permutation(sorted(drawings))[:most].tolist())
+
+
+def _listed(file: Path, drawings: dict[str, Any]) -> list[str]:
+    lines = [line.strip() for line in read_text(file).splitlines()]
+    for number, name in enumerate(lines, 1):
+        if name and name not in drawings:
+            raise UserError(
+                f"{file}:{number}: {name!r} is not in all sets, or of a category that is left out"
+            )
+    return sorted(set(filter(None, lines)))
 
 
 def distinct(sets: list[IconSet]) -> list[IconSet]:

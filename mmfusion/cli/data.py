@@ -46,12 +46,14 @@ def emoji(
         list[str] | None,
         Option(help="category to leave out (repeatable); default: flags, people, symbols"),
     ] = None,
+    names: Annotated[File, Option(help="take these names, one a line, in place of a draw")] = None,
     seed: Annotated[int, Option(help="of names, split, pairs and order")] = 0,
 ) -> None:
     """Write several designers' emoji as shards for four tasks, with a tokenizer."""
     from mmfusion.data_pipelines.converters.emoji import WITHOUT, write_emoji
 
-    _say(write_emoji(packages, output, size, most, tuple(without or WITHOUT), seed), output)
+    made = write_emoji(packages, output, size, most, tuple(without or WITHOUT), seed, names)
+    _say(made, output)
 
 
 @app.command()
