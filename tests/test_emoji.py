@@ -138,7 +138,8 @@ def test_the_shards_hold_no_kept_cell_in_any_task(
     sets: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     pytest.importorskip("resvg_py")
-    command = ("data", "emoji", *sets, "--size", 16, "--without", "Symbols", "-o", tmp_path)
+    sizes = ("--size", 16, "--most", 600)
+    command = ("data", "emoji", *sets, *sizes, "--without", "Symbols", "-o", tmp_path)
     assert run(*command) == 0
     cells: dict[str, set[tuple[str, str]]] = {}
     drawn = {}
@@ -167,6 +168,25 @@ def test_the_shards_hold_no_kept_cell_in_any_task(
     assert "wrote 0 of" in capsys.readouterr().out
     assert run(*command[:-2], "--seed", 1, "-o", tmp_path) == 2
     assert "with other settings (seed: 0, now 1)" in capsys.readouterr().err
+
+
+def test_names_are_taken_from_a_list(
+    sets: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    pytest.importorskip("resvg_py")
+    listed = save(tmp_path / "names.txt", b"\xef\xbb\xbfowl\n\n rocket \r\nowl\n")
+    assert run("data", "emoji", *sets, "--size", 16, "--names", listed, "-o", tmp_path) == 0
+    parts = [part for part in ("train", "validation", "held_out") if _there(tmp_path, part)]
+    samples = [s.json() for part in parts for s in Shards(f"{tmp_path}/{part}-*.tar")]
+    assert len(samples) == 6
+    assert {facts["name"] for facts in samples} == {"owl", "rocket"}
+    capsys.readouterr()
+    save(listed, b"owl\nhorse\n")
+    assert run("data", "emoji", *sets, "--names", listed, "-o", tmp_path / "b") == 2
+    assert "names.txt:2: 'horse' is not in all sets" in capsys.readouterr().err
+    assert run("data", "emoji", *sets, "-o", tmp_path / "b") == 2
+    assert "emoji_names.txt:" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def _there(folder: Path, part: str) -> bool:

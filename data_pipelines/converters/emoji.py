@@ -22,6 +22,7 @@ from ..tokenizer import train_tokenizer
 from .icon_sets import IconSet, read_set
 
 WITHOUT = ("Flags", "People & Body", "Symbols")
+NAMES = Path(__file__).with_name("emoji_names.txt")  # 130 well-known things
 HELD_OUT, VALIDATION = 0.15, 0.05  # shares of the cells
 ANALOGIES = 2  # for each trained cell and other style of its name
 VOCABULARY = 2048
@@ -35,10 +36,10 @@ def write_emoji(
     packages: list[Path],
     output: Path,
     size: int = 64,
-    most: int = 600,
+    listed: Path = NAMES,
+    most: int | None = None,
     without: tuple[str, ...] = WITHOUT,
     seed: int = 0,
-    listed: Path | None = None,
 ) -> Made:
     """Write the shards of all tasks and of both kept sets, and a tokenizer of the captions.
 
@@ -46,10 +47,10 @@ def write_emoji(
         packages: icon sets as npm packs them.
         output: folder of the shards.
         size: side of the pictures in pixels; they lie on white.
-        most: names, drawn by `seed` from those that all sets have.
+        listed: file of the names to take, one a line.
+        most: so many names, drawn by `seed` from those that all sets have, in place of the list.
         without: categories that are left out.
         seed: of names, split, pairs and order.
-        listed: file of the names to take, one a line, in place of a draw.
 
     Raises:
         UserError: too few sets, or a listed name that not all sets have.
@@ -62,7 +63,7 @@ def write_emoji(
             f"emoji: {len(drawings)} names are in all of {', '.join(s.style for s in sets)}; give "
             "two or more sets that share names"
         )
-    names = _listed(listed, drawings) if listed else _drawn(drawings, most, seed)
+    names = _drawn(drawings, most, seed) if most else _listed(listed, drawings)
     cells = split({name: sorted(drawings[name]) for name in names}, seed)
 
     @cache
@@ -72,7 +73,7 @@ def write_emoji(
     settings = {
         "sets": {s.style: s.digest[:16] for s in sets},
         "size": size,
-        **({"names": names} if listed else {"most": most}),
+        **({"most": most} if most else {"names": names}),
         "without": sorted(without),
         "seed": seed,
     }
@@ -101,7 +102,8 @@ def _listed(file: Path, drawings: dict[str, Any]) -> list[str]:
     for number, name in enumerate(lines, 1):
         if name and name not in drawings:
             raise UserError(
-                f"{file}:{number}: {name!r} is not in all sets, or of a category that is left out"
+                f"{file}:{number}: {name!r} is not in all sets, or of a category left out; give a "
+                "list of your own by --names, or draw names by --most"
             )
     return sorted(set(filter(None, lines)))
 

@@ -41,19 +41,23 @@ def emoji(
     ],
     output: Folder = Path("runs/emoji/data"),
     size: Annotated[int, Option(min=1, max=1024, help="pixels a side")] = 64,
-    most: Annotated[int, Option(min=1, help="names, of those that all sets have")] = 600,
+    names: Annotated[
+        File, Option(help="file of names, one a line; default: 130 well-known things")
+    ] = None,
+    most: Annotated[
+        int | None, Option(min=1, help="draw so many of all names that the sets share, instead")
+    ] = None,
     without: Annotated[
         list[str] | None,
         Option(help="category to leave out (repeatable); default: flags, people, symbols"),
     ] = None,
-    names: Annotated[File, Option(help="take these names, one a line, in place of a draw")] = None,
     seed: Annotated[int, Option(help="of names, split, pairs and order")] = 0,
 ) -> None:
     """Write several designers' emoji as shards for four tasks, with a tokenizer."""
-    from mmfusion.data_pipelines.converters.emoji import WITHOUT, write_emoji
+    from mmfusion.data_pipelines.converters.emoji import NAMES, WITHOUT, write_emoji
 
-    made = write_emoji(packages, output, size, most, tuple(without or WITHOUT), seed, names)
-    _say(made, output)
+    left_out = tuple(without or WITHOUT)
+    _say(write_emoji(packages, output, size, names or NAMES, most, left_out, seed), output)
 
 
 @app.command()
