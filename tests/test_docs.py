@@ -4,7 +4,7 @@ A fence of commands or Python in README.md, CONTRIBUTING.md and docs/ is one of 
 
 - it is run here as it stands, page by page, one fence after another in one folder;
 - `<!-- run by tests/FILE.py -->` above it: another test runs such commands on files of its own;
-- its first line says `# Not run by the tests: WHY`, for the reader too.
+- its first line, or its first below `#!`, says `# Not run by the tests: WHY`, for the reader too.
 
 Of all three the commands, options, overrides and files of the checkout have to exist.
 """
@@ -64,7 +64,7 @@ class Fence(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        return not self.elsewhere and not self.text.startswith(NOT_RUN)
+        return not self.elsewhere and not re.match(f"(#!.*\n)?{NOT_RUN}", self.text)
 
     def commands(self) -> list[list[str]]:
         """Its commands as words, without comments, prompts of variables, and line ends."""
@@ -303,6 +303,12 @@ def test_the_large_plan_is_what_the_config_says() -> None:
     assert said["memory a rank"].split(":")[0] in page
     parameters = int(said["parameters"].split()[0].replace(",", ""))
     assert f"{parameters * 16 / 1e9:.1f} GB" in page
+    weights = 2 * parameters / 1e9  # bf16; an all-reduce sends them twice, around a ring
+    for batches in (1, 2):
+        assert f"{weights * (2 * batches + 1):.1f} GB" in page
+    fast = load("mm_xl", ["data.micro_rows=4", "train.checkpoint_activations=false"])
+    memory = float(plan(fast, 64).split("memory a rank")[1].split()[0])
+    assert f"{memory:.1f} GiB" in page
     for peak in (989e12, 312e12):
         step = model / (64 * 0.4 * peak)
         hours = step * config.train.steps / 3600
