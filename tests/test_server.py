@@ -272,7 +272,7 @@ def test_a_field_that_there_is_not_is_told_the_nearest(
 def test_a_field_of_a_form_that_there_is_not_is_told_the_nearest(
     server: Running, three: PILImage.Image
 ) -> None:
-    form = {"files": {"image": png(three)}, "data": {"prompt": "a", "sead": "1"}}
+    form: dict[str, Any] = {"files": {"image": png(three)}, "data": {"prompt": "a", "sead": "1"}}
     answer = httpx.post(f"{server.url}/v1/images/edits", **form)
     told = "sead: there is no such field; did you mean seed?"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
