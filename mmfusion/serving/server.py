@@ -23,7 +23,7 @@ from mmfusion.serving.schemas import Chat, Drawing, Editing, Given, Limits, unkn
 from mmfusion.serving.tasks import chatting, drawing, editing
 
 MOST_FIELDS, MOST_FILES = 32, 4  # of a form
-GIVEN = {"generations": Drawing, "edits": Editing, "completions": Chat}
+GIVEN: dict[str, type[Given]] = {"generations": Drawing, "edits": Editing, "completions": Chat}
 """What a request holds, by the end of its address."""
 
 
