@@ -2,5 +2,5 @@
 #   sh evaluate.sh [options of mmfusion eval]
 # A model of your own, with its run's folder, is measured on its own data: mmfusion eval runs/NAME.
 set -e
-mmfusion data digits -o data
-mmfusion eval --model digits --data data -o report "$@"
+mmfusion data digits -o data/digits
+mmfusion eval --model digits --data data/digits -o report "$@"

@@ -3,8 +3,9 @@
 # where pictures/ is, and captions.csv with the columns image (a file in pictures/) and caption.
 # Started again, it goes on where it was.
 set -e
-mmfusion data captions captions.csv --images pictures --size 32 --format png -o data
-mmfusion data tokenizer --shards "data/train-*.tar" --vocabulary 1000 -o data/tokenizer.model
+mmfusion data captions captions.csv --images pictures --size 32 --format png -o data/own
+mmfusion data tokenizer --shards "data/own/train-*.tar" --vocabulary 1000 \
+  -o data/own/tokenizer.model
 mmfusion train --config "$(dirname "$0")/pictures.yaml" "$@"
 
 # The model is runs/pictures/model; runs/pictures/samples shows how it came to be.

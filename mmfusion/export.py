@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +27,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.codecs.vocabulary import FILES, kind
 from mmfusion.config import ModelConfig, build
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError, shown, user_error
+from mmfusion.errors import UserError, first_line, shown, user_error
 from mmfusion.hub import USUAL, Source, download, may_be_hub_id
 from mmfusion.manifest import (  # fmt: skip
     MANIFEST,
@@ -47,6 +48,8 @@ FREE = CONFIG, *PAGES
 """What a user may edit; the manifest vouches for all other files."""
 MOST = "5GB"
 EXPORTED = "exported model"
+DEVICES = "cpu", "cuda", "mps"
+TAKEN = "cpu, cuda, cuda:1 (the second GPU) or mps"
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 SHIPPED = Path(__file__).resolve().parent / "models"
 
@@ -242,11 +245,17 @@ def check_device(device: Any) -> torch.device:
     """The device that is asked for, or the default one."""
     if device is None:
         return default_device()
-    # Each backend has errors of its own.
-    with user_error(f"device {device}: give cpu, cuda or cuda:1", Exception):
+    found: torch.device | None = None
+    why = "there is none of that name"
+    with suppress(Exception):  # each backend has its own
         found = torch.device(device)
-        torch.zeros(1, device=found).cpu()  # also that no numbers can be had from `meta`
-    return found
+    if found is not None and found.type in DEVICES:
+        try:
+            torch.zeros(1, device=found)
+            return found
+        except Exception as error:
+            why = f"cannot be used here ({first_line(error).partition('. ')[0]})"
+    raise UserError(f"device {shown(device)}: {why}; give {TAKEN}")
 
 
 def check_dtype(dtype: Any) -> torch.dtype | None:

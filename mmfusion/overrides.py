@@ -9,6 +9,7 @@ import yaml
 
 from mmfusion.errors import UserError, first_line
 
+OVERRIDE = "override"
 Key = tuple[int | str, ...]
 """The path to a value: names of sections and keys, numbers of a list's entries."""
 
@@ -67,7 +68,7 @@ def write_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
-def read_override(given: str, kind: Any, what: str = "override") -> tuple[Key, Any]:
+def read_override(given: str, kind: Any, what: str = OVERRIDE) -> tuple[Key, Any]:
     """The path and the value of key.path=value, a value for data of this `kind`, a `Section`.
 
     Where text is wanted nothing in it means anything: not `#`, quotes, brackets, `1e3` or `yes`;
@@ -76,7 +77,8 @@ def read_override(given: str, kind: Any, what: str = "override") -> tuple[Key, A
     """
     key, equals, text = given.partition("=")
     if not equals:
-        raise UserError(f"{what} {given}: write it as key=value")
+        config = "; the name of a config goes after --config" if what == OVERRIDE else ""
+        raise UserError(f"{what} {given}: write it as key=value{config}")
     path = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
     members, text = _members(reduce(_inside, path, kind)), text.strip()
     if text == "null" and NoneType in members:

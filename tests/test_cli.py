@@ -113,8 +113,8 @@ def image(tmp_path: Path) -> Path:
         (["a", "--seed", str(2**70)], ["seed"]),
         (["a", "-o", "picture.psd"], ["picture.psd", "cannot be written"]),
         (["a", "b", "-o", __file__], [__file__, "no folder"]),
-        (["a", "--device", "gpu"], ["device gpu", "cuda"]),
-        (["a", "--device", "cuda:77"], ["device cuda:77"]),
+        (["a", "--device", "cuda:77"], ["device 'cuda:77'", "cannot be used here"]),
+        (["a", "--set", "guidance_scale=2"], ["guidance_scale", "did you mean guidance?"]),
         (["a", "--dtype", "int4"], ["dtype", "int4", "bfloat16"]),
         (["a", "--set", "guidanse=2"], ["guidanse", "did you mean guidance?", "top_p"]),
         (["a", "-o", "/proc/none/picture.png"], ["/proc/none/picture.png"]),
@@ -125,13 +125,65 @@ def test_generate_refuses(run: Run, model: Path, arguments: list[str], named: li
     assert_refused(run("generate", "--model", model, *arguments), *named)
 
 
-def test_options_that_typer_refuses_exit_with_2_too(run: Run, model: Path) -> None:
-    for wrong in (["--count", "0"], ["--seed", "x"], ["--colour", "red"]):
-        code, out, err = run("generate", "a", "--model", model, *wrong)
-        assert code == 2
-        assert wrong[0] in err
-        assert "Traceback" not in out + err
-    assert run("paint")[0] == 2
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("generate --scheduller x", "generate: no option --scheduller; did you mean --set sch"),
+        (
+            "generate a --guidance-scale 2",
+            "generate: no option --guidance-scale; did you mean --set g",
+        ),
+        ("generate a --cout 2", "generate: no option --cout; did you mean --count?"),
+        (
+            "generate a --steps 9",
+            "did you mean --set num_inference_steps=... or --set ar_steps=...?",
+        ),
+        ("generate a --zzz", "generate: no option --zzz; see mmfusion generate --help"),
+        ("generate a --count 0", "invalid value for '--count': Input should be greater"),
+        ("generate a --count 9999999999", "invalid value for '--count': Input should be less"),
+        (
+            "generate a --seed x",
+            "generate: invalid value for '--seed': Input should be a valid int",
+        ),
+        ("generate a --seed", "option '--seed' requires an argument"),
+        ("data autoencoder x --steps abc", "data autoencoder: invalid value for '--steps'"),
+        (
+            "data captions x --format gif",
+            "'gif' is not one of 'jpeg', 'png'; see mmfusion data cap",
+        ),
+        ("data tokenizer -o x --vocabulary 1", "greater than or equal to 256"),
+        ("caption", "caption: missing argument 'images'; see mmfusion caption --help"),
+        ("edit x.png", "edit: missing option '--mask'; see mmfusion edit --help"),
+        ("push a b c", "push: got unexpected extra argument"),
+        ("genrate a", "no such command 'genrate'. Did you mean 'generate'?"),
+        ("train --lr 3", "train: no option --lr; did you mean train.lr=...?"),
+        ("train --dryrun", "train: no option --dryrun; did you mean --dry-run?"),
+        ("train digits", "override digits: write it as key=value; the name of a config goes after"),
+        ("train --config eval/digits", "says what to measure, as eval/digits does; here it is to"),
+        (
+            "eval --config digits",
+            "says what to train, as digits does; here it is to say what to meas",
+        ),
+        ("eval -o given.png", "--output given.png: is a file; name a folder"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(
+    run: Run, image: Path, line: str, told: str
+) -> None:
+    code, out, err = run(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert told in err
+
+
+def test_a_device_that_there_is_not_is_told_which_there_are(run: Run) -> None:
+    """And nothing of the library's own long texts."""
+    for device in ("gpu", "cuda:x", "vulkan", "meta"):
+        told = run("generate", "a", "--device", device)[2]
+        assert told == (
+            f"error: device '{device}': there is none of that name; give cpu, cuda, cuda:1 (the "
+            "second GPU) or mps\n"
+        )
 
 
 PICTURES: dict[str, Callable[[Path], Any]] = {
@@ -367,8 +419,11 @@ OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder al
     ("v1.2.3/g2.0", 3, False, [f"v1.2.3/g2.0/000{i}.png" for i in range(3)]),
     ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
     ("plain", 1, False, ["plain/0000.png"]),
-    ("m.tar.gz", 1, False, ["m.tar.gz/0000.png"]),
+    ("runs/v1.0", 1, False, ["runs/v1.0/0000.png"]),
+    ("m.tar.gz/", 1, False, ["m.tar.gz/0000.png"]),
+    ("sheet.png/", 1, False, ["sheet.png/0000.png"]),
     ("best.model", 1, True, ["best.model/0000.png"]),
+    ("notes.txt", 1, True, ["notes.txt/0000.png"]),
     ("sheet.png", 2, True, ["sheet.png/0000.png", "sheet.png/0001.png"]),
     ("sheet.PNG", 2, False, ["sheet.PNG"]),
     ("a.b/c.d.webp", 1, False, ["a.b/c.d.webp"]),
@@ -386,6 +441,17 @@ def test_where_pictures_go(
     files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")]
     assert sorted(f for f in files if (tmp_path / f).is_file()) == made
     assert all(name in out for name in made)
+
+
+@pytest.mark.parametrize("name", ["seven.doc", "a/b.txt", "m.tar.gz", "seven.pgn", "x.jpgg"])
+def test_a_name_that_ends_as_no_picture_does_is_refused(
+    run: Run, image: Path, tmp_path: Path, name: str
+) -> None:
+    for command in (("generate", "a"), ("edit", image, "--mask", "top", "--label", 3)):
+        answer = run(*command, "-o", name)
+        assert_refused(answer, f"{name}: pictures end in .png, .jpg", f"write {name}/")
+    assert run("generate", "a", "-o", f"{image}/")[2].startswith(f"error: {image}: is a file")
+    assert [*tmp_path.iterdir()] == [image]
 
 
 def test_a_device_and_a_precision_are_chosen(

@@ -94,7 +94,7 @@ def test_a_folder_becomes_a_model(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs sh")
 def test_a_model_is_measured(tmp_path: Path) -> None:
     small = tmp_path / "small.yaml"
-    small.write_text("digits: {data: data, pictures: 10, held_out: 5, edits: 2}")
+    small.write_text("digits: {data: data/digits, pictures: 10, held_out: 5, edits: 2}")
     said = sh("evaluate.sh", tmp_path, "--config", str(small))
     assert "the digits suite" in said
     assert (tmp_path / "report/report.html").is_file()

@@ -301,8 +301,10 @@ def test_damaged_files(tmp_path: Path) -> None:
         refused(cut, tmp_path, "cut.pt")
     cut.write_text("no checkpoint at all\n" * 100)
     refused(cut, tmp_path, "cut.pt")
+    cut.write_text("hello")  # torch says 101
+    refused(cut, tmp_path, "never run (KeyError)")
     refused(tmp_path / "none.pt", tmp_path, "none.pt: no such file")
-    refused(tmp_path, tmp_path, "no such file")
+    refused(tmp_path, tmp_path, "is a folder; give the file in it")
 
 
 class Spelled:

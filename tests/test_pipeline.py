@@ -361,7 +361,14 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.edit(picture(0), np.array([[object()] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), np.array([["a"] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), HUGE, label=1), "mask"),
-    (lambda p: p.edit(picture(0), np.ones((7, 5)), label=1), "mask of size 5x7"),
+    (
+        lambda p: p.edit(picture(0), np.ones((7, 5)), label=1),
+        "mask of size 5x7: needs the proportions of the picture, 8x8",
+    ),
+    (
+        lambda p: p.edit(picture(0).resize((9, 6)), np.ones((7, 5)), label=1),
+        "the picture, 9x6, or 8x8, as the model's pictures, or 4x4, as its token grid",
+    ),
     (lambda p: p.edit(picture(0), "middle\n" * 99, label=1), "mask"),
     (lambda p: p.log_likelihood(None, ["a"]), "one item or a list"),
     (lambda p: p.log_likelihood("", "a"), "empty"),

@@ -21,6 +21,12 @@ from served import Running, idle, opened, running, same, seen
 from benchmarks.serving import png
 from mmfusion import Pipeline
 
+DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
+GOOD: dict[str, Any] = {
+    DRAW: {"prompt": "a three"},
+    CHAT: {"messages": [{"role": "user", "content": "a three"}]},
+}
+WRONG_PART = {"type": "text", "text": "a", "texd": "b"}
 SLOW: dict[str, Any] = {"num_inference_steps": 40, "ar_steps": 16}  # of a picture to be left alone
 
 
@@ -240,6 +246,38 @@ def test_a_body_that_is_no_json_object_is_told_what_to_be(
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
 
 
+@pytest.mark.parametrize(
+    ("to", "body", "told"),
+    [
+        (DRAW, {"promt": "a"}, "promt: there is no such field; did you mean prompt?"),
+        (DRAW, {"num_inference_step": 9}, "did you mean num_inference_steps?"),
+        (CHAT, {"max_token": 9}, "max_token: there is no such field; did you mean max_tokens?"),
+        (DRAW, {"body": 1}, "body: there is no such field; choose from"),
+        (CHAT, {"zz": 1}, "zz: there is no such field; choose from model, user, seed, guidance, "),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [WRONG_PART]}]},
+            "texd: there is no such field; did you",
+        ),
+    ],
+)
+def test_a_field_that_there_is_not_is_told_the_nearest(
+    server: Running, to: str, body: dict[str, Any], told: str
+) -> None:
+    answer = httpx.post(server.url + to, json={**GOOD[to], **body})
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]["message"]
+
+
+def test_a_field_of_a_form_that_there_is_not_is_told_the_nearest(
+    server: Running, three: PILImage.Image
+) -> None:
+    form: dict[str, Any] = {"files": {"image": png(three)}, "data": {"prompt": "a", "sead": "1"}}
+    answer = httpx.post(f"{server.url}/v1/images/edits", **form)
+    told = "sead: there is no such field; did you mean seed?"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
+
+
 # The command
 
 
@@ -248,9 +286,12 @@ def test_mistakes_of_the_command_are_one_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, _, told = command("serve", "--port", port)
-        assert (code, told.count("\n")) == (2, 1)
-        assert f"serve: 127.0.0.1 port {port} cannot be had" in told
+        for name in ("serve", "demo"):
+            told = (
+                f"error: {name}: 127.0.0.1 port {port} cannot be had; give another --port, or "
+                "another --host (Address already in use)\n"
+            )
+            assert command(name, "--port", port)[::2] == (2, told)
     module = sys.modules["mmfusion.cli.serve"]  # of its name the package has the function
     monkeypatch.setattr(module, "find_spec", lambda name: name != "uvicorn" or None)
     code, _, told = command("serve")

@@ -16,6 +16,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.training.estimate import plan
 from mmfusion.training.start import begin_from
 
 TINY = {"width": 32, "depth": 2, "heads": 4, "label_tokens": 2}
@@ -83,6 +84,26 @@ def test_the_shipped_model_starts_runs_at_another_precision(tmp_path: Path) -> N
     assert torch.equal(whole.latent_in.weight, decoder.latent_in.weight)
     assert rounded.latent_in.weight.dtype == torch.float32
     assert torch.equal(rounded.latent_in.weight, decoder.latent_in.weight.bfloat16().float())
+
+
+def test_a_dry_run_checks_what_the_start_would(
+    digits_data: Path, source: Path, tmp_path: Path
+) -> None:
+    def planned(name: Path | str, data: Path = digits_data, **changes: Any) -> str:
+        config = run_config(data, tmp_path / "run", **changes)
+        begun = config.train.model_copy(update={"start_from": str(name)})
+        return plan(config.model_copy(update={"train": begun}), 1)
+
+    assert planned(source).endswith(f"begins from    {source}")
+    with pytest.raises(UserError, match=r"train\.start_from: model runs/none: no such folder"):
+        planned("runs/none")
+    with pytest.raises(UserError, match=r"has shape \(.*32.*\), the config's .* \(.*64"):
+        planned(source, decoder={**TINY, "width": 64})
+    assert "fits is told once the tokenizer is there" in planned(source, tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        planned("runs/none", tmp_path)
+    save(tmp_path / "run/checkpoints/step-00000001/manifest.json", b"{}")
+    assert "begins" not in planned("runs/none"), "a run that goes on begins from nothing else"
 
 
 @pytest.mark.parametrize(

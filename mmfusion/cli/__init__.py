@@ -16,6 +16,7 @@ from mmfusion.cli.imports import app as imports
 from mmfusion.cli.push import push
 from mmfusion.cli.serve import serve
 from mmfusion.cli.train import train
+from mmfusion.cli.usage import UsageError, told
 from mmfusion.errors import Elsewhere, UserError
 from mmfusion.files import no_room
 
@@ -51,6 +52,7 @@ app.add_typer(imports, name="import")
 
 
 LOCAL_RANK = "--local_rank=", "--local-rank="
+INTERRUPTED = 130
 
 
 def _at_home(argument: str) -> str:
@@ -74,7 +76,13 @@ def main(arguments: list[str] | None = None) -> None:
         given.remove(argument)
     threading.excepthook = _thread_failed
     try:
-        app(given)
+        code = app(given, standalone_mode=False)
+        if code == INTERRUPTED:  # typer has taken Ctrl-C
+            _end("interrupted", code)
+        sys.exit(code or 0)
+    except UsageError as error:
+        line = told(error)
+        _end(line and f"error: {line}", 2)
     except Elsewhere:
         _end(None, 2)
     except UserError as error:
@@ -86,12 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         remedy = "; make room and start again" if no_room(error) else ""
         _end(f"error: {where}: {error.strerror}{remedy}", 2)
     except KeyboardInterrupt:
-        _end("interrupted", 130)
-    except SystemExit as ending:
-        cause = getattr(ending.__context__, "__cause__", None)
-        if isinstance(cause, KeyboardInterrupt):  # typer has taken it
-            _end("interrupted", 130)
-        raise
+        _end("interrupted", INTERRUPTED)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -233,7 +233,9 @@ def tokenizer(
     shards: Annotated[Texts, Option(help="glob of shards with texts (repeatable)")] = None,
     text: Annotated[Texts, Option(help="text file or glob in quotes (repeatable)")] = None,
     take: Annotated[Text, Option(help="instead, a tokenizer: file, folder or hub id")] = None,
-    vocabulary: Annotated[int, Option(min=1, help="most pieces")] = 32_000,
+    vocabulary: Annotated[
+        int, Option(min=256, help="most pieces, the 256 bytes included")
+    ] = 32_000,
 ) -> None:
     """Train a tokenizer from the texts of shards and text files, or take an existing one.
 

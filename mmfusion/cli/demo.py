@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mmfusion.cli.generate import Device, Dtype, Model
+from mmfusion.cli.serve import listen
 from mmfusion.errors import UserError
 
 
@@ -28,6 +29,7 @@ def demo(
     """Serve a page on which a model is tried by hand: draw, edit, caption, chat."""
     if find_spec("gradio") is None:
         raise UserError("demo: needs gradio; pip install 'mmfusion[demo]'")
+    listen("demo", host, port).close()  # before the model is loaded for it
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from mmfusion.pipeline import Pipeline
     from mmfusion.serving.engine import Engine

@@ -75,6 +75,8 @@ def evaluate(
     settings = _settings(model, pipeline.config, config, run, data, seed)
     local = Path(model).resolve().name if Path(model).exists() else model.replace("/", "--")
     output = output or run or Path("runs") / local
+    if output.is_file():
+        raise UserError(f"--output {output}: is a file; name a folder")
     evaluation = Evaluation(pipeline, settings, output, model_digest(folder), model, work)
     page, report = output / "report.html", output / "report.json"
     found = None if again else _of_the_same(report, evaluation.facts)

@@ -3,8 +3,10 @@
 import io
 import os
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import count as numbers
 from itertools import islice
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,19 +31,22 @@ MASK = "top, bottom, left, right, center, outpaint, or a picture: white is redra
 KEPT = "draw so many candidates of each and keep the one that the model likes best"
 BestOf = Annotated[int, typer.Option(min=1, help=KEPT)]
 Exact = Annotated[bool, typer.Option(help="save small pictures at their own size, not enlarged")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (default: a GPU, if any)")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps (default: an NVIDIA GPU, if any)")
+]
 DTYPE = "float32, bfloat16 or float16 (default: as saved, on a CPU float32)"
 Dtype = Annotated[str | None, typer.Option(help=DTYPE)]
+OUTPUT = "a picture's file, or a folder"
+MOST = 100_000  # all are in memory
+PICTURES = ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 
 
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="what to draw, one each")] = None,
     label: Annotated[list[str] | None, typer.Option(help="a class, by name or number")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="a file, or a folder")] = Path(
-        "picture.png"
-    ),
-    count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
+    output: Annotated[str, typer.Option("-o", "--output", help=OUTPUT)] = "picture.png",
+    count: Annotated[int, typer.Option(min=1, max=MOST, help="pictures of each prompt")] = 1,
     model: Model = "digits",
     seed: Seed = 0,
     best_of: BestOf = 1,
@@ -91,7 +96,7 @@ def edit(
     mask: Annotated[str, typer.Option(help=MASK)],
     prompt: Annotated[str | None, typer.Option(help="what the redrawn part belongs to")] = None,
     label: Annotated[str | None, typer.Option(help="or its class")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output")] = Path("edited.png"),
+    output: Annotated[str, typer.Option("-o", "--output", help=OUTPUT)] = "edited.png",
     model: Model = "digits",
     seed: Seed = 0,
     options: Set = None,
@@ -211,22 +216,29 @@ def _open(path: Path, remedy: str = "") -> "PILImage.Image":
     return open_image(data, f"picture {path}")
 
 
-def _places(path: Path, count: int = 1) -> list[Path]:
+def _places(output: str, count: int = 1) -> list[Path]:
     """The file that an output means, also for a sheet of several pictures, or those of its folder.
 
-    A folder that is there is a folder; else a name that ends as a picture format does is a file,
-    and any other, dots or not, a folder to be made. Refused before anything is drawn for it.
+    What is a folder, or ends with a slash, is one. Else a name that ends as a picture format does
+    is a file; one that ends as other files do, or nearly as pictures do, is a slip; and any other,
+    as `runs/v1.0`, a folder to be made. Refused before anything is drawn for it.
     """
     from PIL import Image as PILImage
 
+    path = Path(output)
     suffix = path.suffix.lower()
     format = PILImage.registered_extensions().get(suffix)
-    if format and not path.is_dir():
+    folder = path.is_dir() or output.endswith(("/", os.sep))
+    if format and not folder:
         if format not in PILImage.SAVE:
             raise UserError(f"{path}: cannot be written, {suffix} is only read; take .png")
         return [path]
+    ends = f"pictures end in {', '.join(PICTURES)}"
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is no folder, and no picture format ends so; take another name")
+        raise UserError(f"{path}: is a file and no folder; {ends}; take another name")
+    slip = any(MimeTypes().guess_type(path.name)) or get_close_matches(suffix, PICTURES, 1, 0.75)
+    if slip and not folder:
+        raise UserError(f"{path}: {ends}; if it is to be a folder, write {path}/")
     return _free(path, count)
 
 

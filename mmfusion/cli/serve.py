@@ -43,7 +43,7 @@ def serve(
 
     from mmfusion.serving.schemas import Limits
 
-    listening = _listen(host, port)
+    listening = listen("serve", host, port)
     limits = Limits(concurrency=concurrency, queue=queue, seconds=seconds)
     called = name or model.rstrip("/").rpartition("/")[2]
     made = partial(_application, model, device, dtype, called, limits)
@@ -75,9 +75,10 @@ def _application(
     return Server(Engine(pipeline), name, limits).app()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(command: str, host: str, port: int) -> socket.socket:
     """A socket at an address, before the model is loaded for it."""
-    with user_error(f"serve: {host} port {port} cannot be had", OSError, UnicodeError):
+    what = f"{command}: {host} port {port} cannot be had; give another --port, or another --host"
+    with user_error(what, OSError, UnicodeError):
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,13 +18,13 @@ def train(
         str, typer.Option(help="a YAML file, or the bare name of a shipped one")
     ] = "digits",
     dry_run: Annotated[
-        bool, typer.Option(help="only print parameters, tokens, memory and FLOPs")
+        bool, typer.Option(help="only print parameters, memory, FLOPs; checks train.start_from")
     ] = False,
     ranks: Annotated[
         int, typer.Option(min=1, help="start so many processes here; --dry-run: as if on so many")
     ] = 1,
     until: Annotated[
-        int | None, typer.Option(help="stop at this step; the next start goes on from there")
+        int | None, typer.Option(min=1, help="stop at this step; the next start goes on from there")
     ] = None,
 ) -> None:
     """Train a model; a second start goes on from the newest checkpoint.
@@ -49,7 +49,7 @@ def train(
         settings.data.check_ranks(ranks)
         to = [] if until is None else ["--until", str(until)]
         told = ["train", "--config", config, *to, "--", *(overrides or [])]
-        raise typer.Exit(start([sys.executable, "-m", "mmfusion", *told], ranks))
+        sys.exit(start([sys.executable, "-m", "mmfusion", *told], ranks))
     _run(settings, until)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
-from mmfusion.errors import user_error
+from mmfusion.errors import UserError, user_error
 from mmfusion.texts import read_text
 
 FILES = {".model": "tokenizer.model", ".json": "tokenizer.json"}
@@ -61,8 +61,12 @@ class SentencePiece(Vocabulary):
 
     def __init__(self, path: Path) -> None:
         self.model = sentencepiece.SentencePieceProcessor()
-        with user_error(f"tokenizer {path}: not a sentencepiece model", RuntimeError, OSError):
-            self.model.LoadFromSerializedProto(path.read_bytes())
+        with user_error(f"tokenizer {path}: cannot be read", OSError):
+            data = path.read_bytes()
+        try:
+            self.model.LoadFromSerializedProto(data)
+        except RuntimeError:  # its own words are a place in its source
+            raise UserError(f"tokenizer {path}: not a sentencepiece model, or cut short") from None
         self.size = self.model.GetPieceSize()
         self.control = frozenset(filter(self.model.IsControl, range(self.size)))
         self.mute = frozenset(filter(self.model.IsUnknown, range(self.size)))

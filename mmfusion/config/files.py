@@ -47,7 +47,14 @@ Layer = tuple[str, dict]
 """Where some of a config's data are from, and the data."""
 
 
+USES: dict[Any, str] = {
+    Config: "what to train, as digits does",
+    EvaluationConfig: "what to measure, as eval/digits does",
+}
+
+
 def _load(kind: type[S], layers: list[Layer], overrides: Sequence[str] = ()) -> S:
+    _check_use(kind, *layers[-1])
     raw: dict = reduce(_merged, (layer for _, layer in layers))
     for override in overrides:
         key, value = read_override(override, kind)
@@ -62,6 +69,13 @@ def _load(kind: type[S], layers: list[Layer], overrides: Sequence[str] = ()) -> 
         return " and ".join(dict.fromkeys(found if isinstance(value, dict) else found[-1:]))
 
     return build(kind, raw, origin)
+
+
+def _check_use(kind: type[Section], where: str, own: dict) -> None:
+    """Refuse a file that is a whole config, but of the other kind."""
+    for other, use in USES.items():
+        if own.keys() <= other.model_fields.keys() and own.keys() - kind.model_fields.keys():
+            raise UserError(f"{where}: says {use}; here it is to say {USES[kind]}")
 
 
 OWN = ("data.pipeline", "text", "classes", "classes_file", "class_count", "train.sheet_prompts",

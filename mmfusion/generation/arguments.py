@@ -62,7 +62,7 @@ def check_names(given: Iterable[Any], known: Sequence[str], what: str) -> None:
     """Refuse an option that does not exist; the message has the nearest one, and all of them."""
     for name in given:
         if name not in known:
-            near = get_close_matches(str(name), known, 1)
+            near = [SAME[name]] if name in SAME else get_close_matches(str(name), known, 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{what} {name}: no such option{meant}; choose from {', '.join(known)}")
 

@@ -56,15 +56,7 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
                 f"mask {shown(mask)}: give a picture, an array of numbers, or one of "
                 f"{', '.join(REGIONS)}"
             )
-        alike = pixels.ndim == 2 and pixels.size > 0
-        if not (
-            alike and pixels.shape[1] * size[1] == pixels.shape[0] * size[0]
-        ) and pixels.shape not in ((config.size, config.size), (rows, columns)):
-            raise UserError(
-                f"mask of size {'x'.join(map(str, pixels.shape[::-1]))}: needs the proportions of "
-                f"the picture, {size[0]}x{size[1]}, or {config.size}x{config.size}, as the model's "
-                f"pictures, or {columns}x{rows}, as its token grid"
-            )
+        _check_size(pixels, config, size)
         cells = touched(pixels, rows, columns)
     if cells.all() or not cells.any():
         what = "everything" if cells.all() else "nothing"
@@ -73,6 +65,26 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
             "(for a whole picture use text_to_image or class_to_image)"
         )
     return cells.reshape(-1)
+
+
+def _check_size(pixels: np.ndarray, config: ImageConfig, picture: tuple[int, int]) -> None:
+    """Refuse a mask that does not say of which part of the picture it speaks."""
+    rows, columns = config.grid
+    own = {(config.size,) * 2: "the model's pictures", (columns, rows): "its token grid"}
+    others = {size: what for size, what in own.items() if not _alike(size, picture)}
+    given = pixels.shape[::-1]
+    if pixels.ndim == 2 and pixels.size and (_alike(given, picture) or given in others):
+        return
+    more = "".join(f", or {w}x{h}, as {what}" for (w, h), what in others.items())
+    raise UserError(
+        f"mask of size {'x'.join(map(str, given))}: needs the proportions of the picture, "
+        f"{picture[0]}x{picture[1]}{more}"
+    )
+
+
+def _alike(size: tuple[int, ...], other: tuple[int, int]) -> bool:
+    """Whether two sizes, width and height, have the same proportions."""
+    return size[0] * other[1] == size[1] * other[0]
 
 
 def touched(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:

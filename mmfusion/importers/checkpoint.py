@@ -28,7 +28,8 @@ def read(path: Path) -> Mapping[str, Any]:
     costs no more memory than what is used of it.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
+        what = "is a folder; give the file in it" if path.is_dir() else "no such file"
+        raise UserError(f"checkpoint {path}: {what}")
     try:
         with (
             torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]),
@@ -93,7 +94,8 @@ def _why(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)|<(?:class|function) '?(\S+?)'?[ >]", text)
     if refused:
         return f"it asks for {refused[1] or refused[2]}, which is code and is never run"
-    told = type(error).__name__ if "weights_only" in text else first_line(error)
+    wordless = "weights_only" in text or " " not in text
+    told = type(error).__name__ if wordless else first_line(error)
     return f"it is damaged, no checkpoint, or holds code, which is never run ({told})"
 
 

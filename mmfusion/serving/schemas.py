@@ -1,11 +1,13 @@
 """What requests may hold: OpenAI's fields as far as they mean something here, and a few of ours."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mmfusion.config.section import Section
+from mmfusion.config.section import Section, keys
 
+MOST_OF_NAME = 100  # characters that are compared
 Whole = Annotated[int, Field(gt=0, le=2**31)]
 
 
@@ -130,3 +132,11 @@ class Chat(Given):
     stream_options: StreamOptions | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+
+
+def unknown(name: str, kind: type[Given]) -> str:
+    """What is said of a field that there is not: the nearest one, or all of a request."""
+    near = get_close_matches(name[:MOST_OF_NAME], [str(key[-1]) for key in keys(kind)], 1)
+    if near:
+        return f"there is no such field; did you mean {near[0]}?"
+    return f"there is no such field; choose from {', '.join(kind.model_fields)}"

@@ -19,10 +19,12 @@ from mmfusion.serving.guard import Guard
 from mmfusion.serving.metrics import Metrics
 from mmfusion.serving.queue import Queue, Work
 from mmfusion.serving.refusal import Refusal
-from mmfusion.serving.schemas import Chat, Drawing, Editing, Given, Limits
+from mmfusion.serving.schemas import Chat, Drawing, Editing, Given, Limits, unknown
 from mmfusion.serving.tasks import chatting, drawing, editing
 
 MOST_FIELDS, MOST_FILES = 32, 4  # of a form
+GIVEN: dict[str, type[Given]] = {"generations": Drawing, "edits": Editing, "completions": Chat}
+"""What a request holds, by the end of its address."""
 
 
 class Server:
@@ -154,11 +156,15 @@ def event(what: dict[str, Any]) -> str:
 async def refused(request: Request, error: Exception) -> Response:
     """The response to a request that is not answered."""
     if isinstance(error, (RequestValidationError, ValidationError)):
-        fault = error.errors()[0]
-        where = ".".join(str(key) for key in fault["loc"] if key != "body")
+        # The deepest: of what may be a text or a list, a fault within the list.
+        fault = max(error.errors(), key=lambda fault: len(fault["loc"]))
+        path = [str(key) for key in fault["loc"] if key != "body"]
+        where = ".".join([*(key for key in path[:-1] if "[" not in key), *path[-1:]])
         told = fault["msg"]
         if fault["loc"] == ("body",):  # what is no object has no field to be named
             told = "send a JSON object, with the header content-type: application/json"
+        if fault["type"] == "extra_forbidden":
+            told = unknown(str(fault["loc"][-1]), GIVEN[request.url.path.rpartition("/")[2]])
         error = Refusal(400, f"{where or 'body'}: {told}", where or None)
     elif isinstance(error, HTTPException):
         error = Refusal(error.status_code, str(error.detail))

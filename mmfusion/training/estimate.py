@@ -4,13 +4,17 @@ Memory follows the ZeRO paper (Rajbhandari et al. 2020, section 3): weights, gra
 state, each divided by the ranks from the stage on that shards it; activations are an estimate.
 """
 
+from pathlib import Path
+
 import torch
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
+from mmfusion.training.checkpoint import all_checkpoints
 from mmfusion.training.engine import precision
+from mmfusion.training.start import begin_from, locate
 
 UNKNOWN_VOCABULARY = 32_000  # stands in while the tokenizer has not been trained
 GIB = 2**30
@@ -27,6 +31,7 @@ def plan(config: Config, world: int) -> str:
         vocabulary, note = UNKNOWN_VOCABULARY, ", tokenizer not there yet: 32,000 assumed"
     with torch.device("meta"):
         model = Decoder(config, vocabulary)
+    begins = _beginning(config, model, compared=not note)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     tokens = data.rows * config.row_length
@@ -52,9 +57,22 @@ def plan(config: Config, world: int) -> str:
         + f", activations about {activations / GIB:.2f}; without logits and DeepSpeed's buffers",
         "FLOPs a step": f"{dense + attention:.3g} over all ranks, "
         f"attention at most {attention:.3g} of it",
+        **begins,
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _beginning(config: Config, model: Decoder, compared: bool) -> dict[str, str]:
+    """What a new run's weights begin from, checked as its start will: on the meta device."""
+    name = config.train.start_from
+    if not name or all_checkpoints(Path(config.train.output) / "checkpoints"):
+        return {}
+    if not compared:  # the size of the tables is not known yet
+        locate(name)
+        return {"begins from": f"{name}; whether it fits is told once the tokenizer is there"}
+    begin_from(name, config, model)
+    return {"begins from": name}
 
 
 def memory(parameters: int, stage: int, world: int, bf16: bool) -> dict[str, float]:

@@ -22,20 +22,32 @@ from mmfusion.training.checkpoint import NAME, WEIGHT, Checkpoint
 log = logging.getLogger("mmfusion")
 
 
+def locate(name: str) -> tuple[Path, Path | None]:
+    """The folder of the model that is meant, and of the checkpoint if one is."""
+    path = Path(os.path.expanduser(name))
+    raw = path if NAME.fullmatch(path.name) and path.is_dir() else None
+    try:
+        return export.locate(raw.parents[1] if raw else name), raw
+    except UserError as error:
+        raise UserError(f"train.start_from: {error}") from None
+
+
 @torch.no_grad()
 def begin_from(name: str, config: Config, model: Decoder) -> None:
     """Take another model's weights, by name: those of `model` that are not among them stay.
 
+    On the meta device it only checks that they can be taken.
+
     Raises:
         UserError: its codecs are others than the config's, or a weight has another shape.
     """
-    what, path = f"train.start_from {name}", Path(os.path.expanduser(name))
-    raw = bool(NAME.fullmatch(path.name)) and path.is_dir()
-    had, other, _, _ = export.load(export.locate(path.parents[1] if raw else name))
+    what = f"train.start_from {name}"
+    folder, raw = locate(name)
+    had, other, _, _ = export.load(folder)
     weights = other.state_dict()
     if raw:
-        manifest.verify(path, "checkpoint")
-        weights = Checkpoint(path).weights(WEIGHT, other)
+        manifest.verify(raw, "checkpoint")
+        weights = Checkpoint(raw).weights(WEIGHT, other)
     _check_codecs(what, had, config)
     own = model.state_dict()  # views of the parameters
     taken = [key for key in own if key in weights]
