@@ -18,8 +18,8 @@ from conftest import Command
 from PIL import Image as PILImage
 from served import Running, idle, opened, running, same, seen
 
-from benchmarks.serving import png
 from mmfusion import Pipeline
+from mmfusion.codecs.image import encoded as png
 
 SLOW: dict[str, Any] = {"num_inference_steps": 40, "ar_steps": 16}  # of a picture to be left alone
 
