@@ -8,7 +8,6 @@ same number of steps and read the same samples in the same order. The digits sui
 2, 4 and 8 AR steps, without guidance and from the same noise. Other overrides need another OUTPUT.
 """
 
-import argparse
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks import options
 from mmfusion import Pipeline, files
 from mmfusion.config import Config, load
 from mmfusion.config.evaluation import Digits
@@ -100,7 +100,7 @@ def table(title: str, found: dict[str, list[Figures]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and score what is missing, then print and write the tables."""
-    parser = argparse.ArgumentParser(prog="benchmarks.ablations", description=__doc__)
+    parser = options("ablations", __doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], metavar="ARM")
     parser.add_argument("--seeds", type=int, default=3)

@@ -11,7 +11,6 @@ nothing; without a GPU it compares forwards only.
 Shapes: B rows, L tokens, H heads, G key-value heads, d head dimension.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import options
 from mmfusion import jsonl
 from mmfusion.attention import attention
 from mmfusion.mask import block_mask, dense_mask, flex_attention
@@ -275,7 +275,7 @@ def table(title: str, records: list[Record]) -> str:
 
 def main() -> None:
     """Compare, time, write, print; exit with status 1 on a wrong result or an error."""
-    parser = argparse.ArgumentParser(prog="benchmarks.attention", description=__doc__)
+    parser = options("attention", __doc__)
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--quick", action="store_true", help="a few rows, nothing timed")
     args = parser.parse_args()

@@ -10,7 +10,6 @@ photo, of the same with another photo, and of a unigram model of the training ca
 one count a token. The last two say what the words alone are worth.
 """
 
-import argparse
 import math
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import options
 from mmfusion import Pipeline, jsonl
 from mmfusion.codecs.text import Tokenizer
-from mmfusion.data_pipelines.samples import Sample
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.data_pipelines.tokenizer import corpus, train_tokenizer
 
@@ -81,19 +80,15 @@ def unigram(train: list[str], dev: list[str], tokenizer: Tokenizer) -> float:
 def cross_entropy(pipeline: Pipeline, dev: Shards, shift: int) -> float:
     """The model's, each caption with the photo of `shift` samples further on."""
     photos = [sample.picture() for sample in dev]
-    shown = [photos[(n + shift) % len(dev)] for n in range(len(dev)) for _ in captions(dev[n])]
-    found = pipeline.log_likelihood(shown, [text for sample in dev for text in captions(sample)])
+    texts = [sample.captions() for sample in dev]
+    shown = [photos[(n + shift) % len(dev)] for n, each in enumerate(texts) for _ in each]
+    found = pipeline.log_likelihood(shown, [text for each in texts for text in each])
     return -sum(text.log_probability for text in found) / sum(text.tokens for text in found)
-
-
-def captions(sample: Sample) -> list[str]:
-    """A photo's captions, each on one line."""
-    return sample.captions(sample.json())
 
 
 def main() -> None:
     """Prepare, train, measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options("flickr", __doc__)
     parser.add_argument("--shards", required=True, help="Flickr8k's, with splits")
     parser.add_argument("--output", type=Path, default=Path("runs/flickr"))
     parser.add_argument("--steps", type=int, default=600)
@@ -106,7 +101,7 @@ def main() -> None:
     assert pipeline.tokenizer is not None
     train, dev = (Shards(f"{folder}/{split}-*.tar") for split in ("train", "dev"))
     texts = {
-        name: [text for sample in shards for text in captions(sample)]
+        name: [text for sample in shards for text in sample.captions()]
         for name, shards in (("train", train), ("dev", dev))
     }
     figures = {
@@ -120,7 +115,7 @@ def main() -> None:
     }
     for n in range(SHOWN):
         said = pipeline.image_to_text(dev[n].picture())
-        print(f"{dev[n].where.rpartition(':')[2]}: {said}   [{captions(dev[n])[0]}]")
+        print(f"{dev[n].where.rpartition(':')[2]}: {said}   [{dev[n].captions()[0]}]")
     print(jsonl.dumps(figures, indent=1))
     (folder / "figures.json").write_text(jsonl.dumps(figures, indent=1), encoding="utf-8")
 

@@ -9,13 +9,13 @@ table, are the least seconds of each, and over those of the first of its kind. "
 any step: how long a copy, as fast as measured, moves weights, gradients and AdamW's moments once.
 """
 
-import argparse
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import options
 from benchmarks.parity.cases import Case, Given, given
 from benchmarks.peers import CausalFusion, sides
 from benchmarks.training import Trainer, product_speed, timed
@@ -43,11 +43,7 @@ def copy_speed(numbers: int = 1 << 24) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("growth", __doc__)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,6 @@ come from its shards, as training packs them for the CPU. Those of mm_xl and mm_
 whole blocks, and as the CPU would take them, at true width on the meta device.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import options
 from benchmarks.attention import packed_rows, xl_document
 from mmfusion import jsonl
 from mmfusion.attention import Attend, ByDocument
@@ -155,11 +155,7 @@ def drawn(name: str) -> list[Record]:
 
 def main() -> None:
     """Count and print."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.layout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("layout", __doc__)
     parser.add_argument("--config", help="name or path of a config whose shards are there")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -10,7 +10,6 @@ the first sample when a run resumes in the middle of an epoch, and the memory of
 figure is the median of its rounds, a ratio the median of the rounds' ratios.
 """
 
-import argparse
 import io
 import json
 import os
@@ -32,7 +31,8 @@ from PIL import Image as PILImage
 from PIL import ImageFilter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmfusion.codecs.image import prepare
+from benchmarks import options
+from mmfusion.codecs.image import encoded, prepare
 from mmfusion.config import Config
 from mmfusion.data_pipelines import storage
 from mmfusion.data_pipelines.loader import Loader
@@ -127,9 +127,8 @@ def throughput(pattern: str, rounds: int, count: int) -> None:
 
 def many_shards(folder: Path, shards: int, samples: int) -> str:
     """One shard of small samples under many names: hard links, each with an index."""
-    file = io.BytesIO()
-    PILImage.new("L", (8, 8)).save(file, "png")
-    members = ({"cls": str(n % 1000).encode(), "png": file.getvalue()} for n in range(samples))
+    png = encoded(PILImage.new("L", (8, 8)))
+    members = ({"cls": str(n % 1000).encode(), "png": png} for n in range(samples))
     tiny = ((f"{n:06d}", member) for n, member in enumerate(members))
     (shard,) = write_shards(folder / "one", "a", tiny, per_shard=samples)
     (folder / "many").mkdir()
@@ -195,7 +194,7 @@ def resume_theirs(pattern: str) -> Any:
 
 def main() -> None:
     """Run it all; each figure is a line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options("loader", __doc__)
     parser.add_argument("--shards", help="glob of shards with pictures; default: made for it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=1000, help="of each round")

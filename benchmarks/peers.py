@@ -84,7 +84,7 @@ class CausalFusion:
         if self.folder is None:
             return None
         model = Official(self.folder).model(self.case)
-        return Side("causalfusion", model.net, lambda given: model._trained(given)[1])
+        return Side("causalfusion", model.net, lambda given: model.trained(given)[1])
 
 
 CHARACTERS, SHORTEST, LONGEST = 128, 4, 24  # vocabulary and length of captions

@@ -9,7 +9,6 @@ the process's CPU time with one thread, and the clock's otherwise. `--against` r
 CausalFusion code in DIR, of which nothing is kept.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import options
 from benchmarks.parity.cases import Case, given
 from benchmarks.parity.noise import TorchNoise
 from benchmarks.parity.official import Official
@@ -29,11 +29,7 @@ ALWAYS = (0.0, 1.0)  # guidance at all noise levels
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.sampling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("sampling", __doc__)
     parser.add_argument("--against", help="causalfusion=DIR, the official code")
     parser.add_argument("--batch", default="1,16", help="images side by side")
     parser.add_argument("--steps", type=int, default=25, help="of each AR step")

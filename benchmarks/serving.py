@@ -11,7 +11,6 @@ seconds a request (p50, p95), to the first token and to the first partial pictur
 time a request, and its memory after the first fifth and at the end. `--rounds` asks the same again.
 """
 
-import argparse
 import base64
 import io
 import os
@@ -31,7 +30,10 @@ import numpy as np
 import openai
 from PIL import Image as PILImage
 
+from benchmarks import options
 from mmfusion import ImageSlot, Pipeline, jsonl
+from mmfusion.codecs.image import encoded
+from mmfusion.eval.pages import data_uri
 
 PROMPTS = ["a handwritten seven", "the digit three", "a nine", "somebody wrote the digit zero"]
 TICK = os.sysconf("SC_CLK_TCK")
@@ -57,11 +59,7 @@ class Answer(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("serving", __doc__)
     parser.add_argument("--model", default="digits", help="names or folders, with commas")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--at-once", default="1,32")
@@ -131,7 +129,7 @@ def _edit(prompt: str, picture: PILImage.Image, hole: np.ndarray, own: dict[str,
 
     def ask(client: openai.OpenAI) -> Iterator[Any]:
         given: dict[str, Any] = {"prompt": prompt, "stream": True, "partial_images": 1}
-        files = {"image": png(picture), "mask": png(clear)}
+        files = {"image": encoded(picture), "mask": encoded(clear)}
         for event in client.images.edit(**files, **given, extra_body=own):
             yield opened(event.b64_json)
 
@@ -141,7 +139,7 @@ def _edit(prompt: str, picture: PILImage.Image, hole: np.ndarray, own: dict[str,
 def _caption(picture: PILImage.Image) -> Ask:
     def ask(client: openai.OpenAI) -> Iterator[Any]:
         said = ""
-        content = [{"type": "image_url", "image_url": {"url": url(picture)}}]
+        content = [{"type": "image_url", "image_url": {"url": data_uri(picture)}}]
         for delta in _deltas(client, content, max_tokens=16):
             said += delta.content or ""
             if said:
@@ -154,7 +152,7 @@ def _chat(prompt: str, picture: PILImage.Image, own: dict[str, Any]) -> Ask:
     dials = {name: value for name, value in own.items() if name != "seed"}
 
     def ask(client: openai.OpenAI) -> Iterator[Any]:
-        content: list[Any] = [{"type": "image_url", "image_url": {"url": url(picture)}}]
+        content: list[Any] = [{"type": "image_url", "image_url": {"url": data_uri(picture)}}]
         content.append({"type": "text", "text": prompt})
         given = {"seed": own["seed"], "modalities": ["image"], "extra_body": dials}
         for delta in _deltas(client, content, **given):
@@ -259,21 +257,9 @@ def megabytes(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def png(picture: PILImage.Image) -> bytes:
-    """A picture's file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def url(picture: PILImage.Image) -> str:
-    """A picture as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
-
-
-def opened(encoded: str | None) -> PILImage.Image:
+def opened(data: str | None) -> PILImage.Image:
     """The picture of an answer."""
-    return PILImage.open(io.BytesIO(base64.b64decode(encoded or "")))
+    return PILImage.open(io.BytesIO(base64.b64decode(data or "")))
 
 
 def table(found: list[dict[str, Any]]) -> None:

@@ -12,7 +12,6 @@ thread, and the clock's otherwise or on a GPU. `causalfusion=DIR` is a checkout 
 code, `transfusion` pip's transfusion-pytorch: they are run, and nothing of them is kept.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import options
 from benchmarks.layout import linear_flops, needed_flops
 from benchmarks.parity.cases import Case, Given, given
 from benchmarks.peers import Side, peer_of, sides
@@ -81,11 +81,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("training", __doc__)
     parser.add_argument("--against", help="causalfusion=DIR, the official code, or transfusion")
     parser.add_argument("--peer-depth", type=int, help="transfusion's layers; as many as ours")
     parser.add_argument("--splits", type=int, default=50)

@@ -1,6 +1,5 @@
 """Picture files on their way into a shard: as they are, or cut square and made small."""
 
-import io
 import os
 import stat
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from urllib.parse import unquote
 
 from PIL import Image as PILImage
 
-from mmfusion.codecs.image import flat, open_image, prepare
+from mmfusion.codecs.image import encoded, flat, open_image, prepare
 from mmfusion.errors import CorruptSample, first_line
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")  # of picture files
@@ -65,12 +64,4 @@ class ImageReader:
             raise error.at(where) from None
         if picture.format in EXTENSION:
             return EXTENSION[picture.format], data
-        return "png", encoded(picture, "png")  # a GIF, BMP or PPM
-
-
-def encoded(picture: PILImage.Image, format: str) -> bytes:
-    """A picture as a file of `png` or `jpeg`."""
-    file = io.BytesIO()
-    how = {"quality": 95, "subsampling": 0} if format == "jpeg" else {}
-    picture.save(file, format, **how)
-    return file.getvalue()
+        return "png", encoded(picture)  # a GIF, BMP or PPM

@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from mmfusion.codecs.image import open_image
 from mmfusion.codecs.text import clean
-from mmfusion.errors import CorruptSample, first_line
+from mmfusion.errors import CorruptSample, first_line, shown
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
@@ -62,15 +62,6 @@ def moments_name(picture: str | None = None) -> str:
     """The member with the latents of a picture: `0.moments.npy` of `0.png`."""
     head = (picture or "").rpartition(".")[0]
     return f"{head}.{MOMENTS}" if head else MOMENTS
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: not at any length."""
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):  # a number of many digits; very deep lists
-        text = type(value).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def serves(members: Sequence[str], facts: Collection[str]) -> bool:

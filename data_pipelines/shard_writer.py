@@ -109,13 +109,6 @@ def shuffled(count: int, seed: int | None) -> np.ndarray:
     return np.arange(count) if seed is None else generator("shards", seed).permutation(count)
 
 
-def cut(
-    output: Path, name: str, order: np.ndarray, make: Callable[[int], T], per_shard: int = 2000
-) -> Parts[T]:
-    """Items in an order, such as `shuffled`, as parts of one size."""
-    return Output(output, name, per_shard=per_shard).cut(order, make)
-
-
 def write_parts(
     parts: Parts[T],
     name: str,

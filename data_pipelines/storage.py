@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from braceexpand import braceexpand
 
-from mmfusion.errors import CorruptSample, UserError, first_line, printable
+from mmfusion.errors import CorruptSample, UserError, first_line, printable, user_error
 from mmfusion.home import cache_folder
 
 LOST = "lost"  # the folder of what was left out
@@ -40,10 +40,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     # Asked for anew each time: fsspec keeps one a process, and none survives a fork.
     import fsspec
 
-    try:
+    with user_error(f"{url}: cannot be reached", ImportError, ValueError):
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: cannot be reached ({error})") from None
 
 
 def expand(pattern: str) -> list[str]:
@@ -76,11 +74,9 @@ def _local(pattern: str) -> list[str]:
 
 def _remote(url: str) -> list[str]:
     filesystem, path = _filesystem(url)
-    try:
+    with user_error(f"{url}: cannot be listed", Exception):  # each kind of storage has its own
         named = not glob.has_magic(path) or filesystem.exists(path)
         paths = [path] if named else filesystem.glob(path)
-    except Exception as error:  # each kind of storage has errors of its own
-        raise UserError(f"{url}: cannot be listed ({first_line(error)})") from None
     caches = "".join(f"{name}::" for name in url.split("::")[:-1])
     return [caches + filesystem.unstrip_protocol(path) for path in paths]
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmfusion.codecs.text import CONTROL, clean
 from mmfusion.codecs.vocabulary import kind
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import CorruptSample, UserError, user_error
 from mmfusion.files import write
 from mmfusion.rng import generator
 from mmfusion.texts import begin
@@ -169,10 +169,8 @@ class _Lines:
     def draw(self) -> Iterator[tuple[Place, str]]:
         # Each line gets a random number; those with the lowest are kept.
         random = generator("tokenizer", Path(self.name).name)
-        try:
+        with user_error(f"text {self.name}: cannot be read as UTF-8", OSError, ValueError):
             kept = heapq.nsmallest(self.most, ((random.random(), *line) for line in self._all()))
-        except (OSError, ValueError) as error:
-            raise UserError(f"text {self.name}: cannot be read as UTF-8 ({error})") from None
         for _, number, line in kept:
             yield (number, 0), line
 

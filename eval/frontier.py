@@ -6,7 +6,6 @@ goes on where it was, and one with other weights, data, options or versions star
 """
 
 import hashlib
-import io
 import json
 import statistics
 import time
@@ -22,6 +21,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfusion import __version__, launcher
+from mmfusion.codecs.image import encoded
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.data_pipelines.samples import FACTS
 from mmfusion.data_pipelines.shards import Shards
@@ -143,10 +143,10 @@ class Measurement:
             milliseconds=1000 * alone,
             pictures_per_second=statistics.median(rates),
         )
-        side, file = min(LARGEST, pictures[0].width), io.BytesIO()
+        side = min(LARGEST, pictures[0].width)
         small = [p if p.width <= side else p.resize((side, side)) for p in pictures[:SHOWN]]
-        image_grid(small, columns=SHOWN, side=SMALLEST).save(file, "png")
-        write(path.with_suffix(".png"), file.getvalue())
+        sheet = image_grid(small, columns=SHOWN, side=SMALLEST)
+        write(path.with_suffix(".png"), encoded(sheet))
         write(path, point.model_dump_json(indent=1).encode())
 
     def _draw(

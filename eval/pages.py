@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as PILImage
 
 from mmfusion import jsonl
+from mmfusion.codecs.image import encoded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,12 +54,9 @@ def render(template: str, **values: Any) -> bytes:
 
 def data_uri(picture: PILImage.Image | bytes) -> str:
     """A picture, or the bytes of a PNG or SVG, inside a URL."""
-    if not isinstance(picture, bytes):
-        file = io.BytesIO()
-        picture.save(file, "png")
-        picture = file.getvalue()
-    kind = "svg+xml" if picture.startswith(b"<?xml") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    data = picture if isinstance(picture, bytes) else encoded(picture)
+    kind = "svg+xml" if data.startswith(b"<?xml") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def losses(path: Path) -> dict[str, bytes]:

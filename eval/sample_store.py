@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline, jsonl
+from mmfusion.codecs.image import encoded
 from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.errors import UserError
 from mmfusion.files import append, write
@@ -205,9 +206,7 @@ def _members(task: str, asked: Any, answer: list[Any]) -> dict[str, Any]:
         elif isinstance(item, str):
             found[f"{head}txt"] = item.encode("utf-8", "replace")
         else:
-            file = io.BytesIO()
-            item.save(file, "png")
-            found[f"{head}png"] = file.getvalue()
+            found[f"{head}png"] = encoded(item)
     return found
 
 

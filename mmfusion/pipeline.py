@@ -1,16 +1,12 @@
 """The public way to use a model: class→image, text→image, image→text, editing, interleaving."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NoReturn
 
 from PIL import Image as PILImage
 
 from mmfusion.card import spans
-from mmfusion.codecs.image import ImageCodec
-from mmfusion.codecs.text import Tokenizer
-from mmfusion.config import ModelConfig
-from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError
 from mmfusion.generation.answers import Answers, Parts
 from mmfusion.generation.arguments import each, listed, split_options
@@ -52,19 +48,13 @@ class Pipeline(Pretrained):
     Raises `mmfusion.errors.UserError` for any input that cannot be answered.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        decoder: Decoder,
-        tokenizer: Tokenizer | None,
-        codec: ImageCodec | None = None,
-        digest: str | None = None,
-        budget_ms: float | None = None,
-        frontier: str | Path | None = None,
-    ) -> None:
-        super().__init__(config, decoder, tokenizer, codec, digest, budget_ms, frontier)
-        self.read = PromptReader(config, tokenizer, self.codec)
-        self.answers = Answers(self.decoder, self.read)
+    @cached_property
+    def read(self) -> PromptReader:
+        return PromptReader(self.config, self.tokenizer, self.codec)
+
+    @cached_property
+    def answers(self) -> Answers:
+        return Answers(self.decoder, self.read)
 
     def __repr__(self) -> str:
         classes, text = bool(self.config.classes), self.config.text is not None

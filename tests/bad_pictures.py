@@ -1,12 +1,12 @@
 """Pictures that are odd but fine, and pictures that are not, as bytes."""
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from material import saved
 from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
@@ -16,12 +16,6 @@ Colour = tuple[int, int, int]
 
 def solid(mode: str, colour: Any, size: tuple[int, int] = (12, 10)) -> PILImage.Image:
     return PILImage.new(mode, size, colour)
-
-
-def saved(picture: PILImage.Image, format: str = "png", **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format, **options)
-    return file.getvalue()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bad_pictures import RED, saved, solid
+from bad_pictures import RED, solid
+from material import npy, saved
 
 from mmfusion.errors import printable
 
@@ -46,12 +47,6 @@ def content(parts: list, said: str = "", reason: str = "content") -> Kind:
 def lacks(name: str, *more: dict) -> Kind:
     """A document whose picture is not in the sample."""
     return content([{"image": name}, *more], f"no picture {printable(name)}", "picture")
-
-
-def npy(array: np.ndarray, pickled: bool = False) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=pickled)
-    return file.getvalue()
 
 
 def archive(array: np.ndarray) -> bytes:

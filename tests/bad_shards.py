@@ -1,17 +1,20 @@
 """Shards that are odd but fine, and shards that are not. Each holds one sample, or seems to."""
 
 import gzip
-import io
 import os
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bad_pictures import RED, saved, solid
+from bad_pictures import RED, solid
+from material import saved
+from material import tar as any_tar
 
 LABEL = 29
+tar = partial(any_tar, format=tarfile.GNU_FORMAT)
 JSON, PNG = f'{{"label": {LABEL}}}'.encode(), saved(solid("RGB", RED, (8, 8)))
 SAMPLE = [("odd.json", JSON), ("odd.png", PNG)]
 EVIL = b"import pathlib; pathlib.Path('ran').touch()\n"
@@ -25,20 +28,6 @@ class Shard(NamedTuple):
     reason: str | None = None
     said: str = ""
     used: bool = False
-
-
-def tar(members: list, format: int = tarfile.GNU_FORMAT, **options: Any) -> bytes:
-    """Members are a name and data, or a TarInfo."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format, **options) as out:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                out.addfile(member, io.BytesIO(bytes(member.size)))
-                continue
-            info = tarfile.TarInfo(member[0])
-            info.size = len(member[1])
-            out.addfile(info, io.BytesIO(member[1]))
-    return file.getvalue()
 
 
 def info(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> Any:
@@ -80,7 +69,7 @@ def plain(members: list, reason: str | None = None, said: str = "", used: bool =
 
 
 def paxed(members: list, reason: str | None = None, said: str = "", used: bool = True) -> Shard:
-    return raw(tar(members, tarfile.PAX_FORMAT), reason, said, used)
+    return raw(any_tar(members), reason, said, used)
 
 
 def refused(*members: Any, said: str, used: bool = True) -> Shard:
@@ -138,7 +127,7 @@ SHARDS = {
         [*SAMPLE, *pax("a.txt", size="-5000"), ("b.txt", b"b")], "shard", LOST
     ),
     "pax for all members": raw(
-        tar(SAMPLE, tarfile.PAX_FORMAT, pax_headers={"path": "odd.json"}),
+        any_tar(SAMPLE, pax_headers={"path": "odd.json"}),
         "member", "the name is there twice",
     ),
     # sparse files

@@ -65,6 +65,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer)
 
 
 @pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own: nothing is read from the user's, or left there."""
+    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `mmfusion ...` here: its exit code, and what it wrote to both streams."""
 

@@ -19,6 +19,7 @@ from mmfusion.data_pipelines.tokenizer import train_tokenizer
 from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.session import Session
+from mmfusion.generation.stepper import run
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Row, Text
 from mmfusion.split import draw_split
@@ -117,7 +118,7 @@ def begun(pipe: Pipeline, pictures: Sequence[int], room: int = 60, guided: bool 
     """A session each of whose rows has read `picture(i)`, and is seeded by `i`."""
     generators = [torch.Generator().manual_seed(i) for i in pictures]
     session = Session(pipe.decoder, pipe.config, pipe.tokenizer, room, generators, guided)
-    session.append([pipe.read.picture(picture(i)) for i in pictures])
+    run(pipe.decoder, session.reading([pipe.read.picture(picture(i)) for i in pictures]))
     return session
 
 

@@ -21,9 +21,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from bad_pictures import noise, saved
-from bad_samples import npy, odd
+from bad_pictures import noise
+from bad_samples import odd
 from helpers import make_tokenizer, run_config
+from material import npy, saved
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import SourceConfig

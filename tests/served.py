@@ -15,8 +15,8 @@ import uvicorn
 from PIL import Image as PILImage
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving import url
 from mmfusion import Pipeline
+from mmfusion.eval.pages import data_uri
 from mmfusion.serving.engine import Engine
 from mmfusion.serving.schemas import Limits
 from mmfusion.serving.server import Server
@@ -85,7 +85,7 @@ def seen(*given: PILImage.Image | str) -> Any:
     parts = [
         {"type": "text", "text": each}
         if isinstance(each, str)
-        else {"type": "image_url", "image_url": {"url": url(each)}}
+        else {"type": "image_url", "image_url": {"url": data_uri(each)}}
         for each in given
     ]
     return [{"role": "user", "content": parts}]

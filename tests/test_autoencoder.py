@@ -1,6 +1,5 @@
 """A small autoencoder: trained by a seed, gone on with after a kill, read as the hub's are."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config, random_decoder
-from material import encoded, make_vae, pixels, run, save
+from material import encoded, make_vae, pixels, run, save, saved
 from PIL import Image as PILImage
 
 from mmfusion import Pipeline, export
@@ -36,12 +35,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Smooth pictures, one of which is damaged."""
     folder = tmp_path_factory.mktemp("pictures")
 
-    def png(n: int) -> bytes:
-        file = io.BytesIO()
-        PILImage.fromarray(pixels(n, 3, 3)).resize((16, 16), 3).save(file, "png")
-        return file.getvalue()
-
-    pictures = [png(n) for n in range(24)]
+    smooth = (PILImage.fromarray(pixels(n, 3, 3)).resize((16, 16), 3) for n in range(24))
+    pictures = [saved(picture) for picture in smooth]
     pictures[5] = pictures[5][:40]
     write_shards(folder, "a", ((str(n), {"png": data}) for n, data in enumerate(pictures)))
     return f"{folder}/a-*.tar"

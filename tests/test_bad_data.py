@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bad_pictures import FINE, LOST, noise, saved
-from bad_samples import CLASS, JSON_KINDS, LABEL, LATENT_KINDS, Kind, npy, odd
+from bad_pictures import FINE, LOST, noise
+from bad_samples import CLASS, JSON_KINDS, LABEL, LATENT_KINDS, Kind, odd
 from bad_shards import SHARDS
 from helpers import contents
-from material import encoded, jsonl, make_vae, save
+from material import encoded, jsonl, make_vae, npy, save, saved
 from mutations import RUNS
 from ranks import CHECKOUT, environment
 from test_loader import config, labels, totals

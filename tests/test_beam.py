@@ -18,6 +18,7 @@ from mmfusion.cache import Reading
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.generation import session as session_module
+from mmfusion.generation import stepper
 from mmfusion.generation.decoding import Beams, begin_choice
 from mmfusion.generation.session import Session
 from mmfusion.sequence import Document, Text
@@ -95,8 +96,8 @@ def plain_beam(
 def searched(pipe: Pipeline, prefixes: list[Any], **options: Any) -> list[list[int]]:
     generators = [torch.Generator()] * len(prefixes)
     session = Session(pipe.decoder, pipe.config, pipe.tokenizer, 60, generators, guided=False)
-    session.append(prefixes)
-    return session.text(Sampling(**options), False, False, None)
+    stepper.run(pipe.decoder, session.reading(prefixes))
+    return stepper.run(pipe.decoder, session.writing(Sampling(**options), False, False, None))
 
 
 # What is found
@@ -144,6 +145,16 @@ def test_beams_find_at_least_what_greedy_finds(pipe: Pipeline) -> None:
         alone = searched(pipe, [given], max_new_tokens=6)[0]
         assert [t for t in one[0] if t not in ends_of(pipe)] == alone  # one beam is greedy
         assert many[1] > one[1] - 1e-6  # another batch, other roundings
+
+
+def test_greedy_text_equals_argmax_of_full_forwards(pipe: Pipeline, tokenizer: Tokenizer) -> None:
+    """Of pictures side by side, whose texts end at different places."""
+    pictures = [picture(i) for i in range(12)]
+    said = [plain_beam(pipe, [pipe.read.picture(p)], 1, 1.0, 10)[0] for p in pictures]
+    expected = [[i for i in ids if i not in ends_of(pipe)] for ids in said]
+    assert len({len(ids) for ids in expected}) > 2, "all end alike: a useless test"
+    answers = pipe.image_to_text(pictures, max_new_tokens=10)
+    assert answers == [tokenizer.decode(ids).strip() for ids in expected]
 
 
 def test_one_beam_is_greedy_decoding(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +229,10 @@ def test_what_no_answer_holds_is_never_said_but_keeps_its_share(
     pipe: Pipeline, tokenizer: Tokenizer
 ) -> None:
     with shouting(pipe, tokenizer.unspeakable, 1e2):
-        found = begun(pipe, range(6)).text(Sampling(beams=3, max_new_tokens=6), False, False, None)
+        search = begun(pipe, range(6)).writing(
+            Sampling(beams=3, max_new_tokens=6), False, False, None
+        )
+        found = stepper.run(pipe.decoder, search)
     assert sum(map(len, found)) > 6
     assert not {i for ids in found for i in ids} & {*tokenizer.unspeakable}
 
@@ -256,27 +270,29 @@ def test_what_follows_reads_the_chosen_answer_alone(pipe: Pipeline, tokenizer: T
     """The picture after it is the one that the same words, given, are followed by; guided too."""
     drawn = Sampling(guidance=2.0, ar_steps=2, **FAST)
     search, told = (begun(pipe, range(4), guided=True) for _ in range(2))
-    ids = search.text(Sampling(beams=4, max_new_tokens=6), True, True, None)
+    beams = Sampling(beams=4, max_new_tokens=6)
+    ids = stepper.run(pipe.decoder, search.writing(beams, True, True, None))
     assert len({len(answer) for answer in ids}) > 1, "all end alike: a useless test"
     answer, image = tokenizer.answer_id, tokenizer.image_id
-    told.append([Text([answer, *said, image]) for said in ids])
+    given = [Text([answer, *said, image]) for said in ids]
+    stepper.run(pipe.decoder, told.reading(given))
     np.testing.assert_array_equal((search.order, search.time), (told.order, told.time))
     for session in (search, told):
         kept = [16 + 2 + len(said) for said in ids]
         assert session.cache.used.tolist() == kept + [17] * 4  # the others: picture and <answer>
-    torch.testing.assert_close(
-        torch.from_numpy(search.image(drawn, False)),
-        torch.from_numpy(told.image(drawn, False)),
-        rtol=1e-4,
-        atol=1e-4,
+    found, expected = (
+        torch.from_numpy(stepper.run(pipe.decoder, session.drawing(drawn, False)))
+        for session in (search, told)
     )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_longest_answer_fits_its_room(pipe: Pipeline, tokenizer: Tokenizer) -> None:
     """Prompts that fill the cache to the last token, with the answer cut off."""
     session = begun(pipe, range(2), room=16 + 7 + 2)
     with shouting(pipe, [tokenizer.end_id, tokenizer.image_id], -1e4):
-        ids = session.text(Sampling(beams=3, max_new_tokens=7), False, True, None)
+        beams = Sampling(beams=3, max_new_tokens=7)
+        ids = stepper.run(pipe.decoder, session.writing(beams, False, True, None))
     assert [len(answer) for answer in ids] == [7, 7]
     assert session.cache.used.tolist() == [session.cache.length] * 2
 

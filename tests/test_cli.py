@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Command as Run
 from helpers import model_config, picture, random_decoder, run_config
 from material import encoded
 from material import run as ran
 from PIL import Image as PILImage
+from ranks import overrides
 
 import mmfusion
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
@@ -32,27 +33,13 @@ from mmfusion.training.loop import _check_output
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMMANDS = ("train", "generate", "caption", "edit", "chat", "demo", "eval", "data", "import")
 QUICK = {"num_inference_steps": 2, "max_new_tokens": 4}
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`mmfusion ARGUMENTS` in this process, in a folder of its own: exit code, stdout, stderr."""
+def run(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`mmfusion ARGUMENTS` in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code, trace = 0, ""
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except Exception:
-            code, trace = 1, traceback.format_exc(limit=-4)
-        said = capsys.readouterr()
-        return code, said.out, said.err + trace
-
-    return call
+    return command
 
 
 def assert_refused(answer: tuple[int, str, str], *named: object) -> None:
@@ -251,23 +238,13 @@ def test_a_damaged_model_is_refused(run: Run, model: Path, tmp_path: Path, damag
     assert_refused(run("generate", "a", "--model", copy), copy, "no such folder")
 
 
-def tiny(data: Path, output: Path) -> list[str]:
-    """Overrides that put tiny.yaml onto some data."""
-    shards = ["train-*.tar"] * 3 + ["interleaved-*.tar"]
-    return [
-        f"train.output={output}",
-        f"text.tokenizer={data}/tokenizer.model",
-        *(f"data.sources.{i}.shards={data}/{name}" for i, name in enumerate(shards)),
-    ]
-
-
 def test_train_refuses(
     run: Run, digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmfusion.training import loop
 
     monkeypatch.setattr(loop, "start_distributed", lambda: (0, 1))
-    good = ["train", "--config", "tiny", *tiny(digits_data, tmp_path / "run")]
+    good = ["train", "--config", "tiny", *overrides(digits_data, tmp_path / "run")]
     broken = tmp_path / "train-00000.tar"
     broken.write_bytes(b"no tar" * 1000)
     for wrong, *named in (
@@ -302,7 +279,7 @@ def test_train_says_at_its_end_where_the_model_is(
     monkeypatch.setattr(loop, "Trainer", Trainer)
     to = [] if until is None else ["--until", until]
     code, out, err = run(
-        "train", "--config", "tiny", *to, *tiny(digits_data, Path("run")), "train.steps=2"
+        "train", "--config", "tiny", *to, *overrides(digits_data, Path("run")), "train.steps=2"
     )
     assert (code, err) == (0, "")
     assert out.startswith(said)
@@ -346,9 +323,9 @@ def test_help_is_quick_and_lists_all_commands() -> None:
         assert all(re.search(rf"\b{name}\b", done.stdout) for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(run: Run, command: str) -> None:
-    code, out, _ = run(command, "--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(run: Run, name: str) -> None:
+    code, out, _ = run(name, "--help")
     assert code == 0
     assert "Usage" in out
     assert len(out.splitlines()) > 5
@@ -613,7 +590,7 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "model")
     suite = f"{{data: '{digits_data}', pictures: 20, held_out: 10, edits: 10}}"
-    config = load("tiny", [*tiny(digits_data, folder), f"evaluation={{digits: {suite}}}"])
+    config = load("tiny", [*overrides(digits_data, folder), f"evaluation={{digits: {suite}}}"])
     save(config, folder / "config.yaml")
     code, out, err = run("eval", folder)
     assert code == 0, err

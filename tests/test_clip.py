@@ -36,7 +36,7 @@ from mmfusion.eval.captioned_dataset import open_captioned
 from mmfusion.eval.clip import Clip
 from mmfusion.eval.formatting import table
 
-pytestmark = pytest.mark.usefixtures("files")
+pytestmark = pytest.mark.usefixtures("files", "cache")
 NAMES = {False: "tiny-clip", True: "tiny-clip-quickgelu"}
 SAVED = "open_clip_model.safetensors"
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "grey", "orange"]
@@ -96,13 +96,6 @@ class Noise(list[PILImage.Image]):
         pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
         super().__init__(PILImage.fromarray(p) for p in pixels)
         self.digest = f"{count} {seed} {side}"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test leaves anything in the user's cache."""
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 # Embeddings

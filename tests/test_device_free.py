@@ -24,7 +24,8 @@ from mmfusion import losses
 from mmfusion.attention import ByRow
 from mmfusion.config import Sampling
 from mmfusion.decoder import Decoder
-from mmfusion.generation.session import Session, run
+from mmfusion.generation.session import Session
+from mmfusion.generation.stepper import run
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Counts, Row, count
 from mmfusion.training.ema import Ema

@@ -17,7 +17,7 @@ from mmfusion.data_pipelines.converters.digits import png
 from mmfusion.data_pipelines.shards import write_shards
 from mmfusion.errors import UserError
 from mmfusion.eval import distribution
-from mmfusion.eval import features as cache
+from mmfusion.eval import features as features_module
 from mmfusion.eval import npz as npz_files
 from mmfusion.eval.distribution import METRICS, impossible, measure
 from mmfusion.eval.extractors import Extractor, PixelExtractor
@@ -31,6 +31,7 @@ from mmfusion.eval.metrics import (
 )
 from mmfusion.eval.npz import write_npz_samples
 
+pytestmark = pytest.mark.usefixtures("cache")
 POOL, SPATIAL = 64, 50  # dimensions of what stands for Inception
 
 
@@ -61,13 +62,6 @@ def moments(**changes: Any) -> dict[str, Any]:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test leaves anything in the user's cache."""
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -279,17 +273,17 @@ class Counting(Extractor):
 @pytest.fixture
 def ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """Ten pictures, whose features are kept in three parts."""
-    monkeypatch.setattr(cache, "PART", 4)
+    monkeypatch.setattr(features_module, "PART", 4)
     return folder(tmp_path / "p", noise(10))
 
 
-def test_features_are_made_once(tmp_path: Path, ten: ImageSet, home: Path) -> None:
+def test_features_are_made_once(tmp_path: Path, ten: ImageSet, cache: Path) -> None:
     extractor = Counting()
     found = extract(ten, extractor)
     assert found.keys() == {"features", "sizes"}
     np.testing.assert_allclose(found["features"], noise(10).mean((1, 2)), rtol=1e-5)
     assert (found["sizes"] == 4).all()
-    assert len(list((home / "features").glob("*/*.npz"))) == 3
+    assert len(list((cache / "features").glob("*/*.npz"))) == 3
     assert np.array_equal(extract(ten, extractor)["features"], found["features"])
     assert extractor.seen == 10
     extract(open_images(ten.name, 2), extractor, tmp_path / "work")
@@ -301,10 +295,10 @@ def test_features_are_made_once(tmp_path: Path, ten: ImageSet, home: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
-def test_a_damaged_part_is_made_again(ten: ImageSet, home: Path, damage: str) -> None:
+def test_a_damaged_part_is_made_again(ten: ImageSet, cache: Path, damage: str) -> None:
     extractor = Counting()
     found = extract(ten, extractor)["features"]
-    part = sorted((home / "features").glob("*/*.npz"))[1]
+    part = sorted((cache / "features").glob("*/*.npz"))[1]
     if damage == "cut":
         cut(part)
     elif damage == "other":
@@ -352,7 +346,7 @@ def test_pixels_of_two_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     mixed = folder(tmp_path / "p", noise(3))
     PILImage.fromarray(noise(1, side=5)[0]).save(tmp_path / "p/z.png")
     for part, batch in ((4, 4), (4, 3), (3, 3)):  # in one batch, in one part, and apart
-        monkeypatch.setattr(cache, "PART", part)
+        monkeypatch.setattr(features_module, "PART", part)
         monkeypatch.setattr(PixelExtractor, "batch", batch)
         with pytest.raises(UserError, match=r"pixels.* differ in size; .*--size"):
             extract(open_images(mixed.name), PixelExtractor())
@@ -514,7 +508,7 @@ def test_other_ranks_make_features_and_hold_none(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(cache, "_read", None)
+    monkeypatch.setattr(features_module, "_read", None)
     assert measure(sets["made"], sets["real"], PixelExtractor(), work=tmp_path / "work") == {}
     assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2
 

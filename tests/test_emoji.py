@@ -1,15 +1,13 @@
 """Emoji of several designers: three made-up sets, packed as npm packs them."""
 
-import io
 import json
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from material import run, save
+from material import run, save, tar
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import load
@@ -37,15 +35,11 @@ def package(folder: Path, prefix: str, icons: dict[str, Any], **files: Any) -> P
     """An icon set of pictures of 16 x 16; files are `chars`, `metadata`, and more of `icons`."""
     described = {"prefix": prefix, "icons": icons, "width": 16, "height": 16}
     described |= files.pop("more", {})
-    path = folder / f"iconify-json-{prefix}-1.0.0.tgz"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
-        for name, found in {"icons": described, **files}.items():
-            data = json.dumps(found).encode()
-            member = tarfile.TarInfo(f"package/{name}.json")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
+    members = [
+        (f"package/{name}.json", json.dumps(found).encode())
+        for name, found in {"icons": described, **files}.items()
+    ]
+    return save(folder / f"iconify-json-{prefix}-1.0.0.tgz", tar(members, "w:gz"))
 
 
 @pytest.fixture(scope="module")

@@ -136,9 +136,8 @@ def write(folder: Path, cells: Split) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def seer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def seer(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(emoji, "make_extractor", lambda spec: Seer())
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
 
 
 def suite(model: Any, data: Path, work: Path, **changes: Any) -> emoji.Suite:

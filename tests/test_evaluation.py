@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import Command
 from ranks import CHECKOUT, environment, launch
 from tiny_clip import save_clip
 
 from mmfusion import Pipeline
-from mmfusion.cli import main
 from mmfusion.config import EvaluationConfig, load_evaluation
 from mmfusion.eval.run import Evaluation
 
@@ -60,7 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def command(settings: Path, output: Path) -> list[str]:
+def evaluation(settings: Path, output: Path) -> list[str]:
     return [*COMMAND, "--model", "digits", "--config", str(settings), "-o", str(output)]
 
 
@@ -71,7 +71,7 @@ def report_of(output: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("alone")
-    return output, launch(command(settings, output))
+    return output, launch(evaluation(settings, output))
 
 
 def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
@@ -103,7 +103,7 @@ def test_both_directions_are_measured(alone: tuple[Path, str]) -> None:
 def test_two_ranks_give_the_same_figures(
     alone: tuple[Path, str], settings: Path, tmp_path: Path
 ) -> None:
-    launch(command(settings, tmp_path), ranks=2)
+    launch(evaluation(settings, tmp_path), ranks=2)
     assert figures(report_of(tmp_path)) == figures(report_of(alone[0]))
 
 
@@ -111,7 +111,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     alone: tuple[Path, str], settings: Path, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
-        command(settings, tmp_path), cwd=CHECKOUT, env=environment(), start_new_session=True,
+        evaluation(settings, tmp_path), cwd=CHECKOUT, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while len(list(tmp_path.glob("answers/text_to_image-*/*.tar"))) < 2:
@@ -121,7 +121,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     process.wait()
     assert not (tmp_path / "report.json").exists()
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*/*.tar")}
-    launch(command(settings, tmp_path))
+    launch(evaluation(settings, tmp_path))
     assert figures(report_of(tmp_path)) == figures(report_of(alone[0]))
     assert (
         made.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("answers/*/*.tar")}.items()
@@ -140,15 +140,14 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_drawn(
-    wrong: dict, told: str, tmp_path: Path, digits_data: Path, capsys: pytest.CaptureFixture[str]
+    wrong: dict, told: str, tmp_path: Path, digits_data: Path, command: Command
 ) -> None:
     train = f"{digits_data}/train-*.tar"
     asked = {"class_to_image": {"pictures": 50, "features": ["pixels"]}, **wrong}
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(asked).replace("TRAIN", train), "utf-8")
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "--config", str(tmp_path / "e.yaml"), "-o", str(tmp_path / "out")])
-    assert stop.value.code == 2
-    assert told in capsys.readouterr().err
+    code, _, said = command("eval", "--config", tmp_path / "e.yaml", "-o", tmp_path / "out")
+    assert code == 2
+    assert told in said
     assert not (tmp_path / "out").exists()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import LABEL_TOKENS, model_config, random_decoder
+from material import limited
 
 from mmfusion import Pipeline, UserError, export, manifest
 from mmfusion.config import ModelConfig
@@ -281,14 +282,11 @@ def test_the_first_export_of_a_killed_process_does_not_bar_the_next(tmp_path: Pa
 
 def test_without_room_the_old_model_stays(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", 3)
-    before, limit = tree(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
-    try:
-        for place in (folder, tmp_path / "new"):
-            with pytest.raises(UserError, match=rf"{place.name}.*make room"):
-                save(place, 4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    before = tree(tmp_path)
+    for place in (folder, tmp_path / "new"):
+        refused = pytest.raises(UserError, match=rf"{place.name}.*make room")
+        with limited(resource.RLIMIT_FSIZE, 5000), refused:
+            save(place, 4)
     assert tree(tmp_path) == before
     assert not list(tmp_path.glob("**/.*"))
     assert not (tmp_path / "new").exists()

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from material import limited
 from PIL import Image as PILImage
 from safetensors.torch import save_file
 
@@ -53,17 +53,6 @@ def test_of_many_that_create_a_file_the_first_one_does(tmp_path: Path) -> None:
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"first")]
 
 
-@contextmanager
-def small_files(most: int = 4000) -> Iterator[None]:
-    """No file may become larger: as on a disk that is full, or at the end of a quota."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))  # Python ignores the signal
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def savez(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, rows=np.zeros(9000))
@@ -88,7 +77,7 @@ def test_no_room_is_one_line_and_the_old_file_stays(tmp_path: Path, name: str) -
     path = tmp_path / "kept.file"
     path.write_bytes(b"old")
     with (
-        small_files(),
+        limited(resource.RLIMIT_FSIZE, 4000),
         pytest.raises(UserError, match=r"kept\.file.*make room"),
         writing(path) as p,
     ):

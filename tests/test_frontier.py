@@ -37,18 +37,12 @@ from mmfusion.files import write
 from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto, read
 from mmfusion.manifest import MANIFEST, seal
 
+pytestmark = pytest.mark.usefixtures("cache")
 HERE = Machine(device="Tin Can 9", threads=2, dtype="float32")
 TASK = "class_to_image"
 TEN = {"ar_steps": 1, "scheduler": "ddim", "num_inference_steps": 10, "guidance": 1.0}
 FIVE = TEN | {"num_inference_steps": 5}
 SIX = "a handwritten six"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's own measurements."""
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def point(milliseconds: float, distance: float, **changes: Any) -> Point:

@@ -38,7 +38,7 @@ from mmfusion.decoder import Decoder
 from mmfusion.diffusion import Diffusion
 from mmfusion.generation.edit_masks import REGIONS, regenerated
 from mmfusion.generation.session import Session
-from mmfusion.generation.stepper import Passes
+from mmfusion.generation.stepper import Passes, run
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Document, Image, Label, Noise, Row, Text, null_form
 from mmfusion.split import Split, cut
@@ -508,10 +508,11 @@ def test_rows_of_very_different_lengths_are_answered_as_alone(
     def answers(rows: list[int]) -> tuple[list[list[int]], np.ndarray, torch.Tensor]:
         generators = [torch.Generator().manual_seed(row) for row in rows]
         session = Session(each.decoder, each.config, tokenizer, 110, generators, guided=True)
-        session.append([prompts[row] for row in rows])
-        ids = session.text(Sampling(**said, max_new_tokens=6), True, True, None)
-        drawn = session.image(Sampling(guidance=2.0, ar_steps=3, **FAST), True)
-        return ids, drawn, session.log_likelihood([answer] * len(rows))
+        run(each.decoder, session.reading([prompts[row] for row in rows]))
+        writing = session.writing(Sampling(**said, max_new_tokens=6), True, True, None)
+        drawing = session.drawing(Sampling(guidance=2.0, ar_steps=3, **FAST), True)
+        ids, drawn = run(each.decoder, writing), run(each.decoder, drawing)
+        return ids, drawn, run(each.decoder, session.weighing([answer] * len(rows)))
 
     texts, pictures, nats = answers([0, 1, 2])
     for row in range(3):
@@ -534,8 +535,9 @@ def test_a_row_whose_text_has_ended_draws_nothing_more(
 
     def answer(rows: int) -> tuple[list[list[int]], np.ndarray]:
         session = begun(pipe, range(rows))
-        ids = session.text(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
-        return ids, session.image(Sampling(**FAST), False)
+        writing = session.writing(Sampling(temperature=1.0, max_new_tokens=6), True, True, None)
+        ids = run(pipe.decoder, writing)
+        return ids, run(pipe.decoder, session.drawing(Sampling(**FAST), False))
 
     handle = pipe.decoder.register_forward_hook(first_row_ends)
     (ids, pictures), (_, alone) = answer(2), answer(1)
@@ -656,34 +658,6 @@ def test_masks_that_cannot_be_used(pipe: Pipeline, mask: Any, message: str) -> N
 # Text
 
 
-@torch.no_grad()
-def greedy(pipe: Pipeline, prefix: Document, most: int) -> list[int]:
-    """The most likely continuation by full forwards, one a token."""
-    tokenizer = pipe.tokenizer
-    assert tokenizer is not None
-    ends = {tokenizer.end_id, tokenizer.image_id}
-    banned = (tokenizer.vocabulary.control | tokenizer.vocabulary.mute) - ends
-    ids = [tokenizer.answer_id]
-    while len(ids) <= most:
-        batch = batch_of(96, [[*prefix, Text([*ids, 0], loss=True)]])
-        scores = forward(pipe.decoder, batch)[1][-1].numpy()
-        scores[[*banned]] = -np.inf
-        best = int(scores.argmax())
-        if best in ends:
-            break
-        ids.append(best)
-    return ids[1:]
-
-
-def test_greedy_text_equals_argmax_of_full_forwards(ending: Pipeline, tokenizer: Tokenizer) -> None:
-    """Of pictures side by side, whose texts end at different places."""
-    pictures = [picture(i) for i in range(12)]
-    expected = [greedy(ending, [ending.read.picture(p)], 10) for p in pictures]
-    assert len({len(ids) for ids in expected}) > 2, "all end alike: a useless test"
-    answers = ending.image_to_text(pictures, max_new_tokens=10)
-    assert answers == [tokenizer.decode(ids).strip() for ids in expected]
-
-
 def test_sampled_text_depends_on_its_seed_alone(pipe: Pipeline) -> None:
     pictures = [picture(0), picture(1), picture(0)]
     options = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
@@ -706,10 +680,11 @@ def test_sampling_follows_the_nucleus(pipe: Pipeline, temperature: float, top_p:
     prefix = pipe.read.picture(picture(0))
     generators = [torch.Generator().manual_seed(i) for i in range(rows)]
     session = Session(pipe.decoder, pipe.config, pipe.tokenizer, 20, generators, guided=False)
-    session.append([prefix] * rows)
+    run(pipe.decoder, session.reading([prefix] * rows))
     # Row by row the same: what is asked for is one token, which an end symbol leaves empty.
     sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=1)
-    drawn = [ids[0] if ids else -1 for ids in session.text(sampling, False, False, None)]
+    answers = run(pipe.decoder, session.writing(sampling, False, False, None))
+    drawn = [ids[0] if ids else -1 for ids in answers]
 
     batch = batch_of(30, [[prefix, Text([pipe.tokenizer.answer_id, 0], loss=True)]])
     with torch.no_grad():
@@ -738,7 +713,8 @@ def test_control_symbols_are_never_in_answers(pipe: Pipeline, tokenizer: Tokeniz
     with shouting(pipe, [*loud - {tokenizer.end_id, tokenizer.image_id}]):
         for temperature in (0.0, 1.5):
             sampling = Sampling(temperature=temperature, max_new_tokens=12)
-            ids += begun(pipe, range(20)).text(sampling, False, False, None)
+            writing = begun(pipe, range(20)).writing(sampling, False, False, None)
+            ids += run(pipe.decoder, writing)
     assert sum(map(len, ids)) > 100
     assert not {i for answer in ids for i in answer} & loud
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image as PILImage
 from served import Running, idle, opened, running, same, seen
 
-from benchmarks.serving import png
 from mmfusion import Pipeline
+from mmfusion.codecs.image import encoded as png
 
 EVIL = "\x1b[31m\r\n../../etc/passwd $(touch /tmp/x) \N{RIGHT-TO-LEFT OVERRIDE}\x00"
 MARK = "\x1b[31m"

@@ -5,15 +5,13 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from material import encoded, jsonl, run, save
+from material import encoded, jsonl, run, save, tar
 from scipy.io import savemat
 
 from mmfusion.data_pipelines.converters.devkit import read_labels
@@ -35,16 +33,6 @@ def convert(
     """Options of the shards, and others."""
     own = {key: options.pop(key) for key in ("labels", "captions") if key in options}
     return write_imagenet(source, Output(folder, name, **options), index, **own)
-
-
-def tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,13 +66,14 @@ def train_tar(folders: Path, path: Path) -> Path:
     inner = {}
     for place in sorted(folders.iterdir(), reverse=True):
         files = {f.name: f.read_bytes() for f in sorted(place.iterdir(), reverse=True)}
-        inner[f"{place.name}.tar"] = tar(path.parent / "inner" / f"{place.name}.tar", files)
-    return tar(path, {name: file.read_bytes() for name, file in inner.items()})
+        inner[f"{place.name}.tar"] = tar(files.items())
+        save(path.parent / "inner" / f"{place.name}.tar", inner[f"{place.name}.tar"])
+    return save(path, tar(inner.items()))
 
 
 def val_tar(folder: Path, count: int = 4) -> Path:
-    members = {f"ILSVRC2012_val_{n:08d}.JPEG": encoded(n, "jpeg") for n in range(1, count + 1)}
-    return tar(folder / "ILSVRC2012_img_val.tar", members)
+    members = [(f"ILSVRC2012_val_{n:08d}.JPEG", encoded(n, "jpeg")) for n in range(1, count + 1)]
+    return save(folder / "ILSVRC2012_img_val.tar", tar(members))
 
 
 @pytest.fixture
@@ -191,7 +180,7 @@ def test_the_numbers_of_names_are_the_labels(class_folders: Path, tmp_path: Path
              "3": ["n02012849", "a bird"]}  # fmt: skip
     names = save(tmp_path / "un.json", json.dumps(index).encode())
     (class_folders / "zebra").mkdir()
-    outer = tar(tmp_path / "t/n02012849.tar", {"a.JPEG": encoded(0, "jpeg")})
+    outer = save(tmp_path / "t/n02012849.tar", tar([("a.JPEG", encoded(0, "jpeg"))]))
     table = save(tmp_path / "t.txt", b"".join(b"ILSVRC2012_val_%08d 1\n" % n for n in range(1, 5)))
     out = tmp_path / "out"
     convert(class_folders, out, "train", names)
@@ -318,7 +307,7 @@ def test_what_the_labels_lack_is_told(tmp_path: Path):
     (devkit / "data/meta.mat").write_bytes(b"no matrix")
     with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12: not a devkit"):
         convert(val, tmp_path / "other")
-    empty = tar(tmp_path / "empty.tar", {"a": b"b"}).read_bytes()
+    empty = tar([("a", b"b")])
     for name, data, told in (
         ("a.json", b"[", r"a\.json: expected \{file: class"),
         ("a.csv", b"\n", r"a\.csv: holds no file with its class"),
@@ -352,7 +341,7 @@ def test_labels_are_not_for_pictures_whose_class_is_known(
     class_folders: Path, labelled: str, tmp_path: Path
 ):
     table = save(tmp_path / "val.csv", b"a,n01440764\n")
-    class_tar = tar(tmp_path / "n01440764.tar", {"a.JPEG": encoded(0, "jpeg")})
+    class_tar = save(tmp_path / "n01440764.tar", tar([("a.JPEG", encoded(0, "jpeg"))]))
     for source, told in (
         (class_folders, "--labels is for flat tars"),
         (class_tar, "--labels is for flat tars"),
@@ -376,8 +365,8 @@ def test_a_damaged_tar_loses_pictures_but_never_a_class(class_folders: Path, tmp
     outer.write_bytes(data)
     assert convert(outer, tmp_path / "out").lost == {"shard": 1}
     assert sorted(described["label"] for described in facts(tmp_path / "out")) == [0, 1, 1, 2, 2]
-    tar(tmp_path / "tars/n00000001.tar", {"a.JPEG": encoded(0, "jpeg")})
-    tar(tmp_path / "tars/n00000002.tar", {})
+    save(tmp_path / "tars/n00000001.tar", tar([("a.JPEG", encoded(0, "jpeg"))]))
+    save(tmp_path / "tars/n00000002.tar", tar([]))
     with pytest.raises(UserError, match=r"the tar of n00000002 holds no pictures"):
         convert(f"{tmp_path}/tars/*.tar", tmp_path / "empty")
     outer.write_bytes(b"no tar at all" * 100)
@@ -459,26 +448,3 @@ def test_a_table_captions_pictures_by_path_or_name(
     other = jsonl(tmp_path / "other.jsonl", {"image": "x/none.jpg", "caption": "a"})
     with pytest.raises(UserError, match=r"other\.jsonl: has no captions for these pictures"):
         convert(class_folders, tmp_path / "more", captions=other)
-
-
-# Several processes
-
-
-def test_two_processes_make_what_one_makes(class_folders: Path, tmp_path: Path):
-    for n in range(14):
-        save(class_folders / f"n01440764/{n}.JPEG", encoded(n, "jpeg"))
-    data = ("data", "imagenet", class_folders, "--per-shard", 3, "-o")
-    assert run(*data, tmp_path / "one") == 0
-    line = [sys.executable, "-m", "mmfusion", *map(str, (*data, tmp_path / "two"))]
-    checkout = str(Path(__file__).resolve().parents[1])
-    both = []
-    for rank in "01":
-        environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": checkout}
-        both.append(subprocess.Popen(line, env=environment, stderr=subprocess.PIPE))
-    for process in both:
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0, told.decode()
-    assert len(contents(tmp_path / "one")) == 7
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    names = [{path.name for path in (tmp_path / made).iterdir()} for made in ("one", "two")]
-    assert names[0] == names[1]

@@ -7,67 +7,29 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Command
+from material import make_vae
 from torch import Tensor
 
+from benchmarks.parity.cases import Case
+from benchmarks.parity.cases import weights as weights_of
 from mmfusion import Pipeline, UserError
-from mmfusion.cli import main
 from mmfusion.config import ModelConfig
 from mmfusion.export import read
 from mmfusion.importers.causalfusion import Options, import_causalfusion
 from mmfusion.importers.checkpoint import read as read_checkpoint
 
-
-class Sizes(NamedTuple):
-    """Of a model in the official layout; `token` is patch * patch * channels."""
-
-    width: int
-    depth: int
-    heads: int
-    side: int
-    label_tokens: int
-    classes: int
-    token: int = 16
-    hidden: int = 0
-
-
-SMALL = Sizes(32, 2, 4, 4, 4, 10)
-LARGE = Sizes(48, 3, 2, 8, 16, 20)
-ODD = Sizes(44, 1, 11, 3, 7, 13, token=12, hidden=107)  # patch 2, 3 channels
-ODD_FLAGS = ("--patch", 2)
-
-
-def state_dict(sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the official names and shapes."""
-    w, hidden, head = sizes.width, sizes.hidden or 4 * sizes.width, (sizes.width // sizes.heads,)
-    modules: dict[str, tuple[int, ...]] = {
-        "x_proj": (w, sizes.token),
-        "t_embedder.mlp.0": (w, 256),
-        "t_embedder.mlp.2": (w, w),
-        "final_layer.0": (w,),
-        "final_layer.1": (sizes.token, w),
-    }
-    block = {
-        "norm1": (w,), "norm2": (w,), "attn.q_norm": head, "attn.k_norm": head,
-        "attn.qkv": (3 * w, w), "attn.proj": (w, w), "mlp.fc1": (hidden, w), "mlp.fc2": (w, hidden),
-    }  # fmt: skip
-    for i in range(sizes.depth):
-        modules |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    shapes = {
-        "pos_embed": (1, sizes.side**2, w),
-        "cond_pos_embed": (1, sizes.label_tokens, w),
-        "y_embedder.embedding_table.weight": (sizes.classes + 1, sizes.label_tokens * w),
-        **{f"{name}.weight": shape for name, shape in modules.items()},
-        **{f"{name}.bias": shape[:1] for name, shape in modules.items() if "qkv" not in name},
-    }
-    rng = np.random.default_rng(seed)
-    drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    return {name: torch.from_numpy(values) for name, values in drawn.items()}
+SMALL = Case("small", 32, 2, 4, 4, label_tokens=4, classes=10)
+LARGE = Case("large", 48, 3, 2, 8, label_tokens=16, classes=20)
+ODD = Case("odd", 44, 1, 11, 3, label_tokens=7, classes=13, patch=2, channels=3, mlp_ratio=2.45)
+WIDE = replace(SMALL, patch=2)
 
 
 def write(path: Path, held: Any, **options: Any) -> Path:
@@ -113,48 +75,37 @@ def refused(path: Path, folder: Path, *named: str, **options: Any) -> None:
     assert not (folder / "out").exists()
 
 
-def autoencoder(folder: Path, channels: int) -> Path:
-    """A random autoencoder of 16 times downsampling."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    blocks = {"block_out_channels": [4] * 5, "norm_num_groups": 2}
-    blocks |= {"down_block_types": ["DownEncoderBlock2D"] * 5, "layers_per_block": 1}
-    blocks |= {"up_block_types": ["UpDecoderBlock2D"] * 5, "latent_channels": channels}
-    AutoencoderKL(**blocks).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
-    ("sizes", "options", "patch", "channels"),
+    ("case", "options", "patch", "channels"),
     [
         (SMALL, {}, 1, 16),
         (LARGE, {}, 1, 16),
         (ODD, {"patch": 2}, 2, 3),
         (ODD, {"channels": 3}, 2, 3),
         (ODD, {"channels": 12}, 1, 12),
-        (SMALL._replace(token=64), {}, 2, 16),
-        (SMALL._replace(token=64), {"channels": 4}, 4, 4),
+        (WIDE, {}, 2, 16),
+        (WIDE, {"channels": 4}, 4, 4),
     ],
 )
 def test_sizes_are_read_off_the_tensors(
-    bring: Callable, sizes: Sizes, options: dict, patch: int, channels: int
+    bring: Callable, case: Case, options: dict, patch: int, channels: int
 ) -> None:
-    config, weights = bring(official(state_dict(sizes)), **options)
+    config, weights = bring(official(weights_of(case)), **options)
     d, image = config.decoder, config.image
-    assert (d.width, d.depth, d.heads) == (sizes.width, sizes.depth, sizes.heads)
-    assert (d.label_tokens, len(config.classes)) == (sizes.label_tokens, sizes.classes)
-    assert int(d.width * d.mlp_ratio) == (sizes.hidden or 4 * sizes.width)
+    assert (d.width, d.depth, d.heads) == (case.width, case.depth, case.heads)
+    assert (d.label_tokens, len(config.classes)) == (case.label_tokens, case.classes)
+    assert int(d.width * d.mlp_ratio) == int(case.width * case.mlp_ratio)
     assert (d.norm, d.mlp, d.position, d.time_term) == ("layer", "gelu", "learned", False)
-    assert (image.patch, image.latent_channels, image.grid) == (patch, channels, (sizes.side,) * 2)
-    assert config.row_length == sizes.label_tokens + 2 * sizes.side**2  # room to train, too
-    assert image.size == sizes.side * patch * 16
+    assert (image.patch, image.latent_channels, image.grid) == (patch, channels, (case.side,) * 2)
+    assert config.row_length == case.label_tokens + 2 * case.side**2  # room to train, too
+    assert image.size == case.side * patch * 16
     assert image.latent_scale == (0.2325 if channels == 16 else None)  # else the autoencoder's own
     assert (image.codec, image.vae) == ("vae", "data/vae/mar-kl16")
     assert {w.dtype for w in weights.values()} == {torch.float32}
 
 
 def test_every_weight_finds_its_place(bring: Callable) -> None:
-    given = state_dict(ODD)
+    given = weights_of(ODD)
     _, ours = bring(official(given), patch=2)
     assert sum(w.numel() for w in ours.values()) == sum(w.numel() for w in given.values())
     table = given["y_embedder.embedding_table.weight"]
@@ -182,7 +133,7 @@ def test_every_weight_finds_its_place(bring: Callable) -> None:
 
 
 def test_ema_is_preferred_and_a_choice_is_kept(bring: Callable, tmp_path: Path) -> None:
-    given = state_dict(SMALL)
+    given = weights_of(SMALL)
     held, bias = official(given), given["x_proj.bias"]
 
     def found(held: Any, **options: Any) -> Tensor:
@@ -204,7 +155,7 @@ def test_ema_is_preferred_and_a_choice_is_kept(bring: Callable, tmp_path: Path) 
 
 def test_no_null_class_means_no_guidance(bring: Callable) -> None:
     """Trained without class dropout: as many rows as classes, which the arguments tell."""
-    given = state_dict(SMALL)
+    given = weights_of(SMALL)
     config, _ = bring(official(given, args=argparse.Namespace(num_classes=SMALL.classes)))
     assert (len(config.classes), config.diffusion.dropout) == (SMALL.classes, 0.1)
     assert config.generation.class_to_image.guidance > 1
@@ -217,7 +168,7 @@ def test_no_null_class_means_no_guidance(bring: Callable) -> None:
 
 
 def test_class_names(bring: Callable, tmp_path: Path) -> None:
-    held = official(state_dict(SMALL))
+    held = official(weights_of(SMALL))
     assert bring(held)[0].classes == [str(n) for n in range(SMALL.classes)]
     names = [f"bird {n}" for n in range(SMALL.classes)]
     file = tmp_path / "classes.json"
@@ -238,9 +189,9 @@ def test_class_names(bring: Callable, tmp_path: Path) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("name", sorted(state_dict(ODD)))
+@pytest.mark.parametrize("name", sorted(weights_of(ODD)))
 def test_each_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> None:
-    weights = state_dict(ODD)
+    weights = weights_of(ODD)
     tensor = weights.pop(name)
     refused(write(tmp_path / "a.pt", weights), tmp_path, f"{name} is missing", patch=2)
     weights[name] = tensor[None]
@@ -255,7 +206,7 @@ def test_each_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) ->
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_shapes_that_do_not_fit_each_other(tmp_path: Path) -> None:
     def case(name: str, change: Callable[[Tensor], Any], *named: str) -> None:
-        weights = state_dict(SMALL)
+        weights = weights_of(SMALL)
         weights[name] = change(weights[name])
         refused(write(tmp_path / "a.pt", weights), tmp_path, *named)
 
@@ -272,10 +223,10 @@ def test_shapes_that_do_not_fit_each_other(tmp_path: Path) -> None:
 
 
 def test_a_tensor_too_many(tmp_path: Path) -> None:
-    weights = state_dict(SMALL)
+    weights = weights_of(SMALL)
     weights["blocks.0.adaLN.weight"] = torch.zeros(3)
     refused(write(tmp_path / "a.pt", weights), tmp_path, "blocks.0.adaLN.weight")
-    weights = state_dict(SMALL)
+    weights = weights_of(SMALL)
     weights |= {n.replace("s.1.", "s.999999999."): t for n, t in weights.items() if "s.1." in n}
     refused(write(tmp_path / "b.pt", weights), tmp_path, "blocks.2.norm1.weight is missing")
 
@@ -284,7 +235,7 @@ def test_a_tensor_too_many(tmp_path: Path) -> None:
     "options", [{}, {"patch": 3}, {"channels": 5}, {"patch": 2, "channels": 4}, {"channels": 6}]
 )
 def test_an_open_patch_names_the_flags(tmp_path: Path, options: dict) -> None:
-    path = write(tmp_path / "a.pt", state_dict(ODD))
+    path = write(tmp_path / "a.pt", weights_of(ODD))
     refused(path, tmp_path, "12 numbers", "--patch", "--channels", **options)
 
 
@@ -294,7 +245,7 @@ def test_what_is_no_checkpoint_of_this_kind(tmp_path: Path, held: Any) -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    whole = write(tmp_path / "a.pt", official(state_dict(SMALL))).read_bytes()
+    whole = write(tmp_path / "a.pt", official(weights_of(SMALL))).read_bytes()
     cut = tmp_path / "cut.pt"
     for size in (0, 100, len(whole) // 2, len(whole) - 10):
         cut.write_bytes(whole[:size])
@@ -321,7 +272,7 @@ class Spelled:
 @pytest.mark.parametrize("hidden", ["args", "ema"])
 def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, zipped: bool, hidden: str) -> None:
     canary = tmp_path / "canary"
-    held = official(state_dict(SMALL), **{hidden: Spelled(os.mkdir, str(canary))})
+    held = official(weights_of(SMALL), **{hidden: Spelled(os.mkdir, str(canary))})
     path = write(tmp_path / "a.pt", held, _use_new_zipfile_serialization=zipped)
     refused(path, tmp_path, "a.pt", "never run")
     assert not canary.exists()
@@ -334,7 +285,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, zipped: bool, hidden:
 )
 def test_wrappers_leave_no_trace_in_names(bring: Callable, tmp_path: Path, prefix: str) -> None:
     """Also of blocks that were compiled one by one, inside of what wrapped the whole."""
-    given = state_dict(SMALL)
+    given = weights_of(SMALL)
     inner = {f"{prefix}{n}".replace("s.1.", "s.1._orig_mod."): w for n, w in given.items()}
     _, ours = bring(official(inner))
     assert torch.equal(ours["latent_in.bias"], given["x_proj.bias"])
@@ -357,7 +308,7 @@ def test_plain_data_of_other_classes_is_read(bring: Callable, tmp_path: Path, zi
         posix=PurePosixPath("a/b"),
         none=None,
     )
-    held = official(state_dict(SMALL), args=arguments, best=np.float16(0.5), folder=Path("runs"))
+    held = official(weights_of(SMALL), args=arguments, best=np.float16(0.5), folder=Path("runs"))
     path = write(tmp_path / "a.pt", held, _use_new_zipfile_serialization=zipped)
     found = read_checkpoint(path)
     assert vars(found["args"]) == {
@@ -392,7 +343,7 @@ class Mine:
 )
 def test_what_is_refused_is_named(tmp_path: Path, held: Any, named: str, zipped: bool) -> None:
     path = tmp_path / "a.pt"
-    write(path, official(state_dict(SMALL), extra=held), _use_new_zipfile_serialization=zipped)
+    write(path, official(weights_of(SMALL), extra=held), _use_new_zipfile_serialization=zipped)
     refused(path, tmp_path, "a.pt", named)
     with pytest.raises(UserError) as error:
         read_checkpoint(path)
@@ -439,20 +390,18 @@ def test_a_number_of_another_byte_order_is_refused(tmp_path: Path) -> None:
 # Where it is written, and the command
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "a.pt", official(state_dict(ODD)))
+def test_the_command(tmp_path: Path, command: Command) -> None:
+    path = write(tmp_path / "a.pt", official(weights_of(ODD)))
     names = tmp_path / "names.json"
     names.write_text(json.dumps([f"bird {n}" for n in range(ODD.classes)]))
-    vae = str(autoencoder(tmp_path / "vae", 3))
+    vae = make_vae(tmp_path / "vae", levels=5, channels=3)
     arguments = ["--patch", 2, "--downsampling", 16, "--weights", "model"]
     arguments += ["--classes", names, "--vae", vae]
-    with pytest.raises(SystemExit) as stop:
-        main(["import", "causalfusion", *map(str, [path, tmp_path / "out", *arguments])])
-    assert not stop.value.code
-    said = capsys.readouterr().out
+    code, said, _ = command("import", "causalfusion", path, tmp_path / "out", *arguments)
+    assert not code
     for fact in ("width 44", "depth 1", "heads 11", "7 tokens", "13 classes", "bird 12", "patch 2"):
         assert fact in said
     pipeline = Pipeline.from_pretrained(tmp_path / "out", device="cpu")
     assert pipeline.class_to_image(12, num_inference_steps=2).size == (96, 96)
-    assert pipeline.decoder.latent_in.bias[0] == state_dict(ODD)["x_proj.bias"][0] + 1
+    assert pipeline.decoder.latent_in.bias[0] == weights_of(ODD)["x_proj.bias"][0] + 1
     assert pipeline.read.label("bird 12").label == 12

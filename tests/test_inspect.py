@@ -1,6 +1,5 @@
 """`mmfusion data inspect`: exact figures, and pictures that show what is there."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_config
-from material import REAL, encoded, make_vae, pixels, run, save
+from material import REAL, encoded, make_vae, pixels, run, save, saved
 from PIL import Image as PILImage
 
 from mmfusion.codecs.image import prepare
@@ -144,9 +143,7 @@ def test_the_sheet_shows_what_training_sees():
     pictures = [PILImage.fromarray(np.full((9, 9), 25_599, np.uint16))]
     pictures += [PILImage.new("LA", (9, 9), (10, 77)), PILImage.new("RGBA", (9, 9), (1, 2, 3, 99))]
     for picture in pictures:
-        file = io.BytesIO()
-        picture.save(file, "png")
-        ((shown, *_),) = contact_sheet.show(Sample({"png": file.getvalue()}, "x:k"), [])
+        ((shown, *_),) = contact_sheet.show(Sample({"png": saved(picture)}, "x:k"), [])
         assert isinstance(shown, PILImage.Image)
         assert np.array_equal(np.asarray(shown.convert("RGB")), prepare(picture, 9, 3))
 

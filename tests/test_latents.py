@@ -1,7 +1,6 @@
 """Shards of pictures to shards of latents, and what training makes of them."""
 
 import hashlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import run_config
-from material import encoded, interleaved_lines, make_vae, pixels
+from material import encoded, interleaved_lines, make_vae, npy, pixels
 from PIL import Image as PILImage
 from PIL import ImageOps
 
@@ -210,9 +209,8 @@ def test_training_refuses_latents_of_another_autoencoder(tmp_path: Path, vae: Pa
 
 @pytest.mark.parametrize("shape", [(1, 2, 4, 4, 4), (0, 2, 4, 8, 8), ()])
 def test_latents_that_do_not_fit_the_config_are_refused(shape: tuple, vae: Path):
-    file = io.BytesIO()
-    np.save(file, np.zeros(shape, np.float16))
-    sample = Sample({"json": b'{"label": 0}', "moments.npy": file.getvalue()}, "here")
+    moments = npy(np.zeros(shape, np.float16))
+    sample = Sample({"json": b'{"label": 0}', "moments.npy": moments}, "here")
     with pytest.raises(UserError, match=r"here\.moments\.npy: .*image section needs"):
         maker(latent_config(vae)).make(source("class_to_image"), sample, np.random.default_rng(0))
 

@@ -24,6 +24,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Sampling
 from mmfusion.data_pipelines.documents import DocumentMaker
 from mmfusion.data_pipelines.shards import Shards
+from mmfusion.generation import stepper
 from mmfusion.generation.arguments import Common
 from mmfusion.generation.likelihood import Likelihood, best_candidates
 from mmfusion.losses import sums
@@ -125,7 +126,10 @@ def test_it_is_what_decoding_made_of_it_token_by_token(pipe: Pipeline) -> None:
                 spoken.append(output[1][0].double().log_softmax(-1))
 
         handle = pipe.decoder.register_forward_hook(listen)
-        said = begun(pipe, [number]).text(Sampling(max_new_tokens=10), False, False, None)[0]
+        said = stepper.run(
+            pipe.decoder,
+            begun(pipe, [number]).writing(Sampling(max_new_tokens=10), False, False, None),
+        )[0]
         handle.remove()
         if len(spoken) == len(said):
             continue  # cut off
@@ -133,9 +137,8 @@ def test_it_is_what_decoding_made_of_it_token_by_token(pipe: Pipeline) -> None:
         ids = [*said, max(tokenizer.end_id, tokenizer.image_id, key=spoken[-1].__getitem__)]
         expected = sum(float(log_p[i]) for log_p, i in zip(spoken, ids, strict=True))
         answer = Text([tokenizer.answer_id, *ids], loss=True)
-        assert float(begun(pipe, [number]).log_likelihood([answer])) == pytest.approx(
-            expected, rel=1e-5
-        )
+        found = stepper.run(pipe.decoder, begun(pipe, [number]).weighing([answer]))
+        assert float(found) == pytest.approx(expected, rel=1e-5)
     assert complete >= 3
 
 

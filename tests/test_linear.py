@@ -1,13 +1,12 @@
 """The linear codec: orthonormal, fitted the same way twice, carried by an exported model."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import model_config, random_decoder, run_config
-from material import make_vae, pixels, run, save
+from material import make_vae, pixels, run, save, saved
 from PIL import Image as PILImage
 from safetensors.numpy import load, save_file
 
@@ -104,12 +103,7 @@ def test_mistakes_name_the_file_or_the_key(tmp_path: Path):
 
 
 def shards(folder: Path) -> str:
-    def png(picture: PILImage.Image) -> bytes:
-        file = io.BytesIO()
-        picture.save(file, "png")
-        return file.getvalue()
-
-    write_shards(folder, "a", ((str(n), {"png": png(p)}) for n, p in enumerate(PICTURES)))
+    write_shards(folder, "a", ((str(n), {"png": saved(p)}) for n, p in enumerate(PICTURES)))
     return f"{folder}/a-*.tar"
 
 

@@ -99,20 +99,6 @@ def settings(folder: Path, tokenizer: Tokenizer, most_lost: float) -> Path:
     return path
 
 
-def test_too_much_damage_ends_the_command_with_one_line(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
-    write(tmp_path, set(range(30)))
-    settings(tmp_path, tokenizer, 0.1)
-    ended = train(tmp_path)
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
-    assert "data source class: " in line
-    assert "picture), more than data.most_lost=0.1 allows; the last: " in line
-    assert ".png: not a readable picture" in line
-
-
 def test_a_little_damage_is_listed_once_also_where_a_run_goes_on(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

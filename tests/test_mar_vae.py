@@ -5,7 +5,6 @@ gives with the weights and inputs that are made here: 32 channels, multipliers 1
 residual blocks, 4 latent channels, attention at the lowest resolution of the encoder.
 """
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Command
 
-from mmfusion.cli import main
 from mmfusion.codecs.image import AutoencoderCodec
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError
@@ -159,15 +158,13 @@ def test_the_folder_is_what_a_config_takes(checkpoint: Path, tmp_path: Path) -> 
     assert AutoencoderCodec(image).scale == 0.2325
 
 
-def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with contextlib.suppress(SystemExit):
-        main(["import", "mar-vae", str(checkpoint), str(tmp_path / "vae")])
-    assert f"{len(names_and_shapes())} tensors, 2 others" in capsys.readouterr().out
+def test_the_command(checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    _, said, _ = command("import", "mar-vae", checkpoint, tmp_path / "vae")
+    assert f"{len(names_and_shapes())} tensors, 2 others" in said
     assert (tmp_path / "vae" / "config.json").is_file()
-    with pytest.raises(SystemExit) as ended:
-        main(["import", "mar-vae", str(checkpoint), str(tmp_path / "vae")])
-    assert ended.value.code == 2
-    assert "is there already" in capsys.readouterr().err
+    code, _, said = command("import", "mar-vae", checkpoint, tmp_path / "vae")
+    assert code == 2
+    assert "is there already" in said
 
 
 # What is refused

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import model_config, picture
+from material import saved
 from PIL import Image as PILImage
 from PIL import ImageOps
 
@@ -56,9 +57,7 @@ def stored(format: str, orientation: int) -> bytes:
     options: dict[str, Any] = {"webp": {"lossless": True}, "tiff": {}}.get(format, {})
     if format == "mpo":  # two frames, or it is a JPEG
         options = {"save_all": True, "append_images": [large], "quality": 100}
-    file = io.BytesIO()
-    large.save(file, format, exif=exif, **options)
-    return file.getvalue()
+    return saved(large, format, exif=exif, **options)
 
 
 def small(image: PILImage.Image) -> np.ndarray:
@@ -101,12 +100,10 @@ def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
     painted[8:12, :4] = 255
     exif = PILImage.Exif()
     exif[0x0112] = 6
-    files = []
-    for pixels in (painted, painted // 3):
-        files.append(io.BytesIO())
-        stored = PILImage.fromarray(np.ascontiguousarray(TURNED[6](pixels)))
-        stored.save(files[-1], "png", exif=exif)
-    mask, image = (PILImage.open(file) for file in files)
+    mask, image = (
+        lazy(saved(PILImage.fromarray(np.ascontiguousarray(TURNED[6](pixels))), exif=exif))
+        for pixels in (painted, painted // 3)
+    )
     keep = pipe.read.edit(image, mask, {}).keep
     assert keep is not None
     assert (~keep).nonzero()[0].tolist() == [0]
@@ -185,9 +182,7 @@ def lazy(data: bytes) -> PILImage.Image:
 
 def cut() -> PILImage.Image:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    file = io.BytesIO()
-    PILImage.fromarray(noise).save(file, "png")
-    return lazy(file.getvalue()[:4000])
+    return lazy(saved(PILImage.fromarray(noise))[:4000])
 
 
 def closed(loaded: bool) -> PILImage.Image:

@@ -18,8 +18,8 @@ from conftest import Command
 from PIL import Image as PILImage
 from served import Running, idle, opened, running, same, seen
 
-from benchmarks.serving import png
 from mmfusion import Pipeline
+from mmfusion.codecs.image import encoded as png
 
 DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
 GOOD: dict[str, Any] = {

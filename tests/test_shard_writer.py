@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from material import limited
 
 from mmfusion import locks
-from mmfusion.data_pipelines.shard_writer import claim, cut, lost_items, shuffled, write_parts
+from mmfusion.data_pipelines.shard_writer import Output, claim, lost_items, shuffled, write_parts
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import CorruptSample, UserError
 
@@ -33,7 +34,7 @@ def item(number: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def make(folder: Path, count: int = 40, work: Any = item, **options: Any) -> Any:
-    parts = cut(folder, "a", shuffled(count, 0), work, per_shard=5)
+    parts = Output(folder, "a", per_shard=5).cut(shuffled(count, 0), work)
     return write_parts(parts, "a", "numbers", options.pop("settings", {}), most_lost=0.5, **options)
 
 
@@ -141,7 +142,7 @@ def bad(numbers: range) -> Any:
 
 
 def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
-    parts = cut(tmp_path, "a", shuffled(40, None), bad(range(20, 40)), per_shard=5)
+    parts = Output(tmp_path, "a", per_shard=5).cut(shuffled(40, None), bad(range(20, 40)))
     said = r"numbers: 12 of 29 items cannot be used \(9 picture, 3 caption\); the last: picture"
     with pytest.raises(UserError, match=said):
         write_parts(parts, "a", "numbers", {}, most_lost=0.05)
@@ -150,7 +151,7 @@ def test_too_much_damage_is_an_error_and_keeps_what_is_whole(tmp_path: Path):
 
 def test_damage_at_the_start_is_measured_by_the_whole_shard(tmp_path: Path):
     """Twelve bad ones of 200, and 27 elsewhere, are few, also where they come first."""
-    parts = cut(tmp_path, "a", shuffled(200, None), bad(range(12)), per_shard=200)
+    parts = Output(tmp_path, "a", per_shard=200).cut(shuffled(200, None), bad(range(12)))
     made = write_parts(parts, "a", "numbers", {}, most_lost=0.15)
     assert made.lost == {"picture": 12, "caption": 27}
 
@@ -164,15 +165,9 @@ def test_settings_of_a_killed_run_that_made_nothing_do_not_bind(tmp_path: Path):
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"a-00000\.tar: cannot be written \(File too large\)"):
-            make(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, before)
+    refused = pytest.raises(UserError, match=r"a-00000\.tar: cannot be written \(File too large\)")
+    with limited(resource.RLIMIT_FSIZE, 4000), refused:
+        make(tmp_path)
     assert not list(tmp_path.glob(".a-*.part"))
 
 
@@ -194,7 +189,7 @@ def test_leftovers_are_ours_by_their_whole_names(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["../a", "a/b", "", "a b", ".a", "a\n"])
 def test_names_of_shards_stay_in_their_folder(tmp_path: Path, name: str):
-    parts = cut(tmp_path / "out", name, shuffled(4, 0), item)
+    parts = Output(tmp_path / "out", name).cut(shuffled(4, 0), item)
     with pytest.raises(UserError, match="--name"):
         write_parts(parts, name, "numbers", {})
 

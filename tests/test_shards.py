@@ -1,6 +1,5 @@
 """Tar shards: written whole, read by position, and no more lost than what is damaged."""
 
-import io
 import multiprocessing
 import tarfile
 import time
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import webdataset
-from material import encoded, save
+from material import encoded, save, tar
 
 from mmfusion.data_pipelines import index, storage
 from mmfusion.data_pipelines.index import open_index
@@ -139,19 +138,8 @@ def test_a_damaged_index_is_made_anew(shard: Path):
         assert path.read_bytes() == whole
 
 
-def members(path: Path, *named: tuple[str, bytes]) -> Path:
-    """A tar with members of any names."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in named:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def test_members_that_are_no_part_of_a_sample_are_passed_over(tmp_path: Path):
-    path = members(
-        tmp_path / "a.tar",
+    members = [
         ("s0.txt", b"zero"),
         ("README", b"no extension"),
         (".hidden.txt", b"hidden"),
@@ -160,8 +148,8 @@ def test_members_that_are_no_part_of_a_sample_are_passed_over(tmp_path: Path):
         ("deep/er/s8.JPEG", b"x"),
         ("s9.pyd", b"import os"),
         ("caf\udce9.txt", b"a name that is not UTF-8"),
-    )
-    shards = Shards(str(path))
+    ]
+    shards = Shards(str(save(tmp_path / "a.tar", tar(members))))
     assert {sample.key: dict(sample) for sample in shards} == {
         "s0": {"txt": b"zero"},
         "S0": {"txt": b"another case is another key"},
@@ -173,7 +161,7 @@ def test_members_that_are_no_part_of_a_sample_are_passed_over(tmp_path: Path):
 
 
 def test_a_member_that_is_there_twice_is_lost_in_any_case_of_letters(tmp_path: Path):
-    path = members(tmp_path / "a.tar", ("a.txt", b"1"), ("a.TXT", b"2"), ("b.TXT", b"3"))
+    path = save(tmp_path / "a.tar", tar([("a.txt", b"1"), ("a.TXT", b"2"), ("b.TXT", b"3")]))
     shards = Shards(str(path))
     assert [dict(sample) for sample in shards] == [{"txt": b"1"}, {"txt": b"3"}]
     ((_, lost),) = shards.lost
@@ -183,9 +171,8 @@ def test_a_member_that_is_there_twice_is_lost_in_any_case_of_letters(tmp_path: P
 
 def test_members_of_a_sample_need_not_lie_together(tmp_path: Path):
     big = bytes(200_000)
-    path = members(
-        tmp_path / "a.tar", ("a.txt", b"a"), ("b.bin", big), ("b.txt", b"b"), ("a.cls", b"1")
-    )
+    members = [("a.txt", b"a"), ("b.bin", big), ("b.txt", b"b"), ("a.cls", b"1")]
+    path = save(tmp_path / "a.tar", tar(members))
     first, second = Shards(str(path))
     assert dict(first) == {"txt": b"a", "cls": b"1"}
     assert dict(second) == {"bin": big, "txt": b"b"}
@@ -206,15 +193,12 @@ def test_shards_made_differently_do_not_mix(tmp_path: Path):
         Shards(f"{tmp_path}/*.tar")
 
 
-def test_a_block_whose_members_lie_far_apart_is_not_read_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_block_whose_members_lie_far_apart_is_not_read_as_a_whole(tmp_path: Path, cache: Path):
     """A tar sorted by kind: the pictures first, the texts at its end."""
     import fsspec
 
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
     pictures = [(f"{n}.bin", bytes(100_000)) for n in range(20)]
-    path = members(tmp_path / "a.tar", *pictures, *((f"{n}.txt", b"a") for n in range(20)))
+    path = save(tmp_path / "a.tar", tar([*pictures, *((f"{n}.txt", b"a") for n in range(20))]))
     fsspec.filesystem("memory").pipe("/sorted/a.tar", path.read_bytes())
     shards = Shards("memory://sorted/a.tar")
     block = shards.block(0, 0, 2)
@@ -229,7 +213,7 @@ def test_a_gap_in_braces_is_told(tmp_path: Path):
         Shards(f"{tmp_path}/a-{{00000..00002}}.tar")
 
 
-def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shards_by_braces_and_urls(tmp_path: Path, cache: Path):
     """Remote ones are read by fsspec; their indexes are kept in a cache."""
     import fsspec
 
@@ -237,7 +221,6 @@ def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_shards(tmp_path, "a", samples, per_shard=2)
     here = Shards(f"{tmp_path}/a-{{00000..00002}}.tar")
     assert len(here) == 6
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
     memory = fsspec.filesystem("memory")
     for path in tmp_path.glob("a-*.tar"):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
@@ -247,7 +230,7 @@ def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [dict(sample) for sample in away] == [dict(sample) for sample in here]
         block = away.block(1, 0, 2)
         assert dict(away.read(1, 1, block=block)) == dict(here[3])
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list(cache.iterdir())) == 3
     with pytest.raises(UserError, match="no shards match memory://none"):
         Shards("memory://none/*.tar")
     with pytest.raises(UserError, match="cannot be reached"):
@@ -255,12 +238,11 @@ def test_shards_by_braces_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_remote_shards_through_a_cache_and_over_a_bad_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """fsspec's caches stay in the names; a read that fails is tried again."""
     from fsspec.implementations.memory import MemoryFileSystem
 
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
     (shard,) = write_shards(tmp_path, "a", [("s", {"txt": b"hello"})])
     MemoryFileSystem().pipe("/line/a.tar", shard.read_bytes())
@@ -284,11 +266,10 @@ def test_remote_shards_through_a_cache_and_over_a_bad_line(
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
 def test_what_is_not_there_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
 ):
     from fsspec.implementations.memory import MemoryFileSystem
 
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
     (shard,) = write_shards(tmp_path, "a", [("s", {"txt": b"hello"})])
     MemoryFileSystem().pipe("/gone/a.tar", shard.read_bytes())
     shards = Shards("memory://gone/a.tar")
@@ -304,16 +285,13 @@ def test_what_is_not_there_is_not_waited_for(
     assert not paused
 
 
-def test_an_index_goes_to_the_cache_where_one_may_not_write(
-    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
+def test_an_index_goes_to_the_cache_where_one_may_not_write(shard: Path, cache: Path):
     beside = Path(f"{shard}.index")
     beside.unlink()
     beside.mkdir()  # nobody, root neither, can put a file there
     (beside / "full").touch()
     assert [s.json()["label"] for s in Shards(str(shard))] == [0, 1, 2]
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = cache.iterdir()
     stamp = kept.stat().st_mtime_ns
     Shards(str(shard))[0]
     assert kept.stat().st_mtime_ns == stamp

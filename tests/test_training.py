@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import Command
+from material import limited
 from ranks import CHECKOUT, deepspeed, environment, launch, overrides
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfusion import Pipeline, losses
-from mmfusion.cli import main
 from mmfusion.config import Config, TrainConfig, load
 from mmfusion.config.section import keys
 from mmfusion.decoder import Decoder
@@ -666,13 +667,9 @@ def test_a_damaged_checkpoint_of_this_step_is_replaced(tmp_path: Path, write: Wr
 @pytest.mark.parametrize("most", [9000, 1000, 0])
 def test_without_room_the_old_checkpoint_stays(tmp_path: Path, write: Write, most: int) -> None:
     old = write(tmp_path, 1)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"step-00000002.*make room"):
-            write(tmp_path, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    refused = pytest.raises(UserError, match=r"step-00000002.*make room")
+    with limited(resource.RLIMIT_FSIZE, most), refused:
+        write(tmp_path, 2)
     assert [*tmp_path.iterdir()] == [old]
     assert checkpoint.newest(tmp_path) == old
 
@@ -705,13 +702,9 @@ def test_figures_without_room_are_one_line_and_none_is_lost(tmp_path: Path, tiny
     SkippedLog(tmp_path, 299, 0)
     assert (tmp_path / "lost/rank-00000.jsonl").read_text() == '{"step": 1}\n'
     assert (tmp_path / "lost/rank-copy.jsonl").read_text() == "mine\n"
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"metrics\.jsonl.*make room"):
-            recording(tiny, tmp_path, 299)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    refused = pytest.raises(UserError, match=r"metrics\.jsonl.*make room")
+    with limited(resource.RLIMIT_FSIZE, 500), refused:
+        recording(tiny, tmp_path, 299)
     assert (tmp_path / "metrics.jsonl").read_text() == kept
 
 
@@ -768,7 +761,7 @@ def test_plain_python_goes_on_where_two_ranks_were(
 
 
 def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
-    digits_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_data: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     tiny = ["--config", "tiny", *overrides(digits_data, run, steps=10000, save_every=10000)]
@@ -779,10 +772,9 @@ def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
     while not (run / "metrics.jsonl").exists():
         assert first.poll() is None
         time.sleep(0.1)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *tiny])
-    assert stop.value.code == 2
-    (said,) = capsys.readouterr().err.splitlines()
+    code, _, said = command("train", *tiny)
+    assert code == 2
+    (said,) = said.splitlines()
     assert str(run) in said
     for _ in range(2):  # `timeout` and launchers send it twice
         os.kill(first.pid, signal.SIGINT)

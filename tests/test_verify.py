@@ -11,20 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from material import REAL, encoded, run, save
+from material import REAL, encoded, npy, run, save
 
 from mmfusion.data_pipelines.index import open_index
 from mmfusion.data_pipelines.inspection.verification import FIRST, verify
 from mmfusion.data_pipelines.shards import write_shard, write_shards
 from mmfusion.data_pipelines.tar_index import scan
 from mmfusion.errors import UserError
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array)
-    return file.getvalue()
-
 
 GREYMAP = b"Pf 2 2 1.0\n" + bytes(16)  # 32 bits a pixel
 MOMENTS = np.ones((1, 2, 4, 2, 2), np.float16)
@@ -206,9 +199,8 @@ def test_a_huge_extended_header_is_not_read_into_memory(tmp_path: Path, kind: by
     assert list(found.samples) == [key for key, _ in GOOD[:-1]]
 
 
-def test_remote_shards(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_remote_shards(shard: Path, cache: Path):
     fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setenv("MMFUSION_CACHE", str(tmp_path / "cache"))
     memory = fsspec.filesystem("memory")
     memory.pipe("/verified/a.tar", shard.read_bytes())
     assert not verify(["memory://verified/*.tar"]).damaged

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from material import jsonl, make_vae, run
 from PIL import Image as PILImage
 from ranks import deepspeed, launch
 
 from mmfusion import ImageSlot, Pipeline, TextSlot
-from mmfusion.cli import main
 from mmfusion.config import load
 from mmfusion.training.checkpoint import EMA, WEIGHT, Checkpoint
 
@@ -51,23 +51,8 @@ def write_raw(folder: Path) -> None:
             {"answer": "that was it"},
         ]
         documents.append({"content": content})
-    for name, lines in (("captions", captions), ("documents", documents)):
-        text = "\n".join(json.dumps(line) for line in lines)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-
-
-def write_autoencoder(folder: Path) -> None:
-    """An untrained autoencoder of the config's form: 16 channels, 16 times smaller."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8,) * 5,
-        down_block_types=("DownEncoderBlock2D",) * 5,
-        up_block_types=("UpDecoderBlock2D",) * 5,
-        latent_channels=16,
-        norm_num_groups=4,
-    ).save_pretrained(folder)
+    jsonl(folder / "captions.jsonl", *captions)
+    jsonl(folder / "documents.jsonl", *documents)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +60,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of mm_xl.yaml, with data made by the commands that its error message names."""
     raw, data = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("data")
     write_raw(raw)
-    write_autoencoder(data / "vae")
+    make_vae(data / "vae", levels=5, channels=16)
     shards = ["imagenet", "imagenet", "captions", "captions", "interleaved"]
     paths = [
         f"image.vae={data}/vae",
@@ -88,12 +73,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     commands = {"imagenet": "classes", "captions": "captions.jsonl"}
     commands |= {"interleaved": "documents.jsonl"}
     for name, given in commands.items():
-        _mmfusion("data", name, raw / given, "-o", data / name)
+        assert run("data", name, raw / given, "-o", data / name) == 0
         flip = ["--flip"] if name == "imagenet" else []
         latents = ["data", "latents", f"{data}/{name}/*.tar", "--config", "mm_xl", *flip]
-        _mmfusion(*latents, "-o", data / f"{name}-latents", *overrides)
+        assert run(*latents, "-o", data / f"{name}-latents", *overrides) == 0
     texts = [option for name in commands for option in ("--shards", f"{data}/{name}/*.tar")]
-    _mmfusion("data", "tokenizer", *texts, "-o", data / "tokenizer.model", "--vocabulary", 400)
+    tokenizer = ("-o", data / "tokenizer.model", "--vocabulary", 400)
+    assert run("data", "tokenizer", *texts, *tokenizer) == 0
     capacity = "{text: 128, label: 192, image: 192, noisy: 64, predict: 64}"
     return [
         *overrides,
@@ -105,12 +91,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"data.rows={ROWS}",
         "train.precision=fp32",
     ]
-
-
-def _mmfusion(*arguments: object) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert not stop.value.code, arguments
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ in which the masks of 1,000 random splits differ. Anything above its bar makes i
 generators.
 """
 
-import argparse
 import sys
 import time
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import options
 from benchmarks.parity.cases import CASES, GOLDEN_CASES, Case
 from benchmarks.parity.masks import compare_masks
 from benchmarks.parity.noise import PhiloxNoise, TorchNoise
@@ -62,11 +62,7 @@ def golden(official: Official) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Compare, print, keep; exit with status 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("parity", __doc__)
     parser.add_argument("--official", type=Path, required=True, help="folder of the official code")
     parser.add_argument("--golden", type=Path, help="write what the official code gives here")
     args = parser.parse_args()

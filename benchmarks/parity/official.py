@@ -74,15 +74,10 @@ class OfficialModel:
         """Numbers that are learned."""
         return sum(p.numel() for p in self.net.parameters())
 
-    @torch.no_grad()
-    def trained(self, given: Given) -> tuple[Tensor, Tensor]:
-        """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
-        return self._trained(given)
-
     def gradients(self, given: Given) -> dict[str, Tensor]:
         """The loss's gradient by each parameter, under our names."""
         names, parameters = zip(*self.net.named_parameters(), strict=True)
-        found = torch.autograd.grad(self._trained(given)[1], parameters)
+        found = torch.autograd.grad(self.trained(given)[1], parameters)
         c = self.case
         sizes = Sizes(
             width=c.width,
@@ -150,7 +145,8 @@ class OfficialModel:
                 self._keep(done[-1], place, cache)
         return torch.cat(done, dim=1)
 
-    def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
+    def trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
         net, train = self.net, self.official.train
         starts = [sum(given.sizes[:step]) for step in range(len(given.sizes) + 1)]
         mask = train.get_attn_mask(starts[-1], net.num_cond_tokens, given.sizes, starts).bool()

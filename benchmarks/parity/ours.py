@@ -25,7 +25,7 @@ from mmfusion.generation.stepper import Passes, run
 from mmfusion.importers.causalfusion import Options, import_causalfusion
 from mmfusion.losses import sums, total
 from mmfusion.packing import collate
-from mmfusion.sequence import Document, Image, Label, Noise, Row
+from mmfusion.sequence import Document, Image, Label, Noise, Row, Segment
 from mmfusion.split import cut
 
 
@@ -76,16 +76,11 @@ class Ours:
     def __init__(self, config: ModelConfig, decoder: Decoder) -> None:
         self.config, self.decoder = config, decoder
 
-    @torch.inference_mode()
-    def trained(self, given: Given) -> tuple[Tensor, Tensor]:
-        """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
-        return self._trained(given)
-
     def gradients(self, given: Given) -> dict[str, Tensor]:
         """The loss's gradient by each of our parameters."""
         self.decoder.requires_grad_(True)
         names, parameters = zip(*self.decoder.named_parameters(), strict=True)
-        found = torch.autograd.grad(self._trained(given)[1], parameters)
+        found = torch.autograd.grad(self.trained(given)[1], parameters)
         return dict(zip(names, found, strict=True))
 
     def cached(self, given: Given, kept: int) -> Tensor:
@@ -129,9 +124,10 @@ class Ours:
         )
         with noise.generators(len(given.labels)) as generators:
             session = self._session(given, generators)
-            return torch.from_numpy(session.image(sampling, follows=False))
+            return torch.from_numpy(run(self.decoder, session.drawing(sampling, follows=False)))
 
-    def _trained(self, given: Given) -> tuple[Tensor, Tensor]:
+    def trained(self, given: Given) -> tuple[Tensor, Tensor]:
+        """Predicted noise (B, N, D), in the order of generation, and the loss ()."""
         batch = collate([row_of(self.config, given, row) for row in range(len(given.labels))])
         latents, logits = self.decoder(batch, ByDocument(batch))
         part = sums(latents, logits, batch)
@@ -142,5 +138,6 @@ class Ours:
         c = self.config
         length = c.decoder.label_tokens + c.image.tokens
         session = Session(self.decoder, c, None, length, generators, guided=True)
-        session.append([label(c, given, row) for row in range(len(given.labels))])
+        labels: list[Segment] = [label(c, given, row) for row in range(len(given.labels))]
+        run(self.decoder, session.reading(labels))
         return session

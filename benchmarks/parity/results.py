@@ -46,8 +46,8 @@ def results(
     for draw in range(draws):
         inputs = given(case, draw)
         prediction, loss = side.trained(inputs)
-        yield "prediction", f"prediction {draw}", prediction.numpy()
-        yield "loss", f"loss {draw}", loss.numpy()
+        yield "prediction", f"prediction {draw}", prediction.detach().numpy()
+        yield "loss", f"loss {draw}", loss.detach().numpy()
         yield "gradient", f"gradient {draw}", projected(side.gradients(inputs))
         kept = draw % 2 * case.tokens // 2  # after the label alone, or after clean tokens too
         yield "cached", f"cached {draw}", side.cached(inputs, kept).numpy()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.io import loadmat
 
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, first_line, user_error
 from mmfusion.texts import begin
 
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
@@ -52,10 +52,9 @@ def read_labels(path: Path, folders: list[str]) -> Labels:
         ) from None
     pairs: Iterable[Any] = (re.split(r"[,\t ]+", line.strip())[:2] for line in text.split("\n"))
     if path.suffix == ".json":
-        try:
+        said = f"{path}: expected {{file: class, ...}}"
+        with user_error(said, TypeError, ValueError, RecursionError):
             pairs = dict(json.loads(text)).items()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: expected {{file: class, ...}} ({error})") from None
     labels: dict[str, str] = {}
     for file, of in (pair for pair in pairs if len(pair) == 2):
         folder = str(of)
@@ -93,12 +92,10 @@ def _members(path: Path) -> dict[str, bytes]:
 
 def _devkit(files: dict[str, bytes], path: Path) -> Labels:
     names, folders = dict[str, str](), dict[int, str]()
-    try:
+    with user_error(f"{path}: not a devkit that can be read", Exception):  # loadmat raises any
         for entry in np.ravel(loadmat(io.BytesIO(files[SYNSETS]), squeeze_me=True)["synsets"]):
             if int(entry["num_children"]) == 0:  # the others are classes of classes
                 folder = folders[int(entry["ILSVRC2012_ID"])] = str(entry["WNID"])
                 names[folder] = str(entry["words"]).partition(",")[0].strip()
         truth = (folders[int(line)] for line in files[TRUTH].split())
         return Labels({f"ILSVRC2012_val_{n:08d}": of for n, of in enumerate(truth, 1)}, names)
-    except Exception as error:  # loadmat raises anything at a damaged file
-        raise UserError(f"{path}: not a devkit that can be read ({first_line(error)})") from None

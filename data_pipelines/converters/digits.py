@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import files
+from mmfusion.codecs.image import encoded
 from mmfusion.errors import UserError
 from mmfusion.rng import generator
 
-from ..images import encoded
 from ..shards import write_shards
 from ..tokenizer import train_tokenizer
 
@@ -68,7 +68,7 @@ def split_digits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def png(pixels: np.ndarray) -> bytes:
     """An 8-bit array as a PNG file."""
-    return encoded(PILImage.fromarray(pixels), "png")
+    return encoded(PILImage.fromarray(pixels))
 
 
 def write_digits(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from mmfusion.errors import CorruptSample, UserError, first_line
 from mmfusion.rng import generator
 from mmfusion.texts import read_text
 
-from ..shard_writer import Made, Sample, claim, cut, shuffled, write_parts
+from ..shard_writer import Made, Output, Sample, claim, shuffled, write_parts
 from ..tokenizer import train_tokenizer
 from .icon_sets import IconSet, read_set
 
@@ -81,7 +81,7 @@ def write_emoji(
     for part, items in _tasks(cells, picture, seed).items():
         if not items.count:
             continue
-        shards = cut(output, part, shuffled(items.count, seed), items.make)
+        shards = Output(output, part).cut(shuffled(items.count, seed), items.make)
         made = write_parts(shards, part, f"emoji, {part}", settings)
         total = Made(*(getattr(total, key) + of for key, of in vars(made).items()))
     with claim(output / "tokenizer.model") as mine:

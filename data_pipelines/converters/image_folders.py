@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmfusion import launcher
-from mmfusion.errors import CorruptSample, UserError, printable
+from mmfusion.errors import CorruptSample, UserError, printable, user_error
 
 from .. import storage
 from ..images import SUFFIXES, ImageReader
@@ -185,7 +185,5 @@ def _members(
 
 
 def _scan(folder: Path) -> list[str]:
-    try:
+    with user_error(f"{folder}: cannot be read", OSError):
         return [name for name in os.listdir(folder) if not name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None

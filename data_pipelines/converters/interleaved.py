@@ -22,9 +22,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mmfusion.errors import CorruptSample, UserError
+from mmfusion.errors import CorruptSample, UserError, shown
 
-from ..samples import shown
 from ..shard_writer import MOST_WARNINGS, Made, Output, Sample, digest
 from .image_files import ImageFiles, read_urls
 from .interleaved_formats import FIELDS, Document, ImageItem, Item, Reading, TextItem, parse

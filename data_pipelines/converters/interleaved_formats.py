@@ -16,9 +16,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mmfusion.errors import CorruptSample
-
-from ..samples import shown
+from mmfusion.errors import CorruptSample, shown
 
 FIELDS = ("content", "text_list", "image_info", "images", "texts")
 TARGET: tuple[dict, ...] = ({}, {"target": True}, {"target": False})

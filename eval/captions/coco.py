@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmfusion.errors import UserError, first_line, printable
+from mmfusion.errors import UserError, first_line, printable, user_error
 from mmfusion.texts import read_text
 
 SHOWN = 5  # ids that a message names
@@ -80,10 +80,8 @@ def pair(
 
 
 def _read(path: Path) -> Any:
-    try:
+    with user_error(f"{path}: is not JSON of captions", ValueError, RecursionError):
         return json.loads(read_text(path), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON of captions ({first_line(error)})") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -46,6 +46,14 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
+def encoded(picture: PILImage.Image, format: str = "png") -> bytes:
+    """A picture as a file, in memory: Pillow does not notice a disk that is full."""
+    file = io.BytesIO()
+    how = {"quality": 95, "subsampling": 0} if format == "jpeg" else {}
+    picture.save(file, format, **how)
+    return file.getvalue()
+
+
 def open_image(data: bytes, where: str, most: int = MOST_PIXELS) -> PILImage.Image:
     """Decode a picture of at most so many pixels, upright; of an animation, the first frame."""
     try:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from mmfusion.config import build
 from mmfusion.config.section import S, Section
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, user_error
 from mmfusion.home import cache_folder
 
 log = logging.getLogger("mmfusion")
@@ -117,10 +117,8 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 def read(kind: type[S], path: Path) -> S:
     """A measured frontier or point; a UserError where its file is missing or damaged."""
     bad = f"{path}: not a measured {kind.__name__.lower()}; delete it and measure anew"
-    try:
+    with user_error(bad, OSError, ValueError, RecursionError):
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{bad} ({error})") from None
     return build(kind, raw, bad)
 
 

@@ -27,7 +27,7 @@ from mmfusion.decoder import Decoder
 from mmfusion.generation.coefficients import HISTORY, Step, steps_of
 from mmfusion.generation.decoding import OnToken, begin_choice
 from mmfusion.generation.image_plan import guidance_scale, step_sizes, token_order
-from mmfusion.generation.stepper import Output, Passes, run
+from mmfusion.generation.stepper import Output, Passes
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Row, Segment, Text, count
 
@@ -58,22 +58,18 @@ class Session:
         self.cache = Cache(pool, every, length)
         self.order, self.time = np.zeros(every, int), np.zeros(every, int)
 
-    def append(self, segments: list[Segment]) -> None:
-        """Append one clean segment to each row, and its null form to its unconditional row."""
-        run(self.decoder, self.reading(segments))
-
     def reading(self, segments: list[Segment]) -> Passes[None]:
-        """The passes of `append`."""
+        """Append one clean segment to each row, and its null form to its unconditional row."""
         unconditional = [segment.null() for segment in segments] if self.guided else []
         yield from self._read([*segments, *unconditional])
 
-    def image(
+    def drawing(
         self,
         sampling: Sampling,
         follows: bool,
         kept: tuple[np.ndarray, np.ndarray] | None = None,
         on_step: OnStep | None = None,
-    ) -> np.ndarray:
+    ) -> Passes[np.ndarray]:
         """Generate one image in every row.
 
         Args:
@@ -86,16 +82,6 @@ class Session:
         Returns:
             Latents (R, N, D); kept ones are bit for bit those given.
         """
-        return run(self.decoder, self.drawing(sampling, follows, kept, on_step))
-
-    def drawing(
-        self,
-        sampling: Sampling,
-        follows: bool,
-        kept: tuple[np.ndarray, np.ndarray] | None = None,
-        on_step: OnStep | None = None,
-    ) -> Passes[np.ndarray]:
-        """The passes of `image`."""
         tokens, dim = self.config.image.tokens, self.config.image.latent_dim
         latents = torch.stack([torch.randn(tokens, dim, generator=g) for g in self.generators])
         orders = [token_order(sampling, tokens, g) for g in self.generators]
@@ -123,21 +109,15 @@ class Session:
         self.time += 1
         return latents.cpu().numpy()
 
-    def text(
+    def writing(
         self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
-    ) -> list[list[int]]:
+    ) -> Passes[list[list[int]]]:
         """Decode an answer in every row; ids without control symbols.
 
         Beams live in a branch that is thrown away; the chosen answer is then read in one clean
         pass, so that the cache never holds another. The ending symbol (`<image>` where an image
         is to follow, else `</s>`) is appended when anything follows.
         """
-        return run(self.decoder, self.writing(sampling, image_follows, follows, on_token))
-
-    def writing(
-        self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
-    ) -> Passes[list[list[int]]]:
-        """The passes of `text`."""
         assert self.tokenizer is not None
         begin = Text([self.tokenizer.answer_id])
         logits = yield from self._read([begin] * len(self.order), asked=self.rows)
@@ -161,12 +141,8 @@ class Session:
             yield from self._read(read)
         return answers
 
-    def log_likelihood(self, answers: list[Text]) -> Tensor:
-        """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
-        return run(self.decoder, self.weighing(answers))
-
     def weighing(self, answers: list[Text]) -> Passes[Tensor]:
-        """The passes of `log_likelihood`."""
+        """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
         batch = self._segments(answers, range(len(answers)), 0)
         _, logits = yield from self._clean(range(len(answers)), batch)
         assert logits is not None

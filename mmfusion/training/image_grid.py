@@ -1,6 +1,5 @@
 """A sheet of pictures that the exported model makes while it is still training."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import files
+from mmfusion.codecs.image import encoded
 from mmfusion.config import Config
 from mmfusion.pipeline import Pipeline
 
@@ -25,9 +25,7 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
     if not pictures:
         return np.zeros((1, 1, 3), np.uint8)
     sheet = grid(pictures, columns=MOST_CLASSES)
-    file = io.BytesIO()  # Pillow does not notice a disk that is full
-    sheet.save(file, "png")
-    files.write(path, file.getvalue())
+    files.write(path, encoded(sheet))
     return np.asarray(sheet.convert("RGB"))
 
 
