@@ -44,6 +44,8 @@ img.coarse, .coarse img { image-rendering: pixelated; }
 .tray, .tray .grid-wrap { border: none !important; background: none !important; }
 .tray, .tray .grid-wrap { min-height: 0 !important; padding: 0 !important; }
 .tray .grid-wrap { overflow: hidden !important; }
+.tray .selected { --ring-color: transparent !important;
+  border-color: var(--border-color-primary) !important; }
 .tray .grid-container { grid-template-columns: none !important; grid-auto-flow: column;
   grid-auto-columns: 88px; overflow-x: auto; padding: 2px;
   scrollbar-width: thin; scrollbar-color: var(--border-color-primary) transparent; }
