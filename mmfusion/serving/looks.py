@@ -34,6 +34,8 @@ CSS = """
   display: grid; place-items: center; border: 1px dashed var(--border-color-primary);
   color: var(--body-text-color-subdued); background: none; padding: 1rem; text-align: center;
 }
+.answer img, .talk img { border: 1px solid var(--border-color-primary); }
+@media (max-width: 640px) { #canvas { height: 400px !important; } }
 .bar { height: 4px; margin: 10px auto 0; max-width: 400px; border-radius: 2px; overflow: hidden;
   background: var(--border-color-primary); }
 .bar div { height: 100%; background: var(--color-accent); }
