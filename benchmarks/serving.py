@@ -176,7 +176,7 @@ def _deltas(client: openai.OpenAI, content: list[Any], **given: Any) -> Iterator
 
 
 @contextmanager
-def server(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, "subprocess.Popen[str]"]]:
+def server(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, subprocess.Popen[str]]]:
     """A server of a model in a process of its own: a client, and the process."""
     command = [sys.executable, "-m", "mmfusion", "serve", "--model", model, "--name", "model"]
     command += ["--port", "0", *options]
