@@ -74,7 +74,7 @@ def main() -> None:
         expected = [ask.alone(pipeline) for ask in asks]
         for at_once in map(int, args.at_once.split(",")):
             with server(model) as (client, process):
-                answers, line = measured(client, process, asks * args.rounds, at_once)
+                answers, line = measured(client, process.pid, asks * args.rounds, at_once)
             wrong = [
                 number
                 for number, (answer, alone) in enumerate(
@@ -174,10 +174,10 @@ def _deltas(client: openai.OpenAI, content: list[Any], **given: Any) -> Iterator
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[openai.OpenAI, int]]:
-    """A server of a model in a process of its own: a client, and the process's number."""
+def server(model: str, *options: str) -> Iterator[tuple[openai.OpenAI, subprocess.Popen[str]]]:
+    """A server of a model in a process of its own: a client, and the process."""
     command = [sys.executable, "-m", "mmfusion", "serve", "--model", model, "--name", "model"]
-    command += ["--port", "0"]
+    command += ["--port", "0", *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -186,7 +186,7 @@ def server(model: str) -> Iterator[tuple[openai.OpenAI, int]]:
         address = re.search(r"http\S+/v1", process.stdout.readline())
         assert address, "the server has not started"
         client = openai.OpenAI(base_url=address[0], api_key="-", max_retries=0, timeout=600)
-        yield client, process.pid
+        yield client, process
     finally:
         process.terminate()
         process.wait(60)

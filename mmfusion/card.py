@@ -7,6 +7,7 @@ scores, the newest sample sheet. From then on the card goes where the model goes
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,17 +49,38 @@ class Run(NamedTuple):
 
 def find_run(folder: Path | None) -> Run | None:
     """The run of which a folder holds the model, if it lies in one."""
-    above = folder.resolve().parent if folder else None
-    if above is None or not is_run(above / RUN):
+    config = _run_config(folder)
+    if folder is None or config is None:
         return None
-    try:
-        config = load(str(above / RUN))
-    except UserError:  # of another version
-        return None
+    above = folder.resolve().parent
     sheets = sorted(above.glob(SHEETS), key=lambda path: (len(path.name), path.name))
     with user_error(f"{above / REPORT}: not a report of mmfusion eval", AttributeError, TypeError):
         scores = [*_scores(_json(above / REPORT))]
     return Run(config, _json(above / FACTS), scores, sheets[-1] if sheets else None)
+
+
+def _run_config(folder: Path | None) -> Config | None:
+    path = folder.resolve().parent / RUN if folder else None
+    if path is None or not is_run(path):
+        return None
+    try:
+        return load(str(path))
+    except UserError:  # of another version
+        return None
+
+
+def examples(folder: Path | None) -> list[str]:
+    """Prompts of what the model in a folder draws: its card's, under `widget`, or its run's."""
+    from huggingface_hub import ModelCard
+
+    if folder and (folder / CARD).is_file():
+        with suppress(Exception):  # whoever wrote it: a model can be used without examples
+            header = ModelCard((folder / CARD).read_text(encoding="utf-8")).data
+            texts = [entry["text"] for entry in header.get("widget") or ()]
+            if texts and all(isinstance(text, str) for text in texts):
+                return texts
+    config = _run_config(folder)
+    return config.train.sheet_prompts if config else []
 
 
 def pages(
@@ -126,6 +148,7 @@ def _header(name: str, config: ModelConfig, run: Run | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     tasks, scores = _tasks(config, run), run.scores if run else []
+    prompts = run.config.train.sheet_prompts if run else []
     hub = {HUB_TASKS[task] for task in tasks or TAGS[:1]}
     results = [
         EvalResult(
@@ -141,6 +164,7 @@ def _header(name: str, config: ModelConfig, run: Run | None) -> str:
         library_name="mmfusion",
         pipeline_tag=hub.pop() if len(hub) == 1 else "any-to-any",
         tags=[task.replace("_", "-") for task in tasks],
+        widget=[{"text": prompt} for prompt in prompts] if config.text and prompts else None,
         metrics=sorted({score.metric for score in scores}) or None,
         model_name=name,
         eval_results=results or None,

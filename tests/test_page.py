@@ -18,10 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import model_config, random_decoder, run_config
 from PIL import Image as PILImage
 
-from mmfusion import Pipeline, UserError
+from mmfusion import ImageSlot, Pipeline, UserError
+from mmfusion.card import CARD
+from mmfusion.cli.demo import _examples
 from mmfusion.codecs.image import prepare
+from mmfusion.codecs.text import Tokenizer
+from mmfusion.config import load, save
+from mmfusion.export import SHIPPED, export
 from mmfusion.serving.live import live
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'mmfusion[demo]'")
@@ -31,6 +37,7 @@ uploads = pytest.importorskip("mmfusion.serving.uploads")
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PROMPT = "a handwritten seven"
+STYLED = ["a rocket, twemoji style", "an owl, noto style", "a red apple, fluent style"]
 FLAGS = (
     "headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "disable-extensions",
     "disable-background-networking", "disable-component-update", "force-prefers-reduced-motion",
@@ -109,6 +116,29 @@ def test_without_gradio_the_message_says_what_to_install(
     assert "pip install 'mmfusion[demo]'" in error
 
 
+def test_examples_are_the_models_own(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its run, and wherever it is saved; whatever run the user stands in."""
+    config = run_config(tmp_path / "data", tmp_path)
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"sheet_prompts": STYLED})}
+    )
+    save(config, tmp_path / "config.yaml")
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "report.json").write_text('{"figures": 1}')  # the page has no use for it
+    assert _examples(tmp_path / "model") == STYLED
+    (tmp_path / "report.json").unlink()
+    Pipeline.from_pretrained(tmp_path, "cpu").save_pretrained(tmp_path / "away/mine")
+    assert _examples(tmp_path / "away/mine") == STYLED
+    (tmp_path / "away/mine" / CARD).write_text("---\nwidget: [a, {text: 1}]\n---\n")
+    assert _examples(tmp_path / "away/mine") == []
+    monkeypatch.chdir(tmp_path)
+    for name in sorted(found.name for found in SHIPPED.iterdir()):
+        source = Pipeline.from_pretrained(name, "cpu").source
+        assert _examples(source) == load(name).train.sheet_prompts != []
+
+
 # In a browser
 
 
@@ -125,14 +155,19 @@ def own(pipeline: Pipeline) -> list[PILImage.Image]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of the shipped digits model, served by the command, which leaves nothing behind."""
+    with served("digits", tmp_path_factory.mktemp("served")) as address:
+        yield address
+
+
+@contextmanager
+def served(model: str, folder: Path) -> Iterator[str]:
+    """A model's page, served by the command, which leaves nothing behind in `folder`."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium with its driver on this machine")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("served")
-    command = [sys.executable, "-m", "mmfusion", "demo", "--port", str(port)]
+    command = [sys.executable, "-m", "mmfusion", "demo", "--model", model, "--port", str(port)]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     server = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, **piped)
     said = server.stdout.readline()
@@ -148,10 +183,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator["Page"]:
     with chromium(1280, 900) as driver:
-        shown = Page(driver)
-        driver.get(address)
-        shown.wait(lambda: len(shown.all(".tray img")) == 10)
-        yield shown
+        yield Page(driver, address, pictures=10)
 
 
 @contextmanager
@@ -172,8 +204,10 @@ def chromium(width: int, height: int) -> Iterator[Any]:
 class Page:
     """What a visitor sees and does."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, address: str, pictures: int) -> None:
         self.driver = driver
+        driver.get(address)
+        self.wait(lambda: len(self.all(".tray img")) == pictures)
 
     def all(self, selector: str) -> list[Any]:
         """The elements of a selector that are seen."""
@@ -203,6 +237,13 @@ class Page:
         """Click a picture of the tray."""
         self.wait(lambda: self.all(".tray .grid-container button"))[number].click()
 
+    def give(self, *numbers: int) -> None:
+        """Click pictures of the tray, one after another, each of which takes a place."""
+        for number in numbers:
+            before = len(self.all(".given img"))
+            self.take(number)
+            self.wait(lambda before=before: len(self.all(".given img")) == before + 1)
+
     def says(self, message: str) -> None:
         """Wait for a message, which goes by itself."""
         self.wait(lambda: any(message in shown.text for shown in self.all(".toast-body")))
@@ -217,6 +258,11 @@ class Page:
         image = self.all(f"{where} img")[-1]
         data = image.get_attribute("src").removeprefix("data:image/png;base64,")
         return PILImage.open(io.BytesIO(base64.b64decode(data)))
+
+    def seed(self) -> int:
+        """What the open tab's dial shows, which is opened for it."""
+        self.all("button.label-wrap")[0].click()
+        return int(self.wait(lambda: self.all("input[aria-label=Seed]"))[0].get_attribute("value"))
 
 
 def same(a: PILImage.Image, b: PILImage.Image) -> bool:
@@ -245,9 +291,7 @@ def test_draws_while_one_looks(page: Page, pipeline: Pipeline) -> None:
     picture = page.drawn("#drawn")
     assert picture.size == (8, 8)
     assert len(page.driver.execute_script("return [...window.seen]")) >= 3, "it did not form"
-    page.driver.execute_script("document.querySelector('button.label-wrap').click()")
-    seed = page.wait(lambda: page.all("input[aria-label=Seed]"))[0].get_attribute("value")
-    assert same(picture, pipeline.text_to_image(PROMPT, seed=int(seed)))
+    assert same(picture, pipeline.text_to_image(PROMPT, seed=page.seed()))
     page.wait(lambda: len(page.all(".tray img")) == before + 1)
 
 
@@ -326,3 +370,70 @@ def test_nothing_is_fetched_from_elsewhere(page: Page, address: str) -> None:
     ]
     assert len(asked) > 10
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+
+
+# A model that draws in colour and in styles
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pipeline:
+    """A random model whose card names prompts in three styles."""
+    quick = {task: {"num_inference_steps": 3} for task in ("text_to_image", "interleaved")}
+    config = model_config(
+        image={"size": 16, "channels": 3, "patch": 4},
+        text={"tokenizer": str(tokenizer.path)},
+        classes=[],
+        generation=quick,
+    )
+    card = "---\nwidget:\n" + "".join(f"- text: {prompt}\n" for prompt in STYLED) + "---\n"
+    weights = random_decoder(config, len(tokenizer)).state_dict()
+    folder = tmp_path_factory.mktemp("colour") / "model"
+    export(config, weights, folder, pages={CARD: card.encode()})
+    return Pipeline.from_pretrained(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(colour: Pipeline) -> list[PILImage.Image]:
+    """The pictures that lie on its page from the start."""
+    return colour.text_to_image(STYLED)
+
+
+@pytest.fixture(scope="module")
+def styled(colour: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with (
+        served(str(colour.source), tmp_path_factory.mktemp("served")) as address,
+        chromium(1280, 900) as driver,
+    ):
+        yield Page(driver, address, pictures=len(STYLED))
+
+
+def test_restyles(styled: Page, colour: Pipeline, drawn: list[PILImage.Image]) -> None:
+    """The picture, then the words of an example that is clicked."""
+    styled.open("Restyle")
+    styled.give(1)
+    words = "the same in fluent style"
+    styled.press(words, ".gallery-item, .gallery button")
+    styled.wait(lambda: styled.all("textarea")[0].get_attribute("value") == words)
+    styled.press("Restyle")
+    picture, seed = styled.drawn("#restyled"), styled.seed()
+    assert (picture.size, picture.mode) == ((16, 16), "RGB")
+    assert same(picture, colour.generate([drawn[1], words, ImageSlot()], seed=seed)[-1])
+    for other in ([words, drawn[1]], [drawn[0], words], [drawn[1]]):
+        assert not same(picture, colour.generate([*other, ImageSlot()], seed=seed)[-1])
+
+
+def test_goes_on_with_an_analogy(
+    styled: Page, colour: Pipeline, drawn: list[PILImage.Image]
+) -> None:
+    """Three pictures in the order in which they were clicked; then there is room for others."""
+    styled.open("Analogy")
+    before = len(styled.all(".tray img"))
+    styled.give(*range(before - 3, before))
+    styled.press("Draw the fourth")
+    picture, seed = styled.drawn("#fourth"), styled.seed()
+    assert (picture.size, picture.mode) == ((16, 16), "RGB")
+    assert same(picture, colour.generate([*drawn, ImageSlot()], seed=seed)[-1])
+    assert not same(picture, colour.generate([*drawn[::-1], ImageSlot()], seed=seed)[-1])
+    styled.wait(lambda: len(styled.all(".tray img")) == before + 1)
+    styled.take(0)
+    styled.wait(lambda: len(styled.all(".given img")) == 1)

@@ -1,5 +1,6 @@
 """The server, driven by OpenAI's own client."""
 
+import json
 import re
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -18,6 +20,8 @@ from conftest import Command
 from PIL import Image as PILImage
 from served import Running, idle, opened, running, same, seen
 
+from benchmarks.serving import equal, mixed
+from benchmarks.serving import server as serving
 from mmfusion import Pipeline
 from mmfusion.codecs.image import encoded as png
 
@@ -215,24 +219,6 @@ def test_who_leaves_is_not_worked_for(server: Running, stream: bool) -> None:
     assert server.server.engine.stepper.passes - before < 16 * 40
 
 
-def test_stop_loses_no_accepted_request(digits: Pipeline) -> None:
-    with running(digits, concurrency=2) as small, ThreadPoolExecutor(6) as threads:
-        body = {"prompt": "a three", "num_inference_steps": 40, "seed": 1}
-        to = f"{small.url}/v1/images/generations"
-        calls = [threads.submit(httpx.post, to, json=body, timeout=60) for _ in range(6)]
-        while small.server.queue.accepted < 6:
-            time.sleep(0.001)
-        small.uvicorn.should_exit = True
-        answers = [call.result(60) for call in calls]
-        small.thread.join(60)
-        expected = digits.text_to_image("a three", num_inference_steps=40, seed=1)
-        for answer in answers:
-            same(opened(answer.json()["data"][0]["b64_json"]), expected)
-        assert not small.server.engine.alive
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{small.url}/health")
-
-
 @pytest.mark.parametrize(
     "given",
     [{"data": {"prompt": "a three"}}, {"json": ["a three"]}, {"content": '{"prompt": "a"}'}],
@@ -296,6 +282,57 @@ def test_mistakes_of_the_command_are_one_line(
     monkeypatch.setattr(module, "find_spec", lambda name: name != "uvicorn" or None)
     code, _, told = command("serve")
     assert (code, told) == (2, "error: serve: needs uvicorn; pip install 'mmfusion[serve]'\n")
+
+
+def test_sigterm_loses_no_accepted_request(digits: Pipeline) -> None:
+    """Two are being drawn, one of them streamed, and eighteen wait."""
+    given = [SLOW | {"seed": 0, "stream": True}, SLOW | {"seed": 1}]
+    given += [{"num_inference_steps": 5, "seed": seed} for seed in range(2, 20)]
+    with (
+        serving("digits", "--concurrency", "2") as (client, process),
+        ThreadPoolExecutor(20) as threads,
+    ):
+
+        def draw(own: dict[str, Any]) -> PILImage.Image:
+            answer = client.post(
+                "/images/generations", body={"prompt": "a three", **own}, cast_to=httpx.Response
+            )
+            last = answer.text.split("data: ")[-1]  # of events, or all there is
+            found = json.loads(last)
+            return opened(found.get("b64_json") or found["data"][0]["b64_json"])
+
+        def accepted() -> float:
+            text = httpx.get(str(client.base_url.copy_with(path="/metrics"))).text
+            return sum(map(float, re.findall(r"^mmfusion_(?:running|waiting) (\S+)$", text, re.M)))
+
+        calls = [threads.submit(draw, own) for own in given]
+        until = time.monotonic() + 60
+        while accepted() < 20:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.terminate()
+        for own, call in zip(given, calls, strict=True):
+            dials = {name: value for name, value in own.items() if name != "stream"}
+            same(call.result(120), digits.text_to_image("a three", **dials))
+        assert process.wait(60) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            accepted()
+
+
+@pytest.mark.slow
+def test_replicas_answer_alike(digits: Pipeline) -> None:
+    """Requests of every kind, each put to two processes in turn, several at once."""
+    asks = list(mixed(digits, 16, ["a handwritten seven", "the digit three"]))
+    with (
+        serving("digits") as (one, _),
+        serving("digits") as (other, _),
+        ThreadPoolExecutor(4) as threads,
+    ):
+        turns = zip(cycle([one, other]), [ask for ask in asks for _ in range(2)], strict=False)
+        calls = [threads.submit(lambda c, a: [*a.ask(c)][-1], *turn) for turn in turns]
+        answers = [call.result(120) for call in calls]
+    for ask, first, second in zip(asks, answers[::2], answers[1::2], strict=True):
+        assert equal(digits, ask, first, second), ask.kind
 
 
 @pytest.mark.slow

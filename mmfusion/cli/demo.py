@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -36,24 +35,23 @@ def demo(
     from mmfusion.serving.page import serving
 
     name = Path(model).resolve().name if Path(model).is_dir() else model
+    pipeline = Pipeline.from_pretrained(model, device, dtype)
     with (
-        Engine(Pipeline.from_pretrained(model, device, dtype)) as engine,
-        serving(engine, name, prompt or _examples(model), host, port) as address,
+        Engine(pipeline) as engine,
+        serving(engine, name, prompt or _examples(pipeline.source), host, port) as address,
     ):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         typer.echo(f"{model} is served at {address} (Ctrl-C ends it)")
         threading.Event().wait()
 
 
-def _examples(model: str) -> list[str]:
-    """The sheet prompts of the model's run, or of the config of its name."""
+def _examples(folder: Path | None) -> list[str]:
+    """What a model's card or run gives as examples, or the shipped config of a shipped model."""
+    from mmfusion.card import examples
     from mmfusion.config import load
+    from mmfusion.export import SHIPPED
 
-    run = Path(os.path.expanduser(model))
-    for config in (run / "config.yaml", run.parent / "config.yaml"):
-        if config.is_file():
-            with suppress(UserError):
-                return load(str(config)).train.sheet_prompts
-    with suppress(UserError):
-        return load(model).train.sheet_prompts
-    return []
+    found = examples(folder)
+    if not found and folder and folder.parent == SHIPPED:
+        found = load(str(SHIPPED.parent / "configs" / f"{folder.name}.yaml")).train.sheet_prompts
+    return found

@@ -34,6 +34,8 @@ CSS = """
   display: grid; place-items: center; border: 1px dashed var(--border-color-primary);
   color: var(--body-text-color-subdued); background: none; padding: 1rem; text-align: center;
 }
+.answer img, .talk img { border: 1px solid var(--border-color-primary); }
+@media (max-width: 640px) { #canvas { height: 400px !important; } }
 .bar { height: 4px; margin: 10px auto 0; max-width: 400px; border-radius: 2px; overflow: hidden;
   background: var(--border-color-primary); }
 .bar div { height: 100%; background: var(--color-accent); }
@@ -44,6 +46,8 @@ img.coarse, .coarse img { image-rendering: pixelated; }
 .tray, .tray .grid-wrap { border: none !important; background: none !important; }
 .tray, .tray .grid-wrap { min-height: 0 !important; padding: 0 !important; }
 .tray .grid-wrap { overflow: hidden !important; }
+.tray .selected { --ring-color: transparent !important;
+  border-color: var(--border-color-primary) !important; }
 .tray .grid-container { grid-template-columns: none !important; grid-auto-flow: column;
   grid-auto-columns: 88px; overflow-x: auto; padding: 2px;
   scrollbar-width: thin; scrollbar-color: var(--border-color-primary) transparent; }

@@ -82,7 +82,7 @@ def edit_tab(model: Model, tray: Tray) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             canvas = gr.ImageEditor(
-                label="Picture: paint over what shall be drawn anew", type="pil", format="png",
+                label="Paint over a part", type="pil", format="png",
                 sources=("upload", "clipboard"), transforms=(), layers=False, buttons=[],
                 brush=gr.Brush(56, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
                 eraser=gr.Eraser(56), canvas_size=(512, 512), elem_id="canvas", height=480,
@@ -206,9 +206,9 @@ def chat_tab(model: Model, tray: Tray) -> None:
         sources=["upload"], submit_btn=False, elem_id="box",
     )  # fmt: skip
     with gr.Row():
-        say = gr.Button("Say what follows", variant="primary", min_width=140)
-        draw = gr.Button("Draw what follows", variant="primary", min_width=140)
-        new = gr.Button("Start over", min_width=100)
+        say = gr.Button("Say what follows", variant="primary", min_width=180)
+        draw = gr.Button("Draw what follows", variant="primary", min_width=180)
+        new = gr.Button("Start over", min_width=180)
     dial = Dial(model, model.generation.interleaved)
 
     def follow(
