@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MADE = {
     "draw": {"seven.png", "classes.png", "four.png", "three.png"},
     "caption": set(),
+    "colour": {"colour.png"},
     "edit": {"edited.png"},
     "interleave": {"interleaved.png"},
 }

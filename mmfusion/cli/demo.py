@@ -16,7 +16,7 @@ from mmfusion.errors import UserError
 
 
 def demo(
-    model: Model = "digits",
+    model: Model = "emoji",
     prompt: Annotated[
         list[str] | None, typer.Option(help="an example of what it draws (repeatable)")
     ] = None,

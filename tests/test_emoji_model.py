@@ -1,0 +1,66 @@
+"""The shipped colour model: what it draws it reads, and every documented call answers."""
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+import mmfusion
+from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.manifest import MANIFEST
+
+FOLDER = mmfusion.__path__[0] + "/models/emoji"
+PROMPTS = [
+    "a star, noto style",
+    "a frog, twemoji style",
+    "a penguin, fluent style",
+    "a volcano, noto style",
+    "a cactus, emojione style",
+    "a balloon, twemoji style",
+    "a ghost, fluent style",
+    "a watermelon, emojione style",
+]  # trained cells
+LARGEST = 24 << 20  # bytes of the folder
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Pipeline:
+    return Pipeline.from_pretrained("emoji", "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(emoji: Pipeline) -> dict[str, PILImage.Image]:
+    return dict(zip(PROMPTS, emoji.text_to_image(PROMPTS, seed=1), strict=True))
+
+
+def test_it_reads_what_it_draws(emoji: Pipeline, drawn: dict[str, PILImage.Image]):
+    assert {(picture.size, picture.mode) for picture in drawn.values()} == {((64, 64), "RGB")}
+    read = emoji.image_to_text([*drawn.values()])
+    assert sum(said == asked for said, asked in zip(read, drawn, strict=True)) >= 7, read
+
+
+def test_an_edit_changes_what_the_mask_says(emoji: Pipeline, drawn: dict[str, PILImage.Image]):
+    star = drawn["a star, noto style"]
+    edited = np.asarray(emoji.edit(star, "bottom", prompt="a watermelon, emojione style"), int)
+    change = np.abs(edited - np.asarray(star)).max(axis=(1, 2))
+    # Patches lap by half a patch; and the picture's own codes are not exactly those of its pixels.
+    assert change[:24].max() < change[40:].max() / 2
+
+
+def test_it_follows_words_and_examples(emoji: Pipeline, drawn: dict[str, PILImage.Image]):
+    frog, star = drawn["a frog, twemoji style"], drawn["a star, noto style"]
+    *_, restyled = emoji.generate([frog, "the same in noto style", ImageSlot()], seed=1)
+    *_, other = emoji.generate([star, "the same in twemoji style", ImageSlot()], seed=1)
+    *_, following = emoji.generate([star, other, restyled, ImageSlot()], seed=1)
+    read = [emoji.generate([p, TextSlot()])[-1] for p in (restyled, other, following)]
+    assert read == ["a frog, noto style", "a star, twemoji style", "a frog, twemoji style"]
+
+
+def test_its_folder_is_small_and_names_the_designers():
+    from pathlib import Path
+
+    files = {path.name: path.stat().st_size for path in Path(FOLDER).iterdir()}
+    assert MANIFEST in files
+    assert sum(files.values()) <= LARGEST
+    card = (Path(FOLDER) / "README.md").read_text("utf-8")
+    for credit in ("Noto Emoji", "Twemoji", "Fluent Emoji", "Emoji One", "CC BY 4.0", "MIT"):
+        assert credit in card
