@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [  # each imports from the floors below it, as tests/test_architecture.py holds
     ["cli"],
+    ["serving"],
     ["eval"],
     ["data_pipelines"],
     ["training", "pipeline"],
+    ["pretrained"],
     ["generation", "importers", "losses"],
     ["export", "decoder", "cache", "attention", "packing", "mask"],
-    ["sequence", "codecs", "diffusion", "split"],
+    ["card", "sequence", "codecs", "diffusion", "split", "hub"],
     ["config", "manifest", "launcher", "overrides", "files", "errors", "rng"],
 ]
 PARTS = [part for floor in FLOORS for part in floor]
