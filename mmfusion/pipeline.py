@@ -132,7 +132,10 @@ class Pipeline(Pretrained):
         center, outpaint.
         """
         if (prompt is None) == (label is None):
-            raise UserError("edit: give either a prompt or a label")
+            either = (
+                "either a prompt or a label" if self.config.classes else "a prompt, and no label"
+            )
+            raise UserError(f"edit: give {either}")
         images, single = listed(image)
         conditions = each(label if prompt is None else prompt, len(images), "label or prompt")
         masks = each(mask, len(images), "mask")

@@ -21,6 +21,8 @@ ITEM = (int, str, np.integer, PILImage.Image)
 
 SAME = {"guidance_scale": "guidance", "num_beams": "beams"}
 """What diffusers or transformers call an option that means the same."""
+MEANT = {**SAME, "steps": "num_inference_steps"}
+"""Which option a name is for, where the nearest by its letters is another."""
 INSTEAD = {
     "generator": "give seed=5 (item i uses seed + i), or a list of one seed an item; a generator's "
     "state would make a picture depend on those before it",
@@ -62,7 +64,7 @@ def check_names(given: Iterable[Any], known: Sequence[str], what: str) -> None:
     """Refuse an option that does not exist; the message has the nearest one, and all of them."""
     for name in given:
         if name not in known:
-            near = [SAME[name]] if name in SAME else get_close_matches(str(name), known, 1)
+            near = [MEANT[name]] if name in MEANT else get_close_matches(str(name), known, 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{what} {name}: no such option{meant}; choose from {', '.join(known)}")
 
@@ -91,7 +93,7 @@ class Common(Section):
         The items' own are the given ones, or those that follow from one.
         """
         seed = self.seed
-        if whole(seed):
+        if whole(seed) and -(2**63) <= seed < 2**63:
             seed = range(int(seed), int(seed) + count)
         if isinstance(seed, np.ndarray):
             seed = seed.tolist()

@@ -128,7 +128,7 @@ class PromptReader:
         """A class by number or name."""
         classes = self.config.classes
         if not classes:
-            raise UserError("this model knows no classes; use text_to_image")
+            raise UserError("this model knows no classes; give a prompt")
         if isinstance(label, str) and label in classes:
             return Label(classes.index(label))
         number: Any = label
