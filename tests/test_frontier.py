@@ -503,7 +503,7 @@ def test_mistakes_of_the_command(
         (("--schedulers", "euler"), "no point is left"),
         (("--features", "astrology"), "astrology"),
         (("--reference", tmp_path / "none-*.tar"), "none-*.tar"),
-        (("--device", "tin"), "device tin"),
+        (("--device", "tin"), "device 'tin'"),
         (("--model", tmp_path / "none"), "no such folder"),
     ]:
         assert run(*asked, *wrong) == 2

@@ -179,4 +179,4 @@ def test_a_metric_written_wrongly_is_no_model(command: Command, tmp_path: Path) 
     for words in (["fidd"], ["fidd", "-o", tmp_path]):
         assert "model fidd: no such folder" in said(*words)
     for model in ("digits", tmp_path):
-        assert "No such command 'extra'" in said(model, "extra")
+        assert "no such command 'extra'" in said(model, "extra")
