@@ -103,6 +103,7 @@ def image(tmp_path: Path) -> Path:
         (["a", "--device", "cuda:77"], ["device 'cuda:77'", "cannot be used here"]),
         (["a", "--set", "guidance_scale=2"], ["guidance_scale", "did you mean guidance?"]),
         (["a", "--dtype", "int4"], ["dtype", "int4", "bfloat16"]),
+        (["a", "--set", "steps=2"], ["steps", "did you mean num_inference_steps?"]),
         (["a", "--set", "guidanse=2"], ["guidanse", "did you mean guidance?", "top_p"]),
         (["a", "-o", "/proc/none/picture.png"], ["/proc/none/picture.png"]),
     ],

@@ -8,6 +8,7 @@ from PIL import Image as PILImage
 
 import mmfusion
 from mmfusion import ImageSlot, Pipeline, TextSlot
+from mmfusion.errors import UserError
 from mmfusion.manifest import MANIFEST
 
 FOLDER = Path(mmfusion.__path__[0], "models/emoji")
@@ -46,6 +47,16 @@ def test_an_edit_changes_what_the_mask_says(emoji: Pipeline, drawn: dict[str, PI
     change = np.abs(edited - np.asarray(star)).max(axis=(1, 2))
     # Patches lap by half a patch; and the picture's own codes are not exactly those of its pixels.
     assert change[:24].max() < change[40:].max() / 2
+
+
+def test_it_has_no_classes(emoji: Pipeline):
+    for call in (
+        lambda: emoji.class_to_image("rocket"),
+        lambda: emoji.edit(PILImage.new("RGB", (64, 64)), "top", label="rocket"),
+        lambda: emoji.edit(PILImage.new("RGB", (64, 64)), "top"),
+    ):
+        with pytest.raises(UserError, match="give a prompt"):
+            call()
 
 
 def test_it_follows_words_and_examples(emoji: Pipeline, drawn: dict[str, PILImage.Image]):

@@ -347,6 +347,7 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.generate(["a", 3, ImageSlot()]), "not int"),
     (lambda p: p.edit(picture(0), "top"), "either a prompt or a label"),
     (lambda p: p.edit(picture(0), "top", "a", 1), "either a prompt or a label"),
+    (lambda p: p.text_to_image("a", seed=2**70), f"seed: {2**70}; give a whole number"),
     (lambda p: p.edit([], "top", label=1), "nothing was given"),
     (lambda p: p.edit(picture(0), "top", label=1, ar_steps=9), "9 AR steps do not fit 8 tokens"),
     (lambda p: p.edit([picture(0)] * 2, "top", label=[1, 2, 3]), "label"),
