@@ -174,7 +174,8 @@ def test_names_are_taken_from_a_list(
     samples = [s.json() for part in parts for s in Shards(f"{tmp_path}/{part}-*.tar")]
     assert len(samples) == 6
     assert {facts["name"] for facts in samples} == {"owl", "rocket"}
-    capsys.readouterr()
+    assert run("data", "emoji", *sets, "--names", listed, "--most", 2, "-o", tmp_path / "b") == 2
+    assert "give one of them" in capsys.readouterr().err
     save(listed, b"owl\nhorse\n")
     assert run("data", "emoji", *sets, "--names", listed, "-o", tmp_path / "b") == 2
     assert "names.txt:2: 'horse' is not in all sets" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def emoji(
     """Write several designers' emoji as shards for four tasks, with a tokenizer."""
     from mmfusion.data_pipelines.converters.emoji import NAMES, WITHOUT, write_emoji
 
+    if names and most:
+        raise UserError("data emoji: --names is a list, --most a draw; give one of them")
     left_out = tuple(without or WITHOUT)
     _say(write_emoji(packages, output, size, names or NAMES, most, left_out, seed), output)
 
