@@ -22,12 +22,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmfusion import losses
 from mmfusion.attention import ByRow
+from mmfusion.cache import Pool
 from mmfusion.config import Sampling
 from mmfusion.decoder import Decoder
 from mmfusion.generation.session import Session
-from mmfusion.generation.stepper import run
+from mmfusion.generation.stepper import Guest, Stepper, run
 from mmfusion.packing import Batch, collate
-from mmfusion.sequence import Counts, Row, count
+from mmfusion.sequence import Counts, Row, Text, count
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import compile_blocks
 from mmfusion.training.loop import Trainer, Work
@@ -139,6 +140,27 @@ def test_a_read_in_a_denoising_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Decoder, "forward", reading)
     with pytest.raises(RuntimeError, match=r"(?i)meta"):
         denoise()
+
+
+def test_passes_that_begin_on_the_host_are_joined_to_those_of_a_device() -> None:
+    config = model_config()
+    with torch.device("meta"):
+        decoder = Decoder(config, VOCABULARY).eval()
+    pool, stepper = Pool(decoder.config, "meta"), Stepper(decoder)
+    denoising, reading = (
+        Session(decoder, config, None, 20, [torch.Generator()], False, pool) for _ in range(2)
+    )
+    latents, cells = torch.zeros(1, 16, 4, device="meta"), torch.arange(16)[None]
+    sampling = Sampling(scheduler="ddpm", num_inference_steps=4)
+    guests = [
+        Guest(denoising._denoise(latents, cells, sampling, 1.0, None)),
+        Guest(reading.reading([Text([1, 2])])),
+    ]
+    for guest in guests:
+        stepper.join(guest)
+    stepper.turn()
+    assert stepper.passes == 1
+    assert [guest.error for guest in guests] == [None, None]
 
 
 # One trace serves all batches

@@ -133,7 +133,10 @@ class Stepper:
     def _pass(self, passes: list[tuple[Batch, Seat]]) -> Sequence[Output]:
         """What the decoder makes of these, in one pass."""
         given, seats = zip(*passes, strict=True)
-        batches = [replace(batch, latent=batch.latent.to(self.device)) for batch in given]
+        batches = [
+            replace(b, latent=b.latent.to(self.device), timestep=b.timestep.to(self.device))
+            for b in given  # the lists that a denoising pass has there already
+        ]
         if list(map(id, seats)) == list(map(id, self._seats)):  # a step like the one before
             assert self._batch
             timestep = torch.cat([batch.timestep for batch in batches])
