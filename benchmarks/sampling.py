@@ -7,8 +7,13 @@ with the same noise; the sides take turns within one process. Printed, as JSON a
 seconds an image, the mean and the standard error of it over the repetitions, and the ratio. Time is
 the process's CPU time with one thread, and the clock's otherwise. `--against` runs the official
 CausalFusion code in DIR, of which nothing is kept.
+
+    python -m benchmarks.sampling --device cuda --width 1280 --depth 32 --batch 1,64 --steps 20
+
+is another measurement, at true size: `benchmarks.sampling_cuda` says of what.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -38,7 +43,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--device", default="cpu", help="cuda: `benchmarks.sampling_cuda`")
+    parser.add_argument("--budget", type=float, default=60, help="cuda: seconds in all, about")
+    parser.add_argument("--profile", action="store_true", help="cuda: kernels of batch 1")
+    parser.add_argument("--long", action="store_true", help="cuda: 250 steps, batch 1, too")
     args = parser.parse_args()
+    if args.device != "cpu":
+        from benchmarks.sampling_cuda import measure
+
+        case = Case("speed", args.width, args.depth, args.width // 64, 16, 64, 1000)
+        sys.exit(0 if measure(args, case) else "a side did not draw")
     torch.set_num_threads(args.threads)
     case = Case("speed", args.width, args.depth, args.width // 64, 8, 4, 10)
     sides: dict[str, Any] = {"mmfusion": load(case)}

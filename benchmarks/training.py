@@ -10,11 +10,17 @@ in a second, FLOPs in matrix products of linear layers, executed over those that
 and the share of the machine's speed in one large product. Time is the process's CPU time with one
 thread, and the clock's otherwise or on a GPU. `causalfusion=DIR` is a checkout of the official
 code, `transfusion` pip's transfusion-pytorch: they are run, and nothing of them is kept.
+
+    python -m benchmarks.training --device cuda --width 1280 --depth 32 [--against causalfusion=DIR]
+
+is another measurement, at true size: `benchmarks.training_cuda` says of what.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -89,7 +95,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="images a step")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--device", default="cpu", help="cuda: `benchmarks.training_cuda`")
+    parser.add_argument("--checkpoint", action="store_true", help="cuda: activations, all blocks")
+    parser.add_argument("--budget", type=float, default=90, help="cuda: seconds in all, about")
+    parser.add_argument("--profile", type=Path, help="cuda: write a table of kernels here")
     args = parser.parse_args()
+    if args.device != "cpu":
+        from benchmarks.training_cuda import measure
+
+        case = Case("speed", args.width, args.depth, args.width // 64, 16, 64, 1000)
+        sys.exit(0 if measure(args, case) else "no side was measured, or the losses differ")
     torch.set_num_threads(args.threads)
     cpu = args.threads == 1
     case = Case("speed", args.width, args.depth, args.width // 64, SIDE, 4, 10)

@@ -179,7 +179,9 @@ def train(tmp_path: Path, digits_data: Path) -> Iterator[Callable[..., list[floa
         told = ["train", "--config", "tiny", *options[:-1], "--", f"train.output={name}"]
         told += ["row_length=128", "train.log_every=1", "train.compile=true", *options[-1].split()]
         command = [sys.executable, "-m", "mmfusion", *told]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=140
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert json.loads((tmp_path / name / "training.json").read_bytes())["device"] == "cuda"
         return [line["loss"] for line in jsonl.objects(tmp_path / name / "metrics.jsonl")]
@@ -202,7 +204,7 @@ def test_a_resumed_run_goes_on_as_the_whole_one(
     train: Callable[..., list[float]], tmp_path: Path
 ) -> None:
     """At fixed shapes; a whole run is done twice, to tell what repeats at all."""
-    capacity = "text=96 label=16 image=128 noisy=96 predict=64".split()
+    capacity = ["text=96", "label=16", "image=128", "noisy=96", "predict=64"]
     options = "train.steps=24 train.save_every=12 train.lr=3e-3 train.ema=0.5 "
     options += " ".join(f"data.capacity.{one}" for one in capacity)
 

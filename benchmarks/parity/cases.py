@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfusion.importers.causalfusion import Sizes
 from mmfusion.rng import generator
 
 GUIDANCE, INTERVAL, STEPS = 2.5, (0.2, 0.7), 250  # of sampling
@@ -42,6 +43,20 @@ class Case:
     def token_dim(self) -> int:
         """Numbers in one token."""
         return self.patch**2 * self.channels
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the importer reads off tensors of this case."""
+        return Sizes(
+            width=self.width,
+            hidden=int(self.width * self.mlp_ratio),
+            depth=self.depth,
+            head_dim=self.width // self.heads,
+            token=self.token_dim,
+            side=self.side,
+            label_tokens=self.label_tokens,
+            table_rows=self.classes + 1,
+        )
 
 
 CASES = (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.parity.cases import GUIDANCE, STEPS, Case, Given, weights
 from benchmarks.parity.noise import NoiseSource
-from mmfusion.importers.causalfusion import Sizes, converted
+from mmfusion.importers.causalfusion import converted
 
 
 class Official:
@@ -44,7 +44,19 @@ class Official:
 
     def model(self, case: Case) -> "OfficialModel":
         """The official model with the case's weights; it accepts these names and shapes alone."""
-        model = self.models.CausalDiffusionModel(
+        made = self.random(case)
+        made.net.load_state_dict(weights(case))
+        return made
+
+    def random(self, case: Case, device: str = "cpu") -> "OfficialModel":
+        """The same as it is initialised, but for its last layer, which is not left zero."""
+        with torch.device(device):
+            model = self._net(case)
+        torch.nn.init.normal_(model.final_layer[1].weight, std=0.02)
+        return OfficialModel(self, case, model.eval())
+
+    def _net(self, case: Case) -> Any:
+        return self.models.CausalDiffusionModel(
             input_size=case.side * case.patch,
             patch_size=case.patch,
             latent_channels=case.channels,
@@ -56,8 +68,6 @@ class Official:
             num_classes=case.classes,
             trainable_pos=True,
         )
-        model.load_state_dict(weights(case))
-        return OfficialModel(self, case, model.eval())
 
 
 class OfficialModel:
@@ -70,6 +80,11 @@ class OfficialModel:
         model.y_embedder.dropout_prob = 0.0
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.net.pos_embed.device
+
+    @property
     def parameters(self) -> int:
         """Numbers that are learned."""
         return sum(p.numel() for p in self.net.parameters())
@@ -78,18 +93,8 @@ class OfficialModel:
         """The loss's gradient by each parameter, under our names."""
         names, parameters = zip(*self.net.named_parameters(), strict=True)
         found = torch.autograd.grad(self.trained(given)[1], parameters)
-        c = self.case
-        sizes = Sizes(
-            width=c.width,
-            hidden=int(c.width * c.mlp_ratio),
-            depth=c.depth,
-            head_dim=c.width // c.heads,
-            token=c.token_dim,
-            side=c.side,
-            label_tokens=c.label_tokens,
-            table_rows=c.classes + 1,
-        )
-        return converted(dict(zip(names, found, strict=True)), sizes, c.classes)
+        slopes = dict(zip(names, found, strict=True))
+        return converted(slopes, self.case.sizes, self.case.classes)
 
     @torch.no_grad()
     def cached(self, given: Given, kept: int) -> Tensor:
@@ -113,7 +118,7 @@ class OfficialModel:
     def sampled(
         self,
         given: Given,
-        noise: NoiseSource,
+        noise: NoiseSource | None,
         sizes: list[int],
         interval: tuple[float, float],
         steps: int = STEPS,
@@ -121,19 +126,26 @@ class OfficialModel:
         """Latents (B, N, D) of pictures drawn in raster order, in AR steps of these sizes.
 
         Each row draws the whole picture's noise first, then one AR step's at each denoising step.
+        Without `noise` it is theirs, drawn where they run.
         """
-        diffusion = self.official.diffusion.create_diffusion(str(steps))
-        draws = noise.streams(len(given.labels))
+        diffusion, rows = self.official.diffusion.create_diffusion(str(steps)), len(given.labels)
+        draws = noise.streams(rows) if noise else []
         cache = self._prefix(given)
         edges = [round(edge * 1000) for edge in interval]
         predict = partial(self.net.forward_inference, cfg_interval=edges)
-        position = self.net.pos_embed.expand(len(draws), -1, -1)
+        position = self.net.pos_embed.expand(rows, -1, -1)
         tokens, dim = position.shape[1], self.net.x_proj.in_features
-        x = torch.stack([draw((tokens, dim)) for draw in draws])
+        x = (
+            torch.stack([draw((tokens, dim)) for draw in draws])
+            if noise
+            else torch.randn(rows, tokens, dim, device=self.device)
+        )
 
-        calls = itertools.count(1)
+        calls, plain = itertools.count(1), torch.randn_like
 
         def noise_like(like: Tensor) -> Tensor:
+            if not noise:
+                return plain(like)
             if next(calls) % steps == 0:  # drawn at the last step too, and there taken times 0
                 return torch.zeros_like(like)
             return torch.cat([draw((1, *like.shape[1:])) for draw in draws])
@@ -153,8 +165,9 @@ class OfficialModel:
         weight = train.get_ar_weights(given.sizes, starts, 2.0, 1.0).reshape(1, -1, 1)
         seen: list[Tensor] = []
         hook = net.final_layer.register_forward_hook(lambda _, __, made: seen.append(made))
+        mask, weight = mask.to(self.device), weight.to(self.device)
         latents, noise, labels, t, scores = (
-            torch.from_numpy(x)
+            torch.from_numpy(x).to(self.device)
             for x in (given.latents, given.noise, given.labels, given.timesteps, given.scores)
         )
         with patched.object(torch, "rand", lambda *_, **__: scores):  # what it sorts to shuffle
@@ -167,7 +180,7 @@ class OfficialModel:
     def _prefix(self, given: Given) -> dict:
         """A cache that holds the labels, and under them the null class."""
         net = self.net
-        labels = torch.from_numpy(given.labels)
+        labels = torch.from_numpy(given.labels).to(self.device)
         cache: dict = {block: {"k": None, "v": None} for block in range(len(net.blocks))}
         both = torch.cat([labels, torch.full_like(labels, net.y_embedder.num_classes)])
         tokens = net.y_embedder(both, train=False).reshape(-1, net.num_cond_tokens, net.hidden_size)
