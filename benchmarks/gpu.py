@@ -45,8 +45,8 @@ PARTS = {
         f"benchmarks.training {XL} --rows 16 --splits 10 --budget 75", 110, official=True
     ),
     "sampling": Part(
-        f"benchmarks.sampling {XL} --batch 1,64 --steps 20 --repeat 3 --budget 35 --profile --long",
-        70,
+        f"benchmarks.sampling {XL} --batch 1,64 --steps 20 --repeat 3 --budget 50 --profile",
+        85,
         official=True,
     ),
     "times": Part("benchmarks.attention --only time --budget 45", 80),

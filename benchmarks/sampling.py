@@ -45,8 +45,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--device", default="cpu", help="cuda: `benchmarks.sampling_cuda`")
     parser.add_argument("--budget", type=float, default=60, help="cuda: seconds in all, about")
-    parser.add_argument("--profile", action="store_true", help="cuda: kernels of batch 1")
-    parser.add_argument("--long", action="store_true", help="cuda: 250 steps, batch 1, too")
+    parser.add_argument("--profile", action="store_true", help="cuda: more of one picture")
     args = parser.parse_args()
     if args.device != "cpu":
         from benchmarks.sampling_cuda import measure

@@ -47,7 +47,7 @@ def written(side: int, label_tokens: int, sizes: list[int]) -> tuple[np.ndarray,
     """What sees what (L, L), and the loss weights (N,), of a label and a picture so split."""
     n = side**2
     zeros = np.zeros((1, n, 1), np.float32)
-    noise = Noise(zeros, zeros, zeros[..., 0], start_weight=2.0)
+    noise = Noise(zeros, zeros, zeros[..., 0], np.ones((1, n), np.float32), start_weight=2.0)
     order = np.random.default_rng(n).permutation(n)
     row = Row(label_tokens + 2 * n - sizes[-1], 1, label_tokens, null_label=0)
     row.document([Label(0), Image(zeros[0], side, cut(order, sizes), noise)])

@@ -136,7 +136,7 @@ class OfficialModel:
         position = self.net.pos_embed.expand(rows, -1, -1)
         tokens, dim = position.shape[1], self.net.x_proj.in_features
         x = (
-            torch.stack([draw((tokens, dim)) for draw in draws])
+            torch.stack([draw((tokens, dim)) for draw in draws]).to(self.device)
             if noise
             else torch.randn(rows, tokens, dim, device=self.device)
         )
@@ -148,7 +148,7 @@ class OfficialModel:
                 return plain(like)
             if next(calls) % steps == 0:  # drawn at the last step too, and there taken times 0
                 return torch.zeros_like(like)
-            return torch.cat([draw((1, *like.shape[1:])) for draw in draws])
+            return torch.cat([draw((1, *like.shape[1:])) for draw in draws]).to(like.device)
 
         done = []
         with patched.object(torch, "randn_like", noise_like):
