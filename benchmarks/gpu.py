@@ -41,6 +41,12 @@ class Part(NamedTuple):
 PARTS = {
     "tests": Part("pytest tests/test_cuda.py -o addopts= -q -rP -p no:logging", 160, checks=True),
     "attention": Part("benchmarks.attention --only compare --budget 60", 150, checks=True),
+    "losses": Part(  # two layers of XL, all ways: what is compiled here, `training` need not
+        f"benchmarks.training {XL} --depth 2 --rows 16 --splits 3 --budget 120",
+        150,
+        checks=True,
+        official=True,
+    ),
     "training": Part(
         f"benchmarks.training {XL} --rows 16 --splits 10 --budget 75", 110, official=True
     ),
