@@ -208,6 +208,7 @@ def test_a_compiled_run_in_bf16_learns(train: Callable[..., list[float]], tmp_pa
     print(losses)
     assert len(losses) == 60
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    assert (tmp_path / "learns/samples/step-00000060.png").is_file()  # drawn while it trains
     picture = Pipeline.from_pretrained(tmp_path / "learns").class_to_image(3)
     assert picture.size == (8, 8)
 

@@ -60,9 +60,10 @@ def start_distributed() -> tuple[int, int]:
     import deepspeed
     import deepspeed.ops
 
-    # gloo does what our few collectives need; DeepSpeed's own CPU one would be compiled here,
-    # for a minute, by a C++ compiler that may not be there.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ["DS_ACCELERATOR"] == "cpu":  # on a GPU to look here runs compilers, for nothing
+        # gloo does what our few collectives need; DeepSpeed's own CPU one would be compiled here,
+        # for a minute, by a C++ compiler that may not be there.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
