@@ -267,8 +267,8 @@ class Loader:
             for part in range(parts)
         ]
         made = _MicroBatches(groups, partial(collate, padded=cuda, capacity=self._capacity))
-        workers, pinned = min(self.config.data.workers, len(groups)), cuda and parts == 1
-        steps = _start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=pinned))
+        workers = min(self.config.data.workers, len(groups))
+        steps = _start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=cuda))
         step: list[MicroBatch] = [None] * len(groups)  # type: ignore[list-item]
         while True:
             for first in range(workers or 1):

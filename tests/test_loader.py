@@ -10,6 +10,7 @@ import resource
 import shutil
 from collections import Counter
 from dataclasses import fields
+from functools import partial
 from itertools import islice, pairwise
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -20,11 +21,13 @@ import pytest
 import torch
 from helpers import contents, picture
 from material import limited
+from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from mmfusion.codecs.image import encoded
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
+from mmfusion.data_pipelines import loader as loading_module
 from mmfusion.data_pipelines import shards as reading
 from mmfusion.data_pipelines.loader import Loader, MicroBatch
 from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
@@ -147,7 +150,10 @@ def test_on_a_gpu_workers_share_a_micro_batch(
     alone = Loader(config(data, tokenizer, ALL, loading=loading))
     whole = [collate([slot.row().row for slot in alone.slots], padded=True) for _ in range(4)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    unpinned = partial(DataLoader, pin_memory=False)  # without a GPU nothing can be pinned
+    monkeypatch.setattr(
+        loading_module, "DataLoader", lambda made, pin_memory, **o: unpinned(made, **o)
+    )
     helped = Loader(config(data, tokenizer, ALL, loading={**loading, "workers": 3}))
     for batch, (other,) in zip(whole, steps(helped, 4), strict=True):
         written = batch.doc >= 0
