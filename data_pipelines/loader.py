@@ -26,7 +26,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import REASONS, CorruptSample, UserError, first_line
 from mmfusion.manifest import sha256
-from mmfusion.packing import Batch, collate
+from mmfusion.packing import Batch, collate, join
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
@@ -258,6 +258,14 @@ class Loader:
             slot.begin(self._consumed[slot.number])
         micro, cuda = self.config.data.micro_rows, torch.cuda.is_available()
         groups = [self.slots[at : at + micro] for at in range(0, len(self.slots), micro)]
+        # A GPU's step is short: more workers than micro-batches make a part of one each. (On the
+        # CPU one would gain nothing, and sums would depend on their number.)
+        parts = min(micro, -(-self.config.data.workers // len(groups)) or 1) if cuda else 1
+        groups = [
+            group[micro * part // parts : micro * (part + 1) // parts]
+            for group in groups
+            for part in range(parts)
+        ]
         made = _MicroBatches(groups, partial(collate, padded=cuda, capacity=self._capacity))
         workers = min(self.config.data.workers, len(groups))
         steps = _start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=cuda))
@@ -267,7 +275,8 @@ class Loader:
                 step[first :: workers or 1] = _next(steps)
             self._consumed = {slot: state for part in step for slot, state in part.states.items()}
             self._lost.extend(entry for part in step for entry in part.lost)
-            yield [part.batch for part in step]
+            batches = [part.batch for part in step]
+            yield [join(batches[at : at + parts]) for at in range(0, len(batches), parts)]
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""

@@ -90,7 +90,7 @@ LISTS = "text_id", "label_id", "level", "cell"
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """The documents of several batches, without padding, as one batch."""
+    """The documents of several batches, all with padding or all without, as one batch."""
     if len(batches) == 1:
         return batches[0]
     sizes = np.array([[len(getattr(batch, name)) for name in LISTS] for batch in batches])
@@ -99,7 +99,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     starts = np.cumsum(sizes.T.ravel()).reshape(4, -1).T - sizes
     to = np.repeat(starts.ravel(), sizes.ravel()) + _within(sizes.ravel())
     tokens = np.array([len(batch.doc) for batch in batches])
-    documents = np.array([int(batch.doc[-1]) + 1 for batch in batches])
+    documents = np.array([int(batch.doc.max()) + 1 for batch in batches])
     levels = np.array([len(batch.timestep) for batch in batches])
 
     def joined(name: str, counts: np.ndarray | None = None) -> Tensor:
@@ -110,16 +110,17 @@ def join(batches: Sequence[Batch]) -> Batch:
         shift = torch.from_numpy(np.repeat(np.cumsum(counts) - counts, [len(p) for p in parts]))
         return torch.cat(parts) + shift.to(parts[0])
 
+    doc = torch.cat([batch.doc for batch in batches])
     return Batch(
         **{name: joined(name) for name in ("order", "stream", "position", "text_id", "label_id")},
         **{name: joined(name) for name in ("timestep", "target", "weight", "predict_id")},
         **{name: joined(name, tokens) for name in ("noisy_at", "predict_at")},
-        doc=joined("doc", documents),
+        doc=torch.where(doc < 0, doc, joined("doc", documents)),
         level=joined("level", levels),
         place=torch.from_numpy(to)[joined("place", sizes.sum(1))],
         latent=noisy_first(batches, "latent"),
         cell=noisy_first(batches, "cell"),
-        rows=0,
+        rows=sum(batch.rows for batch in batches),
         noisy=sum(batch.noisy for batch in batches),
         targets=sum(batch.targets for batch in batches),
     )

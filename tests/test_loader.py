@@ -10,6 +10,7 @@ import resource
 import shutil
 from collections import Counter
 from dataclasses import fields
+from functools import partial
 from itertools import islice, pairwise
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -20,17 +21,19 @@ import pytest
 import torch
 from helpers import contents, picture
 from material import limited
+from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from mmfusion.codecs.image import encoded
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
+from mmfusion.data_pipelines import loader as loading_module
 from mmfusion.data_pipelines import shards as reading
 from mmfusion.data_pipelines.loader import Loader, MicroBatch
 from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
 from mmfusion.errors import CorruptSample, UserError
-from mmfusion.packing import Batch
+from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Counts
 
 SAMPLES, LABEL_TOKENS, ROW = 30, 2, 128
@@ -136,6 +139,35 @@ def test_workers_change_nothing(data: Path, tokenizer: Tokenizer, workers: int):
     helped = Loader(config(data, tokenizer, ALL, loading={"rows": 3, "workers": workers}))
     for rows, others in zip(alone, steps(helped, 4), strict=True):
         assert all(map(same, rows, others))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
+def test_on_a_gpu_workers_share_a_micro_batch(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    """One micro-batch a step, three workers: one row and twice two, joined in their order."""
+    loading = {"rows": 5, "micro_rows": 5}
+    alone = Loader(config(data, tokenizer, ALL, loading=loading))
+    whole = [collate([slot.row().row for slot in alone.slots], padded=True) for _ in range(4)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    unpinned = partial(DataLoader, pin_memory=False)  # without a GPU nothing can be pinned
+    monkeypatch.setattr(
+        loading_module, "DataLoader", lambda made, pin_memory, **o: unpinned(made, **o)
+    )
+    helped = Loader(config(data, tokenizer, ALL, loading={**loading, "workers": 3}))
+    for batch, (other,) in zip(whole, steps(helped, 4), strict=True):
+        written = batch.doc >= 0
+        assert [c for c, w in zip(contents(batch), written, strict=True) if w] == [
+            c for c, w in zip(contents(other), written, strict=True) if w
+        ]
+        for name in ("order", "stream", "position", "rows", "noisy", "targets"):
+            assert np.array_equal(getattr(batch, name), getattr(other, name))
+        for one, two in zip(batch.doc.view(5, -1), other.doc.view(5, -1), strict=True):
+            assert torch.equal(one[:, None] == one, two[:, None] == two)
+            assert torch.equal(one < 0, two < 0)
+        for name in ("target", "noisy_at"):  # a part without has one entry, of weight 0
+            one, two = (getattr(b, name)[b.weight > 0] for b in (batch, other))
+            assert torch.equal(one, two)
 
 
 def test_what_a_worker_sends_takes_no_file_and_is_pinned_where_it_comes(

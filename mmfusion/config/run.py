@@ -50,8 +50,8 @@ class DataConfig(Section):
     micro_rows: int = Positive
     """Rows of a forward pass on a rank."""
     workers: int = Field(0, ge=0)
-    """Processes a rank that make micro-batches ahead, at most one for each of a step; 0 makes them
-    in the training process."""
+    """Processes a rank that make micro-batches ahead, on the CPU at most one for each of a step; 0
+    makes them in the training process."""
     capacity: CapacityConfig | None = None
     block: int = Field(16, gt=0)
     """Neighbours in a shard that come near each other in time; 1 shuffles fully."""
