@@ -202,8 +202,8 @@ def train(tmp_path: Path, digits_data: Path) -> Iterator[Callable[..., list[floa
 
 
 def test_a_compiled_run_in_bf16_learns(train: Callable[..., list[float]], tmp_path: Path) -> None:
-    """Lists as long as they come, gradients shared out (ZeRO 2), half of the blocks done again."""
-    options = "train.steps=60 train.save_every=60 train.lr=3e-3 train.zero_stage=2"
+    """Lists as long as they come from workers, ZeRO 2, half of the blocks done again."""
+    options = "train.steps=60 train.save_every=60 train.lr=3e-3 train.zero_stage=2 data.workers=4"
     losses = train("learns", f"{options} train.checkpoint_activations=0.5")
     print(losses)
     assert len(losses) == 60
