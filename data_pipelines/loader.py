@@ -10,23 +10,21 @@ slots goes on exactly. Workers make whole micro-batches, steps ahead of training
 """
 
 import logging
-import signal
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
-from mmfusion.errors import REASONS, CorruptSample, UserError, first_line
+from mmfusion.errors import REASONS, CorruptSample, UserError
 from mmfusion.manifest import sha256
-from mmfusion.packing import Batch, collate, join
+from mmfusion.packing import Batch, Parts, collate
 from mmfusion.rng import generator
 from mmfusion.sequence import Counts, Document, Row, count
 
@@ -37,6 +35,7 @@ from .sampler import MIXTURE, Order, mixture
 from .samples import USED
 from .shard_writer import reasons
 from .shards import Block, Shards
+from .workers import MicroBatch, MicroBatches, next_of, start
 
 log = logging.getLogger("mmfusion")
 DOCUMENTS = 0  # of a slot's state: how many were packed; losses by reason and cursors follow
@@ -171,40 +170,6 @@ class RowSlot:
         ) from None
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """A batch, the state of its slots once it is consumed, and what was lost on the way."""
-
-    batch: Batch
-    states: dict[int, list[int]]
-    lost: list[dict[str, str]]
-
-    def pin_memory(self) -> "MicroBatch":
-        """What torch's loader asks for on a machine with a GPU, in a thread of its own."""
-        return replace(self, batch=self.batch.pin())
-
-
-class _MicroBatches(IterableDataset):
-    """Step after step, the batches of some slots each; a worker makes every so many of them."""
-
-    def __init__(self, groups: list[list[RowSlot]], collate: Callable[[list[Row]], Batch]) -> None:
-        self.groups, self.collate = groups, collate
-
-    def __iter__(self) -> Iterator[list[MicroBatch] | UserError]:
-        worker = get_worker_info()
-        mine = self.groups[worker.id :: worker.num_workers] if worker else self.groups
-        while True:
-            try:
-                yield [self._make([slot.row() for slot in slots]) for slots in mine]
-            except UserError as error:  # raised in a worker, it would come with a traceback
-                yield error
-                return
-
-    def _make(self, packed: list[PackedRow]) -> MicroBatch:
-        batch, states = self.collate([p.row for p in packed]), {p.slot: p.state for p in packed}
-        return MicroBatch(batch, states, [entry for p in packed for entry in p.lost])
-
-
 class Loader:
     """This rank's batches: a list of micro-batches a step."""
 
@@ -252,7 +217,7 @@ class Loader:
                 f"data.most_lost={rate} allows; the last: {found[-1]}"
             )
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Batch] | list[Parts]]:
         """Steps from the state on, without end; whoever iterates again goes on after the last."""
         for slot in self.slots:
             slot.begin(self._consumed[slot.number])
@@ -266,17 +231,20 @@ class Loader:
             for group in groups
             for part in range(parts)
         ]
-        made = _MicroBatches(groups, partial(collate, padded=cuda, capacity=self._capacity))
+        made = MicroBatches(groups, partial(collate, padded=cuda, capacity=self._capacity))
         workers = min(self.config.data.workers, len(groups))
-        steps = _start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=cuda))
+        steps = start(DataLoader(made, batch_size=None, num_workers=workers, pin_memory=cuda))
         step: list[MicroBatch] = [None] * len(groups)  # type: ignore[list-item]
         while True:
             for first in range(workers or 1):
-                step[first :: workers or 1] = _next(steps)
+                step[first :: workers or 1] = next_of(steps)
             self._consumed = {slot: state for part in step for slot, state in part.states.items()}
             self._lost.extend(entry for part in step for entry in part.lost)
             batches = [part.batch for part in step]
-            yield [join(batches[at : at + parts]) for at in range(0, len(batches), parts)]
+            if parts > 1:
+                yield [Parts(batches[at : at + parts]) for at in range(0, len(batches), parts)]
+            else:
+                yield batches
 
     def lost(self) -> list[dict[str, Any]]:
         """What could not be used since this was last asked: source, reason and what of each."""
@@ -331,28 +299,3 @@ class Loader:
 
 def _entry(source: Source, damage: CorruptSample) -> dict[str, str]:
     return {"source": source.config.name, "reason": damage.reason, "what": str(damage)}
-
-
-def _start(made: DataLoader) -> Iterator[list[MicroBatch] | UserError]:
-    """Start the workers; one that dies is told where batches are asked for, and not in between."""
-    if threading.current_thread() is not threading.main_thread():
-        return iter(made)
-    before = signal.getsignal(signal.SIGCHLD)
-    started = iter(made)
-    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # torch's would raise anywhere
-    return started
-
-
-def _next(steps: Iterator[list[MicroBatch] | UserError]) -> list[MicroBatch]:
-    try:
-        step = next(steps)
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
-            raise
-        raise UserError(
-            f"a process that reads data was killed ({first_line(error)}), mostly for want of "
-            "memory; set data.workers lower, or free memory, and start again to go on"
-        ) from None
-    if isinstance(step, UserError):
-        raise step
-    return step

@@ -99,7 +99,9 @@ def join(batches: Sequence[Batch]) -> Batch:
     starts = np.cumsum(sizes.T.ravel()).reshape(4, -1).T - sizes
     to = np.repeat(starts.ravel(), sizes.ravel()) + _within(sizes.ravel())
     tokens = np.array([len(batch.doc) for batch in batches])
-    documents = np.array([int(batch.doc.max()) + 1 for batch in batches])
+    documents = tokens  # or more than there are, which no GPU needs to be asked for
+    if not batches[0].rows:
+        documents = np.array([int(batch.doc[-1]) + 1 for batch in batches])
     levels = np.array([len(batch.timestep) for batch in batches])
 
     def joined(name: str, counts: np.ndarray | None = None) -> Tensor:
@@ -117,13 +119,29 @@ def join(batches: Sequence[Batch]) -> Batch:
         **{name: joined(name, tokens) for name in ("noisy_at", "predict_at")},
         doc=torch.where(doc < 0, doc, joined("doc", documents)),
         level=joined("level", levels),
-        place=torch.from_numpy(to)[joined("place", sizes.sum(1))],
+        place=torch.from_numpy(to).to(doc.device)[joined("place", sizes.sum(1))],
         latent=noisy_first(batches, "latent"),
         cell=noisy_first(batches, "cell"),
         rows=sum(batch.rows for batch in batches),
         noisy=sum(batch.noisy for batch in batches),
         targets=sum(batch.targets for batch in batches),
     )
+
+
+class Parts(tuple[Batch, ...]):
+    """Parts of a batch, joined on the device that they are brought to."""
+
+    @property
+    def noisy(self) -> int:
+        return sum(batch.noisy for batch in self)
+
+    @property
+    def targets(self) -> int:
+        return sum(batch.targets for batch in self)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The whole batch."""
+        return join([batch.to(device) for batch in self])
 
 
 def noisy_first(batches: Sequence[Batch], name: str) -> Tensor:

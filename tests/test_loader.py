@@ -29,9 +29,10 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config
 from mmfusion.data_pipelines import loader as loading_module
 from mmfusion.data_pipelines import shards as reading
-from mmfusion.data_pipelines.loader import Loader, MicroBatch
+from mmfusion.data_pipelines.loader import Loader
 from mmfusion.data_pipelines.sampler import MIXTURE, Order, mixture
 from mmfusion.data_pipelines.shards import Shards, write_shards
+from mmfusion.data_pipelines.workers import MicroBatch
 from mmfusion.errors import CorruptSample, UserError
 from mmfusion.packing import Batch, collate
 from mmfusion.sequence import Counts
@@ -155,7 +156,9 @@ def test_on_a_gpu_workers_share_a_micro_batch(
         loading_module, "DataLoader", lambda made, pin_memory, **o: unpinned(made, **o)
     )
     helped = Loader(config(data, tokenizer, ALL, loading={**loading, "workers": 3}))
-    for batch, (other,) in zip(whole, steps(helped, 4), strict=True):
+    for batch, (parts,) in zip(whole, steps(helped, 4), strict=True):
+        other = parts.to("cpu")
+        assert (parts.noisy, parts.targets) == (batch.noisy, batch.targets)
         written = batch.doc >= 0
         assert [c for c, w in zip(contents(batch), written, strict=True) if w] == [
             c for c, w in zip(contents(other), written, strict=True) if w

@@ -18,7 +18,7 @@ from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line
 from mmfusion.export import check_folder, export
-from mmfusion.packing import Batch
+from mmfusion.packing import Batch, Parts
 from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
 from mmfusion.training.engine import flex, make_engine, precision, set_lr, start_distributed
@@ -37,7 +37,7 @@ CONFIG = "config.yaml"
 class Rows(Protocol):
     """What training needs of its data: a step's micro-batches, and a state to go on from."""
 
-    def __iter__(self) -> Iterator[list[Batch]]: ...
+    def __iter__(self) -> Iterator[list[Batch] | list[Parts]]: ...
     def lost(self) -> list[dict[str, Any]]: ...
     def layout(self) -> dict[str, Any]: ...
     def state(self) -> dict[int, list[int]]: ...
@@ -47,7 +47,7 @@ class Rows(Protocol):
 class Work(NamedTuple):
     """A step's micro-batches on this rank, counts over all ranks' batches, and rank 0's time."""
 
-    batches: list[Batch]
+    batches: list[Batch] | list[Parts]
     noisy: float
     targets: float
     seconds: float
@@ -190,7 +190,7 @@ class Trainer:
             if last:
                 return 0
 
-    def _meet(self, rows: Iterator[list[Batch]], seconds: float) -> Work | None:
+    def _meet(self, rows: Iterator[list[Batch] | list[Parts]], seconds: float) -> Work | None:
         """All ranks, before a step: what there is to do, or None if it is not to be done.
 
         What they exchange, on the host, (4,): counts of noisy tokens and of text targets, over all
@@ -242,15 +242,15 @@ class Trainer:
         set_lr(self.engine, lr)
         undo = self.world * len(work.batches)
         sums = torch.zeros(2, device=self.device, dtype=torch.float64)
-        for batch in work.batches:
-            batch = batch.to(self.device)
+        for part in work.batches:
+            batch = part.to(self.device)
             attend = ByRow(batch, self.flex) if batch.rows else ByDocument(batch)
             latents, logits = self.engine(batch, attend)
-            part = losses.sums(latents, logits, batch)
-            loss = losses.total(part, work.noisy, work.targets, self.config.train.text_weight)
+            found = losses.sums(latents, logits, batch)
+            loss = losses.total(found, work.noisy, work.targets, self.config.train.text_weight)
             self.engine.backward(loss * undo)
             self.engine.step()
-            sums += torch.stack([part.image, part.text]).detach()
+            sums += torch.stack([found.image, found.text]).detach()
         self.ema.update(self.state.step + 1)
         self.health.note(self.state.step + 1)
         return sums
