@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "tests": Part("pytest tests/test_cuda.py -o addopts= -q -rP -p no:logging", 160, checks=True),
+    "tests": Part("pytest tests/test_cuda.py -o addopts= -q -rP -p no:logging", 400, checks=True),
     "attention": Part("benchmarks.attention --only compare --budget 60", 150, checks=True),
     "losses": Part(  # two layers of XL, all ways: what is compiled here, `training` need not
         f"benchmarks.training {XL} --depth 2 --rows 16 --splits 3 --budget 120",
@@ -48,16 +48,16 @@ PARTS = {
         official=True,
     ),
     "training": Part(
-        f"benchmarks.training {XL} --rows 16 --splits 10 --budget 75", 110, official=True
+        f"benchmarks.training {XL} --rows 16 --splits 10 --budget 180", 240, official=True
     ),
     "sampling": Part(
-        f"benchmarks.sampling {XL} --batch 1,64 --steps 20 --repeat 3 --budget 50 --profile",
-        85,
+        f"benchmarks.sampling {XL} --batch 1,64 --steps 20 --repeat 3 --budget 75 --profile",
+        120,
         official=True,
     ),
     "times": Part("benchmarks.attention --only time --budget 45", 80),
     "checkpointed": Part(
-        f"benchmarks.training {XL} --rows 64 --splits 6 --budget 60 --checkpoint", 90, official=True
+        f"benchmarks.training {XL} --rows 64 --splits 6 --budget 120 --checkpoint", 180, official=True
     ),
 }
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--official", type=Path)
     parser.add_argument("--only", default=",".join(PARTS), help="of: %(default)s")
-    parser.add_argument("--budget", type=float, default=420, help="seconds in all")
+    parser.add_argument("--budget", type=float, default=1200, help="seconds in all")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device is found here")
