@@ -57,7 +57,9 @@ PARTS = {
     ),
     "times": Part("benchmarks.attention --only time --budget 45", 80),
     "checkpointed": Part(
-        f"benchmarks.training {XL} --rows 64 --splits 6 --budget 120 --checkpoint", 180, official=True
+        f"benchmarks.training {XL} --rows 64 --splits 6 --budget 120 --checkpoint",
+        180,
+        official=True,
     ),
 }
 
