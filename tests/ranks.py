@@ -10,6 +10,7 @@ which writes. What each ended with on a rank is left in ended-RANK.json.
 """
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -247,7 +248,9 @@ def summed(data: Path, folder: Path) -> None:
         config = one_step(data, output, zero_stage=stage, micro_rows=1, grad_clip=0.0)
         rows = config.data.model_copy(update={"rows": 64})
         bf16 = config.train.model_copy(update={"precision": "bf16"})
-        step(config.model_copy(update={"data": rows, "train": bf16}), ManyRows)
+        with redirect_stdout(io.StringIO()) as said:
+            step(config.model_copy(update={"data": rows, "train": bf16}), ManyRows)
+        (output / "said").write_text(said.getvalue(), "utf-8")
     torch.manual_seed(config.seed)
     assert config.text
     model = Awake(config, len(Tokenizer(config.text.tokenizer))).bfloat16()

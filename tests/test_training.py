@@ -168,6 +168,7 @@ def test_micro_batches_in_bf16_are_summed_in_fp32(runs: Path, model: Decoder, st
         exact, rounded = sums[f"exact/{name}"], sums[f"rounded/{name}"]
         assert (gradient / (1 - 0.9) - exact).norm() <= 1e-5 * exact.norm(), name
         assert (rounded - exact).norm() > 1e-3 * exact.norm(), name
+    assert (runs / f"summed-{stage}" / "said").read_text("utf-8") == ""  # by DeepSpeed, say
 
 
 # Going on

@@ -1,9 +1,11 @@
 """The DeepSpeed engine, made from the config alone, under a launcher or plain `python train.py`."""
 
 import atexit
+import io
 import math
 import os
 import time
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -136,12 +138,13 @@ def make_engine(config: Config, model: nn.Module, world: int) -> Any:
     )
     if train.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip, most=train.grad_clip or math.inf))
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameters,
-        optimizer=optimizer,
-        config=deepspeed_config(config, world),
-    )
+    with redirect_stdout(io.StringIO()):  # with bf16 it prints its memory, over and over
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameters,
+            optimizer=optimizer,
+            config=deepspeed_config(config, world),
+        )
     if train.compile and engine.device.type == "cuda":
         # At stage 3 parameters are fetched between a block's operations: its graph has breaks.
         fixed = False if config.data.capacity else None
