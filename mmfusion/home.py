@@ -23,8 +23,9 @@ def cache_folder() -> Path:
     """
     own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    closed = there.is_dir() and not os.access(there, os.W_OK | os.X_OK)
+    # os.path: a `Path` raises where one may not even look, as of another user's home.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    closed = not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK)
     if not closed and folder.parts[0] != "~":
         return folder
     _warn(f"{folder}: cannot be written; the cache is in {_temporary()}")
