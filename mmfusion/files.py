@@ -105,15 +105,17 @@ def write(path: Path, data: bytes, remedy: str = "") -> None:
         part.write_bytes(data)
 
 
-def create(path: Path, data: bytes) -> None:
-    """As `write`, where there is no file yet: of many processes that try, the first one does."""
+def create(path: Path, data: bytes) -> bool:
+    """As `write`, where there is no file yet: whether of many processes this one was the first."""
     with _beside(path) as part, writable(path):
         part.write_bytes(data)
         try:
             os.link(part, path)  # fails where another process was faster
         except OSError:
-            if not path.exists():  # a file system without links
-                os.replace(part, path)
+            if os.path.lexists(path):
+                return False
+            os.replace(part, path)  # a file system without links
+        return True
 
 
 def append(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -694,6 +695,32 @@ def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
         assert draw("-o", tmp_path / "album") == 0
         assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
     assert (tmp_path / "album/0000.png").read_text() == "mine"
+
+
+def test_a_name_that_nobody_gave_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_text("mine")
+    assert draw() == draw() == 0
+    assert sorted(os.listdir()) == ["picture-2.png", "picture-3.png", "picture.png"]
+    assert Path("picture.png").read_text() == "mine"
+
+
+def test_who_draws_into_the_same_folder_meanwhile_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [1]
+
+    def drawn(self: Pipeline, labels: list[str], **options: Any) -> list[PILImage.Image]:
+        if others:
+            others.clear()
+            assert draw("-o", tmp_path / "album") == 0  # of another process, while this one draws
+        return [PILImage.new("L", (8, 8))] * len(labels)
+
+    monkeypatch.setattr(Pipeline, "class_to_image", drawn)
+    assert draw("-o", tmp_path / "album") == 0
+    assert sorted(os.listdir(tmp_path / "album")) == ["0000.png", "0001.png"]
 
 
 def test_home_in_paths_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
