@@ -32,7 +32,7 @@ from mmfusion.training.zero_shards import MOMENTS, moments
 
 from .shards import Shards
 
-STATE = "training.safetensors"
+STATE, PAGE = "training.safetensors", "report.html"
 KL = 1e-6  # beside the squared error, both summed over a picture
 WARMUP = 100  # steps
 MOST_HELD_OUT, SHARE_HELD_OUT = 256, 0.05
@@ -177,11 +177,10 @@ class Trainer:
         self.vae = network(config, recipe).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.vae.parameters(), recipe.lr, betas=(0.9, 0.99))
         self.codec, self.step = PixelCodec(config), 0
-        there = [name for name in VAE_FILES if (folder / name).exists()]
+        for name in (*VAE_FILES, PAGE):
+            files.check_free(folder / name, (folder / STATE).exists())
         if (folder / STATE).exists():
             self._restore()
-        elif there:
-            raise UserError(f"{folder / there[0]}: is there and not of this; give another folder")
         locks.keep(folder, "trains")
 
     def run(self, steps: int, save_every: int) -> None:

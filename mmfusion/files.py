@@ -118,6 +118,14 @@ def create(path: Path, data: bytes) -> bool:
         return True
 
 
+def check_free(path: Path, ours: bool = False) -> None:
+    """Make sure that a file whose name the user did not give may be written: it is not theirs."""
+    if os.path.lexists(path) and not ours:
+        raise UserError(
+            f"{path}: is there and not of this program; move it away, or give another output"
+        )
+
+
 def append(path: Path, text: str) -> None:
     """Add text to a file's end."""
     with writable(path):

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:
         ({"folder": tmp_path / "a", "recipe": Recipe(batch=8, width=8)}, r"other settings \(batch"),
         ({"folder": tmp_path / "a", "latent_channels": 3}, r"settings \(latent_channels\)"),
         ({"folder": tmp_path / "cut"}, f"{STATE}: no state of an autoencoder's training"),
-        ({"folder": vae}, "is there and not of this"),
+        ({"folder": vae}, "is there and not of this program"),
         ({"folder": tmp_path / "b", "recipe": Recipe(width=6)}, "width 6: give a multiple of 4"),
         ({"folder": tmp_path / "b", "downsampling": 1}, "a downsampling of 2, 4"),
         ({"folder": tmp_path / "b", "pattern": f"{tmp_path}/one-*.tar"}, "one picture is too few"),
