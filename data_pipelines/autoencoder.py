@@ -201,7 +201,12 @@ class Trainer:
                 whole, error = loss(self.vae, x, noise, strength)
                 self.optimizer.zero_grad()
                 whole.backward()
-                torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+                norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+                if not (whole + norm).isfinite():  # before it gets into the weights
+                    raise UserError(
+                        f"{self.folder}: step {self.step + 1}: loss or gradient not finite; give a "
+                        f"lower --lr (now {recipe.lr:g}) and another folder"
+                    )
                 self.optimizer.step()
                 self.step += 1
                 bar.update()

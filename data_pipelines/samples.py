@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from mmfusion.codecs.image import open_image
 from mmfusion.codecs.text import clean
 from mmfusion.errors import CorruptSample, first_line, shown
+from mmfusion.texts import UTF8
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
@@ -125,9 +126,10 @@ class Sample(dict[str, bytes]):
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
-            if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
+            number = self["cls"].removeprefix(UTF8)
+            if not re.fullmatch(rb"\s*\d{1,9}\s*", number):
                 raise self.corrupt("label", ".cls: expected the number of a class")
-            facts["label"] = int(self["cls"])
+            facts["label"] = int(number)
         self._facts = facts
         return facts
 

@@ -11,6 +11,7 @@ import torch
 from helpers import model_config, random_decoder
 from material import encoded, make_vae, pixels, run, save, saved
 from PIL import Image as PILImage
+from safetensors.torch import load_file
 
 from mmfusion import Pipeline, export
 from mmfusion.codecs.image import VAE_FILES, AutoencoderCodec, PixelCodec
@@ -121,6 +122,15 @@ def test_pictures_that_are_held_out_are_never_trained_on(shards: str, tmp_path: 
     held.add(pictures.held_out()[0].transpose(PILImage.Transpose.FLIP_LEFT_RIGHT).tobytes())
     assert not held & {picture.tobytes() for picture in drawn}
     assert len(drawn) == 24
+
+
+def test_a_loss_that_is_not_finite_ends_it(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"step \d+: loss or gradient not finite; give a lower --lr"
+    ):
+        trained(shards, tmp_path, 30, replace(SMALL, lr=1e30))
+    if (tmp_path / STATE).exists():
+        assert all(t.isfinite().all() for t in load_file(tmp_path / STATE).values())
 
 
 def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:

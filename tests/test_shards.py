@@ -353,7 +353,7 @@ def test_missing_shards_and_what_is_no_shard_are_named(tmp_path: Path, shard: Pa
 
 
 def test_a_webdataset_of_txt_and_cls_members_is_read_as_it_is():
-    sample = Sample({"txt": "ein Hund \u2028".encode(), "cls": b"7"}, "here")
+    sample = Sample({"txt": "ein Hund \u2028".encode(), "cls": b"\xef\xbb\xbf7"}, "here")
     assert sample.json() == {"captions": ["ein Hund \u2028"], "label": 7}
     marked = Sample({"txt": "\ufeffein Hund".encode(), "json": b"\xef\xbb\xbf{}"}, "here")
     assert marked.json() == {"captions": ["ein Hund"]}

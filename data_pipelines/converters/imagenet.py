@@ -94,7 +94,7 @@ def write_imagenet(
 def _check_classes(path: Path, names: list[str]) -> None:
     """Labels of one folder must mean the same in all of its shards."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else names
+        before = json.loads(path.read_bytes()) if path.exists() else names
     except (OSError, ValueError, RecursionError):
         before = None
     if before != names:

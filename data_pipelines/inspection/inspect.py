@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion import files
+from mmfusion import files, jsonl
 from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
@@ -71,7 +71,7 @@ def inspect(
             result["documents"].append(figures)
             rows += plotted(config, source, documents, tokenizer)
     if output:
-        text = json.dumps(result, indent=1, ensure_ascii=False)
+        text = jsonl.dumps(result, indent=1, ensure_ascii=False)
         files.write(output.with_suffix(".json"), f"{text}\n".encode("utf-8", "replace"))
         each = max(1, count // len(shards))
         save(draw_sheet(dict(_section(s, config, each, seed) for s in shards.values())), output)
