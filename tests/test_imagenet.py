@@ -276,7 +276,8 @@ def test_validation_pictures_get_their_labels(tmp_path: Path, form: str):
     index = {n: [w, WORDS[w]] for n, w in enumerate(sorted(WORDS))}
     lines = {
         "json": json.dumps({f"{file}.JPEG": wnid for file, wnid in pairs}),
-        "csv": "\n".join(f"{file},{wnid} 1 2 3 4" for file, wnid in pairs),
+        "csv": "ImageId,PredictionString\n"  # as Kaggle's, whose head is no class
+        + "\n".join(f"{file},{wnid} 1 2 3 4" for file, wnid in pairs),
         "numbers": "\n".join(f"{f}.JPEG {n}" for f, n in zip(files, (0, 2, 0, 1), strict=True)),
     }
     if form in lines:
@@ -328,6 +329,20 @@ def test_a_table_of_labels_may_not_contradict_itself(tmp_path: Path):
     table.write_bytes(table.read_bytes() + b"elsewhere/x.JPEG n2\n")
     with pytest.raises(UserError, match=r"labels\.txt: says n1 and n2 of elsewhere/x\.JPEG"):
         read_labels(table, [])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "file,label\nx y.jpg,big dog\nz.jpg,big cat\n",
+        '"image","label"\n"x y.jpg","big dog"\n"a/z.jpg", "big cat"\n',
+        "x y.jpg\tbig dog\nz.jpg\tbig cat\n",
+        "x y.jpg;big dog;train\nz.jpg;big cat;val\n",
+    ],
+)
+def test_a_table_of_labels_in_words(tmp_path: Path, lines: str):
+    table = save(tmp_path / "labels.csv", lines.encode())
+    assert read_labels(table, []).of == {"x y": "big dog", "z": "big cat"}
 
 
 def test_a_number_of_no_class_is_refused(tmp_path: Path):

@@ -4,7 +4,6 @@ They are listed, and read one by one where they lie; nothing is unpacked.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -21,9 +20,8 @@ from mmfusion.errors import CorruptSample, UserError, printable, user_error
 from .. import storage
 from ..images import SUFFIXES, ImageReader
 from ..tar_index import Contents, plain_files
-from .devkit import stem
+from .devkit import WNID, stem
 
-WNID = re.compile(r"n\d{8}")
 FACTS = (".cls", ".json", ".txt")
 LISTED = 1 << 16  # names at a time
 SNIFFED = 16  # members that say what a tar is

@@ -20,8 +20,8 @@ from ..samples import Sample as Given
 from ..shard_writer import Made, Output, Sample, digest, shuffled
 from ..shards import Members, Shards
 from .caption_table import Recaptions
-from .devkit import DEVKIT, Labels, beside, read_labels
-from .image_folders import WNID, ClassFiles, class_tars, flat_tars, folders, kind_of
+from .devkit import DEVKIT, WNID, Labels, beside, read_labels
+from .image_folders import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .records import files_of, object_of
 from .reshard import reshard
 
