@@ -647,6 +647,14 @@ def test_eval_measures_a_run_on_its_own_sources(
     assert ("training shards: yes" in out) == ("training shards: yes" in page) == (not held_out)
 
 
+def test_a_folder_of_its_name_is_not_the_run_of_a_shipped_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/config.yaml").write_text("of: something else")
+    answer = run("eval", "digits", "--data", tmp_path / "none")
+    assert_refused(answer, "none")
+    assert "config.yaml" not in answer[2]
+
+
 def test_eval_says_what_to_give_where_nothing_says_what_to_measure(
     run: Run, digits_data: Path, tmp_path: Path
 ) -> None:

@@ -504,7 +504,8 @@ def test_a_folder_hides_a_shipped_model_if_it_is_one(here: list[str], model_fold
     for place in ("digits/data", "digits/model"):
         Path(place).mkdir()
     for place in ("digits", "digits/model"):  # of something else
-        Path(place, "config.json").write_text("{}")
+        Path(place, "config.json").write_text('{"model_type": "bert"}')
+        Path(place, "model.safetensors").write_bytes(b"theirs")
     assert locate("digits") == shipped
     for local in ("./digits", "digits/", Path("digits"), str(Path("digits").resolve())):
         refused(lambda local=local: locate(local), "digits", "config.json")
