@@ -221,6 +221,8 @@ def test_shards_by_braces_and_urls(tmp_path: Path, cache: Path):
     write_shards(tmp_path, "a", samples, per_shard=2)
     here = Shards(f"{tmp_path}/a-{{00000..00002}}.tar")
     assert len(here) == 6
+    write_shard(tmp_path / "deep/er/a-00009.tar", samples[:1])
+    assert len(Shards(f"{tmp_path}/**/a-*.tar")) == 7  # as fsspec reads it
     memory = fsspec.filesystem("memory")
     for path in tmp_path.glob("a-*.tar"):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
