@@ -25,8 +25,10 @@ def cache_folder() -> Path:
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
     # os.path: a `Path` raises where one may not even look, as of another user's home.
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    closed = not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK)
-    if not closed and folder.parts[0] != "~":
+    opened = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+    if (opened and folder.parts[0] != "~") or os.path.isfile(
+        there
+    ):  # which is told when it is used
         return folder
     _warn(f"{folder}: cannot be written; the cache is in {_temporary()}")
     return _temporary()
