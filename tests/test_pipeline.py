@@ -16,7 +16,7 @@ from material import saved
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion import ImageSlot, Pipeline, TextSlot, UserError, grid
 from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.export import SHIPPED, locate, model_digest
@@ -92,6 +92,7 @@ def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None
     # What is made of an upright one does not turn once more, as training's mirrored pictures.
     mirrored = small(ImageOps.mirror(upright(given)))
     assert abs(mirrored - expected[:, ::-1]).max() <= 2
+    assert np.array_equal(grid([given]), grid([upright(given)]))
 
 
 def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
