@@ -69,6 +69,8 @@ def test_what_belongs_to_the_base_alone_is_not_inherited(tmp_path: Path) -> None
     for name, shards in (("other", "mine/*.tar"), ("same", "runs/digits/data/train-*.tar")):
         made = text.replace("SOURCE", source).replace("SHARDS", shards)
         (tmp_path / f"{name}.v2.yaml").write_text(made, encoding="utf-8")
+    (tmp_path / "lr.0.5").write_text("base: tiny")
+    assert load(str(tmp_path / "lr.0.5")).train.output == "runs/lr.0.5"
     (tmp_path / "last.yaml").write_text("base: other.v2\nclasses: [a]\n", encoding="utf-8")
     plain = load("digits")
     other, same, last = (load(str(tmp_path / f"{n}.yaml")) for n in ("other.v2", "same.v2", "last"))

@@ -343,6 +343,8 @@ def test_a_table_of_labels_may_not_contradict_itself(tmp_path: Path):
 def test_a_table_of_labels_in_words(tmp_path: Path, lines: str):
     table = save(tmp_path / "labels.csv", lines.encode())
     assert read_labels(table, []).of == {"x y": "big dog", "z": "big cat"}
+    save(table, b"img.001,cat\nimg.002,dog\na.b.PNG,cat\n")  # a dot is no ending
+    assert read_labels(table, []).of == {"img.001": "cat", "img.002": "dog", "a.b": "cat"}
 
 
 def test_a_number_of_no_class_is_refused(tmp_path: Path):

@@ -189,6 +189,8 @@ def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> Non
         ("training/train-{0..1}", ["training/train-0", "training/train-1", "test/train-0"],
          "training/train-{0..1}"),
         ("restrained-*", ["restrained-0", "resvaled-0"], "restrained-*"),
+        ("{train,more}-*", ["train-0", "more-0"], "{train,more}-*"),  # a part has no match
+        ("{train,more}-*", ["train-0", "more-0", "val-0"], "{train,more}-*"),  # more is no held-out
     ],
 )  # fmt: skip
 def test_held_out_shards_are_found_beside_training_ones(

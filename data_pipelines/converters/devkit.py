@@ -24,6 +24,7 @@ from ..images import SUFFIXES
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 WNID = re.compile(r"n\d{8}")
+ENDINGS = *SUFFIXES, ".tif", ".tiff", ".ppm", ".tar"
 MOST_BYTES = 1 << 26  # of a file of the devkit; the real ones have less than 1 MB
 
 
@@ -103,9 +104,10 @@ def _rows(text: str) -> list[tuple[str, str]]:
 
 
 def stem(file: str) -> str:
-    """A file's name without folders and ending."""
+    """A file's name without folders and ending; what follows another dot belongs to the name."""
     name = file.replace("\\", "/").rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+    bare, _, ending = name.rpartition(".")
+    return bare if bare and f".{ending.lower()}" in ENDINGS else name
 
 
 def _members(path: Path) -> dict[str, bytes]:

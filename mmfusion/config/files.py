@@ -40,7 +40,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     left out. Without `train.output` the run's folder is `runs/` and the file's name.
     """
     path = find(name)
-    default = (str(path), {"train": {"output": f"runs/{path.stem}"}})
+    called = path.name.removesuffix(".yaml").removesuffix(".yml")  # of lr.0.5 all is the name
+    default = (str(path), {"train": {"output": f"runs/{called}"}})
     return _named(_load(Config, [default, *_layers(path)], overrides))
 
 
