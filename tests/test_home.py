@@ -77,7 +77,10 @@ def test_a_home_into_which_one_may_not_even_look(
     monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
     for home in (str(tmp_path / "closed"), "/dev/null"):
         monkeypatch.setenv("HOME", home)
-        assert cache_folder() == tmp_path / f"mmfusion-{os.getuid()}"
+        own = tmp_path / f"mmfusion-{os.getuid()}"
+        assert cache_folder() == own
+        find_home()  # for libraries
+        assert Path.home() == own
 
 
 def test_a_folder_of_somebody_else_is_not_used(
