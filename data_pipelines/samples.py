@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from mmfusion.codecs.image import open_image
 from mmfusion.codecs.text import clean
 from mmfusion.errors import CorruptSample, first_line, shown
-from mmfusion.texts import UTF8
+from mmfusion.texts import UTF8, is_utf16
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
@@ -121,6 +121,8 @@ class Sample(dict[str, bytes]):
             raise self.corrupt("json", f".json: not valid JSON ({error})") from None
         if not isinstance(facts, dict):
             raise self.corrupt("json", ".json: expected an object of facts")
+        if is_utf16(self.get("txt", b"")):
+            raise self.corrupt("caption", ".txt: is UTF-16 text; save it as UTF-8")
         if "txt" in self:
             facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
