@@ -146,7 +146,7 @@ def make_index(shard: str) -> Index:
     """Make the index of a shard anew: beside it, or in the cache where one may not write there."""
     contents = scan(shard)
     places = storage.companions(shard, SUFFIX)
-    for path in places if _may_replace(places[0]) else places[1:]:
+    for path in places if may_replace(places[0]) else places[1:]:
         try:
             save(contents, path)
             return Index(shard, path)
@@ -155,7 +155,7 @@ def make_index(shard: str) -> Index:
     raise error
 
 
-def _may_replace(path: Path) -> bool:
+def may_replace(path: Path) -> bool:
     """Whether what stands beside a shard is an index of ours, if damaged, and not another tool's.
 
     It begins with 64 hex digits and a version; of one that is damaged, either is left.

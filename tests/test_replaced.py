@@ -71,6 +71,8 @@ def test_what_is_ours_is_replaced(folder: Path) -> None:
 def test_another_tools_index_stays(folder: Path, theirs: bytes) -> None:
     save(Path("a.tar.index"), theirs)
     assert len(Shards("a.tar")) == 3
+    write_shard(Path("a.tar"), [("s", {"cls": b"0", "png": encoded(0)})])
+    assert len(Shards("a.tar")) == 1
     assert Path("a.tar.index").read_bytes() == theirs
 
 
