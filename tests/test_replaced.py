@@ -1,16 +1,18 @@
 """What stands under a name that nobody gave, and is not ours, stays as it is."""
 
+import json
 from pathlib import Path
 
 import pytest
+from helpers import run_config
 from material import encoded, run, save
 
+from mmfusion.config import save as save_config
 from mmfusion.data_pipelines.shards import Shards, write_shard
 from mmfusion.locks import keep, locked
 
-EVALUATION = (
-    "class_to_image: {reference: 'a*.tar', pictures: 2, features: [pixels], metrics: [fid]}"
-)
+EVALUATION = """class_to_image: {reference: 'a*.tar', pictures: 2, features: [pixels],
+  metrics: [fid], sampling: {num_inference_steps: 2}}"""
 EVAL = ("eval", "--config", "e.yaml", "-o", "o")
 FRONTIER = ("eval", "frontier", "--reference", "a*.tar", "-o", "o")
 AUTOENCODER = (
@@ -60,6 +62,18 @@ def test_digits_are_written_beside_no_split_of_others(folder: Path) -> None:
     assert [Path("o", name).read_bytes() for name in ("split.json", "train-00000.tar")] == [
         SPLIT, MINE
     ]  # fmt: skip
+
+
+def test_a_report_is_not_put_into_another_models_run(folder: Path) -> None:
+    """The shipped `digits` and a run of that config have one name."""
+    config = Path("runs/digits/config.yaml")
+    save(config, b"")
+    save_config(run_config(folder, config.parent), config)
+    save(config.with_name("report.json"), MINE)
+    assert run("eval", "digits", "--config", "e.yaml") == 0
+    assert config.with_name("report.json").read_bytes() == MINE
+    assert "training" not in json.loads(Path("runs/digits-eval/report.json").read_bytes())
+    assert run("eval", "digits", "--config", "e.yaml", "-o", "runs/digits") == 2
 
 
 def test_what_is_ours_is_replaced(folder: Path) -> None:
