@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig, Sampling, build, load, save
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.data_pipelines.preflight import check_data
 from mmfusion.errors import UserError
+from mmfusion.eval.clip import find as find_clip
+from mmfusion.eval.extractors import make_extractor
 from mmfusion.overrides import read_override, read_yaml
 from mmfusion.training.engine import deepspeed_config, precision
 
@@ -372,6 +375,19 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=r"train\.output: ~.* home") as caught:
             load("tiny", [f"train.output={path}"])
         assert path in str(caught.value)
+
+
+def test_the_home_folder_in_what_evaluations_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for call in (
+        lambda: make_extractor("inception:~/none.pth"),
+        lambda: find_clip("ViT-B-32:~/none.pt"),
+        lambda: Pipeline.from_pretrained("digits", "cpu", budget_ms=9, frontier="~/none"),
+    ):
+        with pytest.raises(UserError, match=f"{tmp_path}/none"):
+            call()
 
 
 def test_options_of_a_flat_section_are_read_by_their_type() -> None:
