@@ -146,6 +146,7 @@ def make_index(shard: str) -> Index:
     """Make the index of a shard anew: beside it, or in the cache where one may not write there."""
     contents = scan(shard)
     places = storage.companions(shard, SUFFIX)
+    error = UserError(f"{places[0]}: is of another program; set MMFUSION_CACHE for an index")
     for path in places if may_replace(places[0]) else places[1:]:
         try:
             save(contents, path)

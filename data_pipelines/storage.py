@@ -203,5 +203,11 @@ def companions(path: str, suffix: str) -> list[Path]:
     The user's cache serves what is remote, and folders in which one may not write.
     """
     whole = path if is_remote(path) else os.path.abspath(path)
-    kept = cache_folder() / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
-    return [kept] if is_remote(path) else [Path(f"{path}{suffix}"), kept]
+    name = f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
+    if is_remote(path):
+        return [cache_folder() / name]
+    beside = Path(f"{path}{suffix}")
+    try:
+        return [beside, cache_folder() / name]
+    except UserError:  # no folder at all may be written but that one
+        return [beside]

@@ -299,6 +299,22 @@ def test_an_index_goes_to_the_cache_where_one_may_not_write(shard: Path, cache: 
     assert kept.stat().st_mtime_ns == stamp
 
 
+def test_without_a_cache_an_index_lies_beside_its_shard(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where the system is read-only, and one volume is not."""
+
+    def nowhere() -> Path:
+        raise UserError("the temporary folder: cannot be used")
+
+    monkeypatch.setattr(storage, "cache_folder", nowhere)
+    Path(f"{shard}.index").unlink()
+    assert len(Shards(str(shard))) == 3
+    Path(f"{shard}.index").write_text("another program's")
+    with pytest.raises(UserError, match="MMFUSION_CACHE"):
+        Shards(str(shard))
+
+
 def test_one_process_makes_an_index_and_others_wait_for_it(
     shard: Path, monkeypatch: pytest.MonkeyPatch
 ):
