@@ -399,6 +399,7 @@ OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder al
     ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
     ("plain", 1, False, ["plain/0000.png"]),
     ("runs/v1.0", 1, False, ["runs/v1.0/0000.png"]),
+    ("a.b.c", 1, False, ["a.b.c/0000.png"]),
     ("m.tar.gz/", 1, False, ["m.tar.gz/0000.png"]),
     ("sheet.png/", 1, False, ["sheet.png/0000.png"]),
     ("best.model", 1, True, ["best.model/0000.png"]),

@@ -254,8 +254,8 @@ def _place(output: str | None, usual: str) -> Place:
     ends = f"pictures end in {', '.join(PICTURES)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file and no folder; {ends}; take another name")
-    slip = any(MimeTypes().guess_type(path.name)) or get_close_matches(suffix, PICTURES, 1, 0.75)
-    if slip and not folder:
+    known = any(MimeTypes().guess_type(path.name)) and len(suffix) > 2  # not as the c of a.b.c
+    if (known or get_close_matches(suffix, PICTURES, 1, 0.75)) and not folder:
         raise UserError(f"{path}: {ends}; if it is to be a folder, write {path}/")
     return _numbered(path)
 
