@@ -194,12 +194,14 @@ def test_the_numbers_of_names_are_the_labels(class_folders: Path, tmp_path: Path
     assert classes(out) == ["a zebra", "a hoist", "tench", "a bird"]
 
 
-def test_no_class_is_dropped_silently_and_hidden_files_are_none(
-    class_folders: Path, tmp_path: Path
+def test_nothing_is_dropped_silently_and_hidden_files_are_none(
+    class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     save(class_folders / ".hid/a.JPEG", encoded(0, "jpeg"))
     save(class_folders / "n01440764/._a.JPEG", b"of a Mac")
+    save(class_folders / "n01440764/c.heic", b"a picture that is not read")
     assert not convert(class_folders, tmp_path / "out").lost
+    assert "passes over 1 files, such as n01440764/c.heic" in caplog.text
     assert classes(tmp_path / "out") == sorted(WORDS)
     save(class_folders / "n00000001/readme.txt", b"no picture")
     with pytest.raises(UserError, match=r"n00000001: holds no pictures; fetch .* give --names"):
