@@ -34,6 +34,7 @@ from benchmarks import options
 from mmfusion import ImageSlot, Pipeline, jsonl
 from mmfusion.codecs.image import encoded
 from mmfusion.eval.pages import data_uri
+from mmfusion.texts import read_text
 
 PROMPTS = ["a handwritten seven", "the digit three", "a nine", "somebody wrote the digit zero"]
 TICK = os.sysconf("SC_CLK_TCK")
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--prompts", type=Path, help="a file of prompts, one a line")
     args = parser.parse_args()
-    prompts = args.prompts.read_text("utf-8").splitlines() if args.prompts else PROMPTS
+    prompts = read_text(args.prompts).rstrip("\n").split("\n") if args.prompts else PROMPTS
     found = []
     for model in args.model.split(","):
         pipeline = Pipeline.from_pretrained(model, "cpu")

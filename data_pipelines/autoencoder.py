@@ -32,7 +32,7 @@ from mmfusion.training.zero_shards import MOMENTS, moments
 
 from .shards import Shards
 
-STATE = "training.safetensors"
+STATE, PAGE = "training.safetensors", "report.html"
 KL = 1e-6  # beside the squared error, both summed over a picture
 WARMUP = 100  # steps
 MOST_HELD_OUT, SHARE_HELD_OUT = 256, 0.05
@@ -177,11 +177,10 @@ class Trainer:
         self.vae = network(config, recipe).to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.vae.parameters(), recipe.lr, betas=(0.9, 0.99))
         self.codec, self.step = PixelCodec(config), 0
-        there = [name for name in VAE_FILES if (folder / name).exists()]
+        for name in (*VAE_FILES, PAGE):
+            files.check_free(folder / name, (folder / STATE).exists())
         if (folder / STATE).exists():
             self._restore()
-        elif there:
-            raise UserError(f"{folder / there[0]}: is there and not of this; give another folder")
         locks.keep(folder, "trains")
 
     def run(self, steps: int, save_every: int) -> None:
@@ -202,7 +201,12 @@ class Trainer:
                 whole, error = loss(self.vae, x, noise, strength)
                 self.optimizer.zero_grad()
                 whole.backward()
-                torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+                norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+                if not (whole + norm).isfinite():  # before it gets into the weights
+                    raise UserError(
+                        f"{self.folder}: step {self.step + 1}: loss or gradient not finite; give a "
+                        f"lower --lr (now {recipe.lr:g}) and another folder"
+                    )
                 self.optimizer.step()
                 self.step += 1
                 bar.update()

@@ -5,6 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 from urllib.parse import unquote
 
 from PIL import Image as PILImage
@@ -21,15 +22,18 @@ def spelled(name: str, folder: str | Path) -> str:
     r"""The absolute path that a name in a list stands for, which begins in `folder`.
 
     It is one path however the name is spelled: `./a.png`, `x//a.png`, `x/../a.png`, or an absolute
-    one; and `x\a.png` and `a%20b.png` where no file has just that name. Steps upwards are taken
-    out of the text, so that no link leads them elsewhere.
+    one; and, where no file has just that name, `x\a.png`, `a%20b.png`, with white space around it,
+    and with letters composed of others, as macOS writes them, or not. Steps upwards are taken out
+    of the text, so that no link leads them elsewhere.
     """
     path = os.path.abspath(os.path.join(folder, name))
-    if not ("\\" in name or "%" in name) or os.path.lexists(path):
+    plain = name.isascii() and not ("\\" in name or "%" in name) and name == name.strip()
+    if plain or os.path.lexists(path):
         return path
-    slashed = name.replace("\\", "/")
-    others = [os.path.abspath(os.path.join(folder, n)) for n in (slashed, unquote(slashed))]
-    return next(filter(os.path.lexists, others), others[0])
+    slashed = name.strip().replace("\\", "/")
+    forms = (normalize(form, n) for n in (slashed, unquote(slashed)) for form in ("NFC", "NFD"))
+    others = [os.path.abspath(os.path.join(folder, n)) for n in (slashed, *forms)]
+    return next(filter(os.path.lexists, others), others[1])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -144,13 +145,30 @@ def open_index(shard: str, whole: bool = False) -> Index:
 def make_index(shard: str) -> Index:
     """Make the index of a shard anew: beside it, or in the cache where one may not write there."""
     contents = scan(shard)
-    for path in storage.companions(shard, SUFFIX):
+    places = storage.companions(shard, SUFFIX)
+    error = UserError(f"{places[0]}: is of another program; set MMFUSION_CACHE for an index")
+    for path in places if may_replace(places[0]) else places[1:]:
         try:
             save(contents, path)
             return Index(shard, path)
         except UserError as failure:
             error = failure
     raise error
+
+
+def may_replace(path: Path) -> bool:
+    """Whether what stands beside a shard is an index of ours, if damaged, and not another tool's.
+
+    It begins with 64 hex digits and a version; of one that is damaged, either is left.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(80)
+    except OSError:
+        return True
+    return not head or bool(
+        re.match(rb"[0-9a-f]{64}|[0-9a-f]+\Z|.{65}\{\"version\"", head, re.DOTALL)
+    )
 
 
 def _saved(shard: str, size: int, places: list[Path], whole: bool) -> Index | None:

@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from mmfusion.codecs.image import open_image
 from mmfusion.codecs.text import clean
 from mmfusion.errors import CorruptSample, first_line, shown
+from mmfusion.texts import UTF8, is_utf16
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 FACTS = {"json": "json", "txt": "caption", "cls": "label"}  # with the reason of their loss
@@ -120,14 +121,17 @@ class Sample(dict[str, bytes]):
             raise self.corrupt("json", f".json: not valid JSON ({error})") from None
         if not isinstance(facts, dict):
             raise self.corrupt("json", ".json: expected an object of facts")
+        if is_utf16(self.get("txt", b"")):
+            raise self.corrupt("caption", ".txt: is UTF-16 text; save it as UTF-8")
         if "txt" in self:
             facts.setdefault("captions", [self["txt"].decode("utf-8-sig", "replace")])
         elif isinstance(facts.get("caption"), str):
             facts.setdefault("captions", [facts["caption"]])
         if "cls" in self and "label" not in facts:
-            if not re.fullmatch(rb"\s*\d{1,9}\s*", self["cls"]):
+            number = self["cls"].removeprefix(UTF8)
+            if not re.fullmatch(rb"\s*\d{1,9}\s*", number):
                 raise self.corrupt("label", ".cls: expected the number of a class")
-            facts["label"] = int(self["cls"])
+            facts["label"] = int(number)
         self._facts = facts
         return facts
 

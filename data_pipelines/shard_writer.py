@@ -268,10 +268,13 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
         files.create(path, text.encode())
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError("no settings")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and its shards") from None
     after = json.loads(text)
-    if before != after and not there and not any(map(_under_way, paths)):
+    alike = not before or before.keys() == after.keys()  # or it is another program's
+    if before != after and alike and not there and not any(map(_under_way, paths)):
         files.write(path, text.encode())  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]

@@ -23,7 +23,7 @@ from mmfusion import files
 from mmfusion.errors import CorruptSample, UserError
 
 from . import storage
-from .index import SUFFIX, Index, open_index
+from .index import SUFFIX, Index, may_replace, open_index
 from .samples import Sample
 from .tar_index import HEADER, LostPart, Member
 
@@ -69,7 +69,8 @@ def write_shard(
                 writer.tarstream.addfile(info, io.BytesIO(data))
             for key, members in samples:
                 writer.write({"__key__": key, **{e: _bytes(m) for e, m in members.items()}})
-        files.remove(Path(f"{path}{SUFFIX}"))
+        for index in filter(may_replace, storage.companions(str(path), SUFFIX)):
+            files.remove(index)
     open_index(str(path))
     return path
 

@@ -44,11 +44,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, beside: bool = False) -> list[str]:
     """The files that a pattern names: globs, `{00..31}` braces, both, or one name.
 
     What is there is meant by its name, whatever characters that has: a file, and the folders in
-    which a pattern begins. Numbers in names are in the order of their values: `a-2` before `a-10`.
+    which a pattern begins. `**` is any number of folders. Numbers in names are in the order of
+    their values: `a-2` before `a-10`. What stands `beside` shards is passed over, if not asked for.
     """
     if pattern.strip().startswith("pipe:"):
         raise UserError(f"{pattern}: commands are not run to read data; give files or a URL")
@@ -58,18 +59,19 @@ def expand(pattern: str) -> list[str]:
         parts = [folder + part for part in braceexpand(rest)]
     except ValueError as error:  # unbalanced
         raise UserError(f"{pattern}: {error}") from None
-    found = {part: _remote(part) if is_remote(part) else _local(part) for part in parts}
+    found = {part: _remote(part) if is_remote(part) else _local(part, beside) for part in parts}
     gaps = [part for part in parts if not found[part]]
     if 0 < len(gaps) < len(parts):
         raise UserError(f"{pattern}: nothing matches {gaps[0]} ({len(gaps)} of {len(parts)} parts)")
     return sorted({path for paths in found.values() for path in paths}, key=_natural)
 
 
-def _local(pattern: str) -> list[str]:
+def _local(pattern: str, beside: bool) -> list[str]:
     folder, rest = _there(pattern)
     if not rest:
         return [folder]
-    return [path for path in glob.glob(glob.escape(folder) + rest) if _is_shard(path)]
+    found = glob.iglob(glob.escape(folder) + rest, recursive=True)
+    return [path for path in found if beside or _is_shard(path)]
 
 
 def _remote(url: str) -> list[str]:
@@ -201,5 +203,11 @@ def companions(path: str, suffix: str) -> list[Path]:
     The user's cache serves what is remote, and folders in which one may not write.
     """
     whole = path if is_remote(path) else os.path.abspath(path)
-    kept = cache_folder() / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
-    return [kept] if is_remote(path) else [Path(f"{path}{suffix}"), kept]
+    name = f"{hashlib.sha256(os.fsencode(whole)).hexdigest()}{suffix}"
+    if is_remote(path):
+        return [cache_folder() / name]
+    beside = Path(f"{path}{suffix}")
+    try:
+        return [beside, cache_folder() / name]
+    except UserError:  # no folder at all may be written but that one
+        return [beside]

@@ -3,6 +3,7 @@
 import heapq
 import io
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,7 +119,9 @@ def corpus(
 
 
 def _named(pattern: str) -> list[str]:
-    found = storage.expand(pattern)
+    found = storage.expand(pattern, beside=True)
+    if found != [pattern]:
+        found = [path for path in found if not os.path.isdir(path)]
     if not found:
         told = storage.beside(pattern)
         raise UserError(f"text {pattern}: cannot be read (no such file; {told})")

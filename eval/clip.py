@@ -59,6 +59,7 @@ def find(spec: str) -> Source:
 
     They are refused if there are none, they hold code, or belong under another activation.
     """
+    spec = os.path.expanduser(spec)
     if spec.startswith((HUB, FOLDER)) or os.path.isdir(spec):
         return _saved(spec)
     model, _, rest = spec.partition(":")
@@ -72,7 +73,7 @@ def find(spec: str) -> Source:
         )
     quick, right = bool(config.get("quick_gelu")), _counterpart(model)
     remedy = f"{'the right model name is' if right in models else 'open_clip has no'} {right}"
-    file, tag = Path(rest), rest.lower().replace("-", "_")
+    file, tag = Path(os.path.expanduser(rest)), rest.lower().replace("-", "_")
     tagged = {name: entry for name, known, entry in published() if known == tag}
     if entry := tagged.get(model, tagged.get(right)):
         says = {tag: entry}
@@ -85,7 +86,7 @@ def find(spec: str) -> Source:
         return _source(f"{model}:{tag}", model, file, quick, says, remedy)._replace(known=True)
     if not file.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
-        raise UserError(f"CLIP model {spec}: {rest} is no file and none of the tags {tags}")
+        raise UserError(f"CLIP model {spec}: {file} is no file and none of the tags {tags}")
     beside = file.parent / CONFIG
     says = {str(beside): _config(beside)} if beside.is_file() else {}
     return _source(f"{model}:{file.name}", model, file, quick, says, remedy)

@@ -1,10 +1,10 @@
 """Figures as a page or a terminal shows them: a name, a number, and what the number depends on."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmfusion import jsonl
 from mmfusion.files import write
 
 TITLES = {
@@ -136,5 +136,5 @@ def columns(rows: list[Row]) -> list[str]:
 
 def save(path: Path, entries: dict[str, Any]) -> None:
     """Write figures as JSON; the file appears when it is complete."""
-    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = jsonl.dumps(entries, indent=2, ensure_ascii=False) + "\n"
     write(path, text.encode("utf-8", "replace"))

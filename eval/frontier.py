@@ -27,7 +27,7 @@ from mmfusion.data_pipelines.samples import FACTS
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 from mmfusion.export import locate, model_digest
-from mmfusion.files import write
+from mmfusion.files import check_free, write
 from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto, read
 from mmfusion.pipeline import Pipeline
 from mmfusion.split import even_sizes
@@ -231,6 +231,9 @@ def measure_frontier(
             "eval frontier: times are only right with nothing else running; start it without a "
             "launcher, as one process"
         )
+    if (output / FILE).exists():
+        read(Frontier, output / FILE)  # or it is not ours to replace
+    check_free(output / PAGE, (output / FILE).exists())
     folder = locate(model)
     pipeline = Pipeline.from_pretrained(folder, device)
     config, weight = pipeline.config, pipeline.decoder.latent_in.weight
@@ -259,9 +262,9 @@ def measure_frontier(
     frontier = Frontier(**about, points=run.points(samplings), left_out=left_out)
     data = frontier.model_dump_json(indent=1).encode()
     sheets = [run.path(sampling).with_suffix(".png").read_bytes() for sampling in samplings]
-    write(output / PAGE, page(frontier, sheets))
     for path in (output / FILE, kept_at(digest, machine, task)):
         write(path, data)
+    write(output / PAGE, page(frontier, sheets))
     return frontier
 
 

@@ -184,9 +184,9 @@ def whole_shards(pattern: str) -> Shards:
 class ShardImages(ImageSet):
     """The samples' own pictures of webdataset shards."""
 
-    def __init__(self, name: str, size: int | None) -> None:
+    def __init__(self, name: str, size: int | None, shards: Shards | None = None) -> None:
         super().__init__(name, size)
-        self._shards = whole_shards(name)
+        self._shards = shards or whole_shards(name)
 
     def __len__(self) -> int:
         return len(self._shards)

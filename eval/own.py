@@ -5,6 +5,7 @@ beside `coco-val/`, and latents lie beside their pictures (`x-latents/` beside `
 """
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from mmfusion.config import Config, EvaluationConfig, ModelConfig
@@ -69,10 +70,20 @@ def with_pictures(pattern: str) -> str | None:
     pattern = without_latents(pattern)
     places = [match.span() for match in TRAINING.finditer(pattern)]
     beside = [pattern[:a] + word + pattern[b:] for word in HELD_OUT for a, b in places[-1:]]
+    trained = _files(pattern)
     for candidate in [*beside, pattern]:
-        if expand(candidate) and Shards(candidate).tally().keys() & {*PICTURES}:
+        found = _files(candidate)
+        apart = candidate == pattern or not found & trained  # as of {train,more}-*.tar
+        if found and apart and Shards(candidate).tally().keys() & {*PICTURES}:
             return candidate
     return None
+
+
+def _files(pattern: str) -> set[str]:
+    """What a pattern names, if all of its parts name something."""
+    with suppress(UserError):
+        return {*expand(pattern)}
+    return set()
 
 
 def without_latents(pattern: str) -> str:

@@ -27,6 +27,7 @@ from mmfusion.files import append, write
 from mmfusion.generation.likelihood import Likelihood
 
 from . import work
+from .image_sets import ShardImages
 
 VERSION = 1
 """Of what is in the files."""
@@ -38,15 +39,17 @@ class StoredSamples(Sequence[Any]):
 
     Attributes:
         folder: of the shards.
-        pattern: that names them.
         digest: SHA-256 of what they hold.
     """
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder = folder
-        self.pattern = f"{folder}/*.tar"
         self._shards = Shards([str(path) for path in paths])
         self.digest = self._shards.digest
+
+    def pictures(self, size: int) -> ShardImages:
+        """As a set of pictures to be measured."""
+        return ShardImages(str(self.folder), size, self._shards)
 
     def __len__(self) -> int:
         return len(self._shards)

@@ -110,7 +110,7 @@ class _Drawing(Direction):
 
     def _compare(self, made: StoredSamples) -> tuple[Figures, dict[str, str]]:
         """Distances to the reference by each extractor, and why others could not be measured."""
-        ours = open_images(made.pattern, self.size)
+        ours = made.pictures(self.size)
         figures: Figures = {}
         left_out: dict[str, str] = {}
         for extractor in self.extractors:
@@ -126,7 +126,7 @@ class _Drawing(Direction):
         """The samples as the ADM suite takes them, beside the answers that they are."""
         path = made.folder / SAMPLES
         if rank() == 0 and not path.exists():
-            pictures = open_images(made.pattern, self.size)
+            pictures = made.pictures(self.size)
             write_npz_samples(path, pictures, None if labels is None else np.array(labels))
 
 

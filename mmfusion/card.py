@@ -6,6 +6,7 @@ scores, the newest sample sheet. From then on the card goes where the model goes
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 from mmfusion.config import Config, ModelConfig, is_run, load
 from mmfusion.errors import UserError, user_error
 from mmfusion.overrides import write_yaml
+from mmfusion.texts import read_text
 
 CARD, PICTURE = "README.md", "samples.png"
-RUN, REPORT, FACTS, SHEETS = "config.yaml", "report.json", "training.json", "samples/step-*.png"
+RUN, REPORT, FACTS, SHEETS = "config.yaml", "report.json", "training.json", "samples"
+SHEET = re.compile(r"step-(\d{8,})\.png", re.ASCII)
 TAGS = "class_to_image", "text_to_image", "image_to_text", "interleaved"
 HUB_TASKS = {
     "class_to_image": "unconditional-image-generation",  # the hub has no nearer one
@@ -53,10 +56,11 @@ def find_run(folder: Path | None) -> Run | None:
     if folder is None or config is None:
         return None
     above = folder.resolve().parent
-    sheets = sorted(above.glob(SHEETS), key=lambda path: (len(path.name), path.name))
+    there = (above / SHEETS).iterdir() if (above / SHEETS).is_dir() else ()
+    sheets = {int(found[1]): path for path in there if (found := SHEET.fullmatch(path.name))}
     with user_error(f"{above / REPORT}: not a report of mmfusion eval", AttributeError, TypeError):
         scores = [*_scores(_json(above / REPORT))]
-    return Run(config, _json(above / FACTS), scores, sheets[-1] if sheets else None)
+    return Run(config, _json(above / FACTS), scores, sheets[max(sheets)] if sheets else None)
 
 
 def _run_config(folder: Path | None) -> Config | None:
@@ -75,7 +79,7 @@ def examples(folder: Path | None) -> list[str]:
 
     if folder and (folder / CARD).is_file():
         with suppress(Exception):  # whoever wrote it: a model can be used without examples
-            header = ModelCard((folder / CARD).read_text(encoding="utf-8")).data
+            header = ModelCard(read_text(folder / CARD)).data
             texts = [entry["text"] for entry in header.get("widget") or ()]
             if texts and all(isinstance(text, str) for text in texts):
                 return texts
@@ -102,7 +106,7 @@ def pages(
     kept = folder / CARD if folder else None
     if folder and kept and kept.is_file():
         with user_error(f"{kept}: not a model card", OSError, ValueError):
-            text = kept.read_text(encoding="utf-8")
+            text = read_text(kept)
         if (folder / PICTURE).is_file():
             made[PICTURE] = (folder / PICTURE).read_bytes()
     else:

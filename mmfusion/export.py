@@ -46,6 +46,7 @@ INDEX, PART = "model.safetensors.index.json", "model-*-of-*.safetensors"  # of s
 PAGES = CARD, PICTURE
 FREE = CONFIG, *PAGES
 """What a user may edit; the manifest vouches for all other files."""
+OURS = {"decoder", "diffusion", "image"}  # sections of a config
 MOST = "5GB"
 EXPORTED = "exported model"
 DEVICES = "cpu", "cuda", "mps"
@@ -124,10 +125,7 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
     path = Path(os.path.expanduser(name), subfolder)
     with user_error(f"model {name}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
-            if CONFIG in listed(folder) or (
-                (folder / CONFIG).is_file()
-                and any((folder / weights).is_file() for weights in (WEIGHTS, INDEX))
-            ):
+            if CONFIG in listed(folder) or _has_lost_its_manifest(folder):
                 return folder
         is_folder = path.is_dir()
     there = sorted(found.parent.name for found in SHIPPED.glob(f"*/{CONFIG}"))
@@ -150,6 +148,14 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
         where = f"{name}, {subfolder}" if subfolder else name
         raise UserError(f"model {where}: the repository has no model of mmfusion there")
     return folder
+
+
+def _has_lost_its_manifest(folder: Path) -> bool:
+    """Whether a folder holds a model that is damaged, and none of another library."""
+    there = [name for name in (CONFIG, WEIGHTS, INDEX) if (folder / name).is_file()]
+    with suppress(ValueError, RecursionError, AttributeError):
+        return len(there) > 1 and json.loads((folder / CONFIG).read_bytes()).keys() >= OURS
+    return False
 
 
 def model_digest(folder: Path) -> str:

@@ -105,15 +105,25 @@ def write(path: Path, data: bytes, remedy: str = "") -> None:
         part.write_bytes(data)
 
 
-def create(path: Path, data: bytes) -> None:
-    """As `write`, where there is no file yet: of many processes that try, the first one does."""
+def create(path: Path, data: bytes) -> bool:
+    """As `write`, where there is no file yet: whether of many processes this one was the first."""
     with _beside(path) as part, writable(path):
         part.write_bytes(data)
         try:
             os.link(part, path)  # fails where another process was faster
         except OSError:
-            if not path.exists():  # a file system without links
-                os.replace(part, path)
+            if os.path.lexists(path):
+                return False
+            os.replace(part, path)  # a file system without links
+        return True
+
+
+def check_free(path: Path, ours: bool = False) -> None:
+    """Make sure that a file whose name the user did not give may be written: it is not theirs."""
+    if os.path.lexists(path) and not ours:
+        raise UserError(
+            f"{path}: is there and not of this program; move it away, or give another output"
+        )
 
 
 def append(path: Path, text: str) -> None:

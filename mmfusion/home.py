@@ -23,15 +23,20 @@ def cache_folder() -> Path:
     """
     own, shared = os.environ.get("MMFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "mmfusion"
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    closed = there.is_dir() and not os.access(there, os.W_OK | os.X_OK)
-    if not closed and folder.parts[0] != "~":
+    if (folder.parts[0] != "~" and _may_write(folder)) or os.path.isfile(folder):  # told when used
         return folder
     _warn(f"{folder}: cannot be written; the cache is in {_temporary()}")
     return _temporary()
 
 
 _warn = lru_cache(log.warning)  # once of each
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether one may write into a folder, or make it."""
+    # os.path: a `Path` raises where one may not even look, as of another user's home.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def _temporary() -> Path:
@@ -51,9 +56,13 @@ def _temporary() -> Path:
 def find_home() -> None:
     """Give a user who has none a home and a name, as in a container that runs under a number.
 
-    Libraries ask for them when they are imported, and stop, or write to a folder named `~`.
+    Libraries ask for them when they are imported, and stop, or write to a folder named `~`. A home
+    that can be read alone may hold what they look for; one that is closed, or is not there and
+    cannot be made, is none.
     """
-    if not os.path.isabs(os.path.expanduser("~")):
+    home = Path(os.path.expanduser("~"))
+    opened = os.access(home, os.X_OK) if os.path.isdir(home) else _may_write(home)
+    if not (home.is_absolute() and opened):
         with suppress(UserError):
             os.environ["HOME"] = str(_temporary())
     try:

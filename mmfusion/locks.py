@@ -41,8 +41,9 @@ def keep(folder: Path, what: str) -> None:
             folder, error.strerror, what,
         )  # fmt: skip
     else:
-        os.truncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
+        if os.pread(file, 8, 0) in (b"", b"process "):  # or it is another program's
+            os.truncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
     _kept[folder] = file  # closed, the lock would go
 
 
@@ -75,7 +76,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool | None]:
     try:
         yield held
     finally:
-        if held:
+        if held and not os.fstat(file).st_size:  # ours hold nothing
             remove(name)
         if held is not None:
             os.close(file)

@@ -15,7 +15,10 @@ Key = tuple[int | str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+    """SafeLoader that reads 3e-4 as a number, as YAML 1.2 does, and refuses a key given twice.
+
+    Nor are 010 and 1:30 numbers, of which YAML 1.1 makes 8 and 90.
+    """
 
     def construct_document(self, node: Any) -> Any:
         self.deep_construct = True  # inside out: what is inside of itself is refused
@@ -43,12 +46,19 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes the strings which `_Loader` would read as numbers."""
 
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
+NUMBERS = {
+    "tag:yaml.org,2002:float": re.compile(
+        r"^[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf)$|^\.nan$"
+    ),
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+|0b[01]+)$"),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [known for known in forms if known[0] not in NUMBERS]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form in NUMBERS.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(_tag, _form, list("-+.0123456789"))
 
 
 def read_yaml(text: str, name: str, words: bool = False) -> Any:

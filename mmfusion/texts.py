@@ -11,9 +11,14 @@ from mmfusion.errors import UserError, user_error
 UTF8, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
+def is_utf16(data: bytes) -> bool:
+    """Whether a text begins with the mark of UTF-16, or with a Latin letter in it."""
+    return data.startswith(UTF16) or b"\0" in data[:2]
+
+
 def begin(data: bytes, where: str | Path) -> bytes:
     """The beginning of a text without its byte order mark."""
-    if data.startswith(UTF16) or b"\0" in data[:2]:
+    if is_utf16(data):
         raise UserError(f"{where}: is UTF-16 text; save it as UTF-8")
     return data.removeprefix(UTF8)
 

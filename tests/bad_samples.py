@@ -140,6 +140,7 @@ JSON_KINDS = {
     "control characters": caption('{"captions": ["odd\\u0000\\u001b[2J\\u0085 \\u202e"]}'),
     "control symbols": caption('{"captions": ["odd </s><image><text><pad>"]}'),
     "txt of no UTF-8": Kind(DRAW, {"txt": b"odd \xff\xfe\xf0\x90", "png": PNG}),
+    "txt of UTF-16": Kind(DRAW, {"txt": "a dog".encode("utf-16"), "png": PNG}, "caption", "UTF-16"),
     "txt empty": Kind(DRAW, {"txt": b"", "png": PNG}, "caption", "holds no text"),
     "txt of 17 MB": Kind(
         DRAW, {"txt": b"a" * 17_000_000, "png": PNG}, "caption", "bytes are more than"

@@ -315,6 +315,29 @@ def test_one_module_replaces_and_removes_files() -> None:
     assert {"os.replace", "shutil.rmtree"} <= {*removals(CHECKOUT / "mmfusion/files.py")}
 
 
+ONLY_OURS = {
+    "data_pipelines/shard_writer.py": "test_leftovers_are_ours_by_their_whole_names",
+    "data_pipelines/shards.py": "test_another_tools_index_stays",
+    "eval/features.py": "test_a_damaged_part_is_made_again",
+    "mmfusion/importers/mar_vae.py": "test_the_folder_one_stands_in_is_filled",
+    "mmfusion/locks.py": "test_another_programs_locks_stay",
+    "mmfusion/manifest.py": "test_what_a_user_added_stays",
+    "mmfusion/training/checkpoint.py": "test_only_exactly_our_names_are_removed_or_resumed_from",
+}
+"""Who removes or renames, and the test that what is not ours stays there."""
+
+
+def test_who_removes_is_tested_to_remove_what_is_ours() -> None:
+    asked = re.compile(
+        r"\bfiles\.(remove|move|staging)|^from mmfusion\.files import .*\b(remove|move|staging)",
+        re.M,
+    )
+    who = [f.resolve().relative_to(CHECKOUT) for f in FILES if asked.search(f.read_text("utf-8"))]
+    assert {*map(str, who)} == ONLY_OURS.keys()
+    tests = "".join(file.read_text("utf-8") for file in (CHECKOUT / "tests").glob("test_*.py"))
+    assert not [name for name in ONLY_OURS.values() if f"def {name}(" not in tests]
+
+
 def test_what_removes_is_found(tmp_path: Path) -> None:
     bad = [
         "os.replace(a, b)", "shutil.rmtree(a)", "from shutil import move", "path.unlink()",

@@ -11,6 +11,7 @@ import torch
 from helpers import model_config, random_decoder
 from material import encoded, make_vae, pixels, run, save, saved
 from PIL import Image as PILImage
+from safetensors.torch import load_file
 
 from mmfusion import Pipeline, export
 from mmfusion.codecs.image import VAE_FILES, AutoencoderCodec, PixelCodec
@@ -123,6 +124,15 @@ def test_pictures_that_are_held_out_are_never_trained_on(shards: str, tmp_path: 
     assert len(drawn) == 24
 
 
+def test_a_loss_that_is_not_finite_ends_it(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"step \d+: loss or gradient not finite; give a lower --lr"
+    ):
+        trained(shards, tmp_path, 30, replace(SMALL, lr=1e30))
+    if (tmp_path / STATE).exists():
+        assert all(t.isfinite().all() for t in load_file(tmp_path / STATE).values())
+
+
 def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:
     def begin(folder: Path, pattern: str = shards, recipe: Recipe = SMALL, **changes: Any) -> None:
         Trainer(Pictures(pattern, image(folder, **changes), 0), folder, recipe)
@@ -136,7 +146,7 @@ def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:
         ({"folder": tmp_path / "a", "recipe": Recipe(batch=8, width=8)}, r"other settings \(batch"),
         ({"folder": tmp_path / "a", "latent_channels": 3}, r"settings \(latent_channels\)"),
         ({"folder": tmp_path / "cut"}, f"{STATE}: no state of an autoencoder's training"),
-        ({"folder": vae}, "is there and not of this"),
+        ({"folder": vae}, "is there and not of this program"),
         ({"folder": tmp_path / "b", "recipe": Recipe(width=6)}, "width 6: give a multiple of 4"),
         ({"folder": tmp_path / "b", "downsampling": 1}, "a downsampling of 2, 4"),
         ({"folder": tmp_path / "b", "pattern": f"{tmp_path}/one-*.tar"}, "one picture is too few"),

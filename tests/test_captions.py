@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -246,7 +247,9 @@ def test_paths_lead_anywhere_unless_a_folder_is_named(pictures: Path, tmp_path: 
 @pytest.mark.parametrize("bound", [False, True])
 def test_one_picture_has_one_path(pictures: Path, tmp_path: Path, bound: bool):
     shutil.copy(pictures / "b.jpg", pictures / "b c.jpg")
+    shutil.copy(pictures / "d.jpg", pictures / normalize("NFD", "é.jpg"))  # as macOS names it
     names = ["a.jpg", "./a.jpg", ".\\a.jpg", "x//../a.jpg", str(pictures / "a.jpg"), "b%20c.jpg"]
+    names += [" a.jpg ", "é.jpg", "é.jpg"]
     rows = [{"image": name, "caption": f"caption {n}"} for n, name in enumerate(names)]
     rows.append({"image": "A.jpg", "caption": "other case"})
     rows.append({"image": "link/../c.jpg", "caption": "inside"})  # by the link: elsewhere/c.jpg
@@ -256,7 +259,8 @@ def test_one_picture_has_one_path(pictures: Path, tmp_path: Path, bound: bool):
     os.symlink(tmp_path / "elsewhere/deep", pictures / "link")
     counts = convert(table, tmp_path / "out", Wanted(pictures if bound else None)).lost
     assert made(tmp_path / "out") == {
-        "a.jpg": [f"caption {n}" for n in range(5)], "b.jpg": ["caption 5"], "c.jpg": ["inside"]
+        "a.jpg": [f"caption {n}" for n in (*range(5), 6)], "b.jpg": ["caption 5"],
+        "c.jpg": ["inside"], "d.jpg": ["caption 7", "caption 8"],
     }  # fmt: skip
     assert counts == {"picture": 1}
 
@@ -485,6 +489,9 @@ def test_quotes_that_close_hold_delimiters_and_line_ends(pictures: Path, tmp_pat
         "a.jpg": ['red, white\r\nand "blue"'], "b.jpg": ['"hey", he said'],
         "c.jpg": ['"so" it is'], "d.jpg": ['an "inner" one'],
     }  # fmt: skip
+    spaced = b'image, caption\na.jpg, "red, white"\nb.jpg , "so" it is\n'
+    convert(save(tmp_path / "s.csv", spaced), tmp_path / "spaced", Wanted(pictures))
+    assert made(tmp_path / "spaced") == {"a.jpg": ["red, white"], "b.jpg": [' "so" it is']}
     table = save(tmp_path / "r.tsv", b'"filename"\t"text"\n"a.jpg"\t"say ""hi"""\n')
     convert(table, tmp_path / "all", Wanted(pictures))
     assert made(tmp_path / "all") == {"a.jpg": ['say "hi"']}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -398,6 +399,7 @@ OUTPUTS: list[tuple[str, int, bool, list[str]]] = [  # -o, pictures, a folder al
     ("lr3e-4.final", 2, False, ["lr3e-4.final/0000.png", "lr3e-4.final/0001.png"]),
     ("plain", 1, False, ["plain/0000.png"]),
     ("runs/v1.0", 1, False, ["runs/v1.0/0000.png"]),
+    ("a.b.c", 1, False, ["a.b.c/0000.png"]),
     ("m.tar.gz/", 1, False, ["m.tar.gz/0000.png"]),
     ("sheet.png/", 1, False, ["sheet.png/0000.png"]),
     ("best.model", 1, True, ["best.model/0000.png"]),
@@ -646,6 +648,14 @@ def test_eval_measures_a_run_on_its_own_sources(
     assert ("training shards: yes" in out) == ("training shards: yes" in page) == (not held_out)
 
 
+def test_a_folder_of_its_name_is_not_the_run_of_a_shipped_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/config.yaml").write_text("of: something else")
+    answer = run("eval", "digits", "--data", tmp_path / "none")
+    assert_refused(answer, "none")
+    assert "config.yaml" not in answer[2]
+
+
 def test_eval_says_what_to_give_where_nothing_says_what_to_measure(
     run: Run, digits_data: Path, tmp_path: Path
 ) -> None:
@@ -694,6 +704,32 @@ def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
         assert draw("-o", tmp_path / "album") == 0
         assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
     assert (tmp_path / "album/0000.png").read_text() == "mine"
+
+
+def test_a_name_that_nobody_gave_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_text("mine")
+    assert draw() == draw() == 0
+    assert sorted(os.listdir()) == ["picture-2.png", "picture-3.png", "picture.png"]
+    assert Path("picture.png").read_text() == "mine"
+
+
+def test_who_draws_into_the_same_folder_meanwhile_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [1]
+
+    def drawn(self: Pipeline, labels: list[str], **options: Any) -> list[PILImage.Image]:
+        if others:
+            others.clear()
+            assert draw("-o", tmp_path / "album") == 0  # of another process, while this one draws
+        return [PILImage.new("L", (8, 8))] * len(labels)
+
+    monkeypatch.setattr(Pipeline, "class_to_image", drawn)
+    assert draw("-o", tmp_path / "album") == 0
+    assert sorted(os.listdir(tmp_path / "album")) == ["0000.png", "0001.png"]
 
 
 def test_home_in_paths_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig, Sampling, build, load, save
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.data_pipelines.preflight import check_data
 from mmfusion.errors import UserError
+from mmfusion.eval.clip import find as find_clip
+from mmfusion.eval.extractors import make_extractor
 from mmfusion.overrides import read_override, read_yaml
 from mmfusion.training.engine import deepspeed_config, precision
 
@@ -69,6 +72,8 @@ def test_what_belongs_to_the_base_alone_is_not_inherited(tmp_path: Path) -> None
     for name, shards in (("other", "mine/*.tar"), ("same", "runs/digits/data/train-*.tar")):
         made = text.replace("SOURCE", source).replace("SHARDS", shards)
         (tmp_path / f"{name}.v2.yaml").write_text(made, encoding="utf-8")
+    (tmp_path / "lr.0.5").write_text("base: tiny")
+    assert load(str(tmp_path / "lr.0.5")).train.output == "runs/lr.0.5"
     (tmp_path / "last.yaml").write_text("base: other.v2\nclasses: [a]\n", encoding="utf-8")
     plain = load("digits")
     other, same, last = (load(str(tmp_path / f"{n}.yaml")) for n in ("other.v2", "same.v2", "last"))
@@ -93,6 +98,22 @@ def test_a_tokenizer_and_classes_that_were_not_inherited_are_asked_for(tmp_path:
     (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
     with pytest.raises(UserError, match=r"(?s)text\.tokenizer: .*tokenizer --shards.*classes: "):
         check_data(load(str(tmp_path / "mine.yaml")), "mine")
+
+
+def test_a_file_of_its_name_hides_no_shipped_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load("digits").decoder
+    for name in ("digits", "tiny"):
+        Path(name).write_text("no config")
+    Path("digits.yaml").write_text("base: digits\nseed: 5\n")
+    Path("mine.yaml").write_text("base: tiny\nseed: 6\n")
+    assert load("digits").seed != 5
+    assert (load("digits.yaml").seed, load("digits.yaml").decoder) == (5, shipped)
+    assert load("mine.yaml").seed == 6
+    with pytest.raises(UserError, match="a config is a mapping"):
+        load("./digits")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +231,8 @@ def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
         ("data.sources.first.shards=x", "no entry first"),
         ("data.sources.²=x", "no entry"),
         ("train.betas=[0.9", "not valid YAML"),
+        ("seed=010", "seed: Input should be a valid integer"),
+        ("train.max_minutes=1:30", "train.max_minutes: Input should be a valid number"),
     ],
 )
 def test_a_bad_override_is_refused(override: str, message: str) -> None:
@@ -354,6 +377,19 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert path in str(caught.value)
 
 
+def test_the_home_folder_in_what_evaluations_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for call in (
+        lambda: make_extractor("inception:~/none.pth"),
+        lambda: find_clip("ViT-B-32:~/none.pt"),
+        lambda: Pipeline.from_pretrained("digits", "cpu", budget_ms=9, frontier="~/none"),
+    ):
+        with pytest.raises(UserError, match=f"{tmp_path}/none"):
+            call()
+
+
 def test_options_of_a_flat_section_are_read_by_their_type() -> None:
     read = {"guidance=2": 2, "order=raster": "raster", "order=[1, 0]": [1, 0]}
     read |= {"ar_sizes=null": None, "scheduler=1e3": "1e3", "no_such=[": "["}
@@ -369,6 +405,7 @@ def test_options_of_a_flat_section_are_read_by_their_type() -> None:
         ("1e-4", 1e-4), ("3e-4", 3e-4), ("1E5", 1e5), ("1e+3", 1e3), ("-2.5e-3", -2.5e-3),
         (".5e1", 5.0), ("1.e2", 100.0), ("1_000.5", 1000.5), ("500_000", 500_000),
         ("'1e-4'", "1e-4"), ("e4", "e4"), ("1e", "1e"), ("a1e4", "a1e4"), ("1.2.3", "1.2.3"),
+        ("0", 0), ("-0.5", -0.5), ("0x1f", 31), ("010", "010"), ("1:30", "1:30"),
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
@@ -378,7 +415,9 @@ def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
 
 def test_what_is_saved_reads_the_same_in_any_yaml(tmp_path: Path) -> None:
     config = load("tiny", ["train.lr=1e-5", "train.eps=1e-15", "train.output='1e3'"])
-    config = config.model_copy(update={"classes": ["1e3", "no", "2024", "ünïcode", "a: b", ""]})
+    config = config.model_copy(
+        update={"classes": ["1e3", "no", "2024", "ünïcode", "a: b", "", "08", "1:30"]}
+    )
     save(config, tmp_path / "config.yaml")
     assert load(str(tmp_path / "config.yaml")) == config
     plain = yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8"))

@@ -48,8 +48,8 @@ def test_a_file_appears_whole_or_not_at_all(
 
 
 def test_of_many_that_create_a_file_the_first_one_does(tmp_path: Path) -> None:
-    files.create(tmp_path / "file", b"first")
-    files.create(tmp_path / "file", b"second")
+    assert files.create(tmp_path / "file", b"first")
+    assert not files.create(tmp_path / "file", b"second")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"first")]
 
 

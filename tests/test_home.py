@@ -5,6 +5,7 @@ import os
 import pwd
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,29 @@ def test_a_cache_where_one_may_not_write(
     monkeypatch.setenv(variable, str(tmp_path / "closed/folder"))
     assert cache_folder() == cache_folder() == tmp_path / f"mmfusion-{os.getuid()}"
     assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_home_into_which_one_may_not_even_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As /root, which an image sets for whatever user it is started as, and /dev/null."""
+    as_nobody(monkeypatch, tmp_path)
+    look = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if "closed/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
+    for home in (str(tmp_path / "closed"), "/dev/null"):
+        monkeypatch.setenv("HOME", home)
+        own = tmp_path / f"mmfusion-{os.getuid()}"
+        assert cache_folder() == own
+        find_home()  # for libraries
+        assert Path.home() == own
 
 
 def test_a_folder_of_somebody_else_is_not_used(

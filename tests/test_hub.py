@@ -195,6 +195,7 @@ def run(model_folder: Path, tmp_path: Path) -> Path:
     (folder / "samples").mkdir()
     for step in (9, 10):
         PILImage.new("L", (step, 1)).save(folder / f"samples/step-{step:08d}.png")
+    PILImage.new("L", (77, 1)).save(folder / "samples/step-00000010-best.png")  # a user's
     return folder
 
 
@@ -226,9 +227,11 @@ def test_a_card_goes_with_its_model_and_is_the_users(run: Path, tmp_path: Path) 
     Pipeline.from_pretrained(run, "cpu").save_pretrained(first)
     assert b"license: unknown" in (first / "README.md").read_bytes()
     assert b"license: unknown" not in (first / "config.json").read_bytes()
+    text = (first / "README.md").read_bytes()
+    (first / "README.md").write_bytes(b"\xef\xbb\xbf" + text)  # as some editors save it
     pipeline = Pipeline.from_pretrained(first, "cpu")
     pipeline.save_pretrained(second, license="mit")
-    changed = (first / "README.md").read_bytes().replace(b"license: unknown", b"license: mit")
+    changed = text.replace(b"license: unknown", b"license: mit")
     assert (second / "README.md").read_bytes() == changed
     (first / "README.md").write_text("mine")  # shorter than all other files but config.json
     (second / "samples.png").unlink()

@@ -194,12 +194,14 @@ def test_the_numbers_of_names_are_the_labels(class_folders: Path, tmp_path: Path
     assert classes(out) == ["a zebra", "a hoist", "tench", "a bird"]
 
 
-def test_no_class_is_dropped_silently_and_hidden_files_are_none(
-    class_folders: Path, tmp_path: Path
+def test_nothing_is_dropped_silently_and_hidden_files_are_none(
+    class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     save(class_folders / ".hid/a.JPEG", encoded(0, "jpeg"))
     save(class_folders / "n01440764/._a.JPEG", b"of a Mac")
+    save(class_folders / "n01440764/c.heic", b"a picture that is not read")
     assert not convert(class_folders, tmp_path / "out").lost
+    assert "passes over 1 files, such as n01440764/c.heic" in caplog.text
     assert classes(tmp_path / "out") == sorted(WORDS)
     save(class_folders / "n00000001/readme.txt", b"no picture")
     with pytest.raises(UserError, match=r"n00000001: holds no pictures; fetch .* give --names"):
@@ -276,7 +278,8 @@ def test_validation_pictures_get_their_labels(tmp_path: Path, form: str):
     index = {n: [w, WORDS[w]] for n, w in enumerate(sorted(WORDS))}
     lines = {
         "json": json.dumps({f"{file}.JPEG": wnid for file, wnid in pairs}),
-        "csv": "\n".join(f"{file},{wnid} 1 2 3 4" for file, wnid in pairs),
+        "csv": "ImageId,PredictionString\n"  # as Kaggle's, whose head is no class
+        + "\n".join(f"{file},{wnid} 1 2 3 4" for file, wnid in pairs),
         "numbers": "\n".join(f"{f}.JPEG {n}" for f, n in zip(files, (0, 2, 0, 1), strict=True)),
     }
     if form in lines:
@@ -328,6 +331,22 @@ def test_a_table_of_labels_may_not_contradict_itself(tmp_path: Path):
     table.write_bytes(table.read_bytes() + b"elsewhere/x.JPEG n2\n")
     with pytest.raises(UserError, match=r"labels\.txt: says n1 and n2 of elsewhere/x\.JPEG"):
         read_labels(table, [])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "file,label\nx y.jpg,big dog\nz.jpg,big cat\n",
+        '"image","label"\n"x y.jpg","big dog"\n"a/z.jpg", "big cat"\n',
+        "x y.jpg\tbig dog\nz.jpg\tbig cat\n",
+        "x y.jpg;big dog;train\nz.jpg;big cat;val\n",
+    ],
+)
+def test_a_table_of_labels_in_words(tmp_path: Path, lines: str):
+    table = save(tmp_path / "labels.csv", lines.encode())
+    assert read_labels(table, []).of == {"x y": "big dog", "z": "big cat"}
+    save(table, b"img.001,cat\nimg.002,dog\na.b.PNG,cat\n")  # a dot is no ending
+    assert read_labels(table, []).of == {"img.001": "cat", "img.002": "dog", "a.b": "cat"}
 
 
 def test_a_number_of_no_class_is_refused(tmp_path: Path):

@@ -16,7 +16,7 @@ from material import saved
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
+from mmfusion import ImageSlot, Pipeline, TextSlot, UserError, grid
 from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
 from mmfusion.export import SHIPPED, locate, model_digest
@@ -92,6 +92,7 @@ def test_pictures_are_turned_upright_once(format: str, orientation: int) -> None
     # What is made of an upright one does not turn once more, as training's mirrored pictures.
     mirrored = small(ImageOps.mirror(upright(given)))
     assert abs(mirrored - expected[:, ::-1]).max() <= 2
+    assert np.array_equal(grid([given]), grid([upright(given)]))
 
 
 def test_a_mask_and_its_picture_are_turned_too(pipe: Pipeline) -> None:
@@ -504,7 +505,8 @@ def test_a_folder_hides_a_shipped_model_if_it_is_one(here: list[str], model_fold
     for place in ("digits/data", "digits/model"):
         Path(place).mkdir()
     for place in ("digits", "digits/model"):  # of something else
-        Path(place, "config.json").write_text("{}")
+        Path(place, "config.json").write_text('{"model_type": "bert"}')
+        Path(place, "model.safetensors").write_bytes(b"theirs")
     assert locate("digits") == shipped
     for local in ("./digits", "digits/", Path("digits"), str(Path("digits").resolve())):
         refused(lambda local=local: locate(local), "digits", "config.json")

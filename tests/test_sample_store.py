@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -71,6 +72,8 @@ def test_answers_are_shards_that_say_what_was_asked(pipeline: Pipeline, tmp_path
     classes = Shards(str(answers.class_to_image([7, 8, 9, 0], **STEPS).folder / "*.tar"))
     assert classes.sizes.tolist() == [3, 1]
     assert [sample.json() for sample in classes] == [{"label": i} for i in (7, 8, 9, 0)]
+    shutil.copy(classes.paths[0], Path(classes.paths[0]).with_name("00000000 (copy).tar"))
+    assert len(answers.class_to_image([7, 8, 9, 0], **STEPS).pictures(8)) == 4
     drawn = answers.text_to_image(["a seven"], **STEPS)
     sample = Shards(str(drawn.folder / "*.tar"))[0]
     assert (sample.key, sample.json()["captions"]) == ("00000000", ["a seven"])

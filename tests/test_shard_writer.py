@@ -178,7 +178,9 @@ def test_leftovers_are_ours_by_their_whole_names(tmp_path: Path):
     others = [
         f".a-00000.tar.{host}-7-best.part", f".a-00000.tar.{host}-.part", ".a-00000.tar.x-7.part",
         "a-00000.tar.7.part", "a-notes.tar", "a.settings.json.bak",
+        "lost/a-00000-notes.jsonl", "lost/notes.jsonl",
     ]  # fmt: skip
+    (tmp_path / "lost").mkdir()
     for name in ours + others:
         (tmp_path / name).write_text("mine")
     make(tmp_path)

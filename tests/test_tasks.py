@@ -189,6 +189,8 @@ def test_a_model_without_classes_cannot_be_asked_for_them(tmp_path: Path) -> Non
         ("training/train-{0..1}", ["training/train-0", "training/train-1", "test/train-0"],
          "training/train-{0..1}"),
         ("restrained-*", ["restrained-0", "resvaled-0"], "restrained-*"),
+        ("{train,more}-*", ["train-0", "more-0"], "{train,more}-*"),  # a part has no match
+        ("{train,more}-*", ["train-0", "more-0", "val-0"], "{train,more}-*"),  # more is no held-out
     ],
 )  # fmt: skip
 def test_held_out_shards_are_found_beside_training_ones(
@@ -248,9 +250,9 @@ def test_a_table_says_common_facts_once_and_hides_nothing() -> None:
 def test_figures_are_written_whole(tmp_path: Path) -> None:
     formatting.save(tmp_path / "new" / "f.json", {"fid": {"value": 1.5, "n": 2, "text": "\ud800"}})
     assert '"value": 1.5' in (tmp_path / "new/f.json").read_text("utf-8")
-    with pytest.raises(ValueError, match="JSON"):
-        formatting.save(tmp_path / "new" / "f.json", {"fid": float(np.nan)})
-    assert '"value": 1.5' in (tmp_path / "new/f.json").read_text("utf-8")
+    formatting.save(tmp_path / "new" / "f.json", {"fid": {"value": float(np.nan), "n": 2}})
+    kept = json.loads((tmp_path / "new/f.json").read_text("utf-8"))
+    assert formatting.table(kept) == "FID  None  n = 2"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*cannot be written"):
         formatting.save(tmp_path / "file" / "f.json", {})

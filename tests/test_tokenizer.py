@@ -391,6 +391,9 @@ def test_lines_of_a_text_end_at_newlines_alone(tmp_path: Path):
     lines = corpus([], [f"{tmp_path}/[1] a.txt", f"{tmp_path}/b*.txt"], report=said.append)
     assert lines == ["one\u2028still", "two\x0b\x0c\x85 \r too", "three", "four"]
     assert "3 lines of its 3" in said[0]
+    for name in ("lost", "wiki.part", "names.index", "deep/er"):  # no shards, so none stands beside
+        save(tmp_path / "c" / name, name.encode())
+    assert sorted(corpus([], [f"{tmp_path}/c/*"])) == ["lost", "names.index", "wiki.part"]
     with pytest.raises(UserError, match=r"w\.txt: is UTF-16"):
         corpus([], [save(tmp_path / "w.txt", "eins\n".encode("utf-16-le"))])
 

@@ -147,13 +147,13 @@ def test_members_that_the_index_does_not_know(tmp_path: Path, shard: Path):
     assert not verify([str(shard)], reindex=True).damaged
 
 
-@pytest.mark.parametrize("broken", [b"", b"{}\n", b"no index"])
+@pytest.mark.parametrize("left", [0, 10, 200])
 def test_a_missing_or_damaged_index_is_made(
-    shard: Path, broken: bytes, caplog: pytest.LogCaptureFixture
+    shard: Path, left: int, caplog: pytest.LogCaptureFixture
 ):
     index = Path(f"{shard}.index")
     whole = index.read_bytes()
-    index.write_bytes(broken)
+    index.write_bytes(whole[:left])
     with caplog.at_level(logging.WARNING):
         assert verify([str(shard)]).indexes == {"made anew": 1}
     assert f"{index}: did not fit its shard and has been made anew" in caplog.text

@@ -2,7 +2,8 @@
 
 Tabs and bars come without quoting: a quote is a part of the text, as in CC3M's lists. Only where
 all names of the head are quoted is the file. With commas and semicolons a cell is quoted if its
-quote closes before a delimiter or the line's end (RFC 4180); any other quote is a part of the text.
+quote closes before a delimiter or the line's end (RFC 4180), spaces around it or not; any other
+quote is a part of the text.
 A quoted cell may hold line ends, but no two rows become one: where its first line and a later one
 are rows by themselves, its quote is a part of the text, too.
 """
@@ -86,7 +87,7 @@ def _form(head: bytes, delimiter: bytes) -> Form:
     quoted = delimiter in b",;" or all(len(c) > 1 and c[:1] == c[-1:] == b'"' for c in found)
     if quoted:
         found, _ = _split(head, 0, _cell(delimiter))
-    if len(found) == 2 and found[0].lower().endswith(ENDS):
+    if len(found) == 2 and found[0].strip().lower().endswith(ENDS):
         return Form(NAMES, False, delimiter, quoted)  # the first line names a picture
     names = [name.decode("utf-8", "replace").strip() for name in found]
     names = [n if names.index(n) == at else f"{n}.{at}" for at, n in enumerate(names)]
@@ -99,7 +100,7 @@ def _rows(data: bytes, form: Form, image: int) -> Iterator[tuple[int, list[bytes
 
     def is_row(line: bytes) -> bool:
         found, _ = _split(line, 0, cell)
-        return len(found) == len(form.names) and found[image].lower().endswith(ENDS)
+        return len(found) == len(form.names) and found[image].strip().lower().endswith(ENDS)
 
     while start < len(data):
         end = data.find(b"\n", start) + 1 or len(data)
@@ -122,7 +123,7 @@ def _cell(delimiter: bytes) -> re.Pattern[bytes]:
     """A cell, in quotes or plain, with the delimiter or the line's end."""
     end = re.escape(delimiter)
     return re.compile(
-        rb'(?:"([^"]*(?:""[^"]*)*)"|([^\n' + end + rb"]*?))(?:(" + end + rb")|\r*(?:\n|\Z))"
+        rb'(?: *"([^"]*(?:""[^"]*)*)" *|([^\n' + end + rb"]*?))(?:(" + end + rb")|\r*(?:\n|\Z))"
     )
 
 

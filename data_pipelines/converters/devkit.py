@@ -3,11 +3,13 @@
 They come from ILSVRC2012_devkit_t12.tar.gz or its folder, or from a table of file and class.
 """
 
+import csv
 import io
 import json
 import re
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +19,12 @@ from scipy.io import loadmat
 from mmfusion.errors import UserError, first_line, user_error
 from mmfusion.texts import begin
 
+from ..images import SUFFIXES
+
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+WNID = re.compile(r"n\d{8}")
+ENDINGS = *SUFFIXES, ".tif", ".tiff", ".ppm", ".tar"
 MOST_BYTES = 1 << 26  # of a file of the devkit; the real ones have less than 1 MB
 
 
@@ -37,7 +43,8 @@ def beside(tar: Path) -> Path | None:
 def read_labels(path: Path, folders: list[str]) -> Labels:
     """The labels in a devkit or table; `folders` are those of the classes given by number.
 
-    A table is JSON of {file: class}, or lines of file and class with a comma, tab or space between.
+    A table is JSON of {file: class}, or lines of file and class with a comma, tab or space between;
+    cells may be quoted, and a first line that names the columns is passed over.
     """
     try:
         if path.is_dir():
@@ -50,13 +57,13 @@ def read_labels(path: Path, folders: list[str]) -> Labels:
             f"{path}: cannot be read ({first_line(error)}); expected {DEVKIT[0]}, its folder, or a "
             "table of file and class"
         ) from None
-    pairs: Iterable[Any] = (re.split(r"[,\t ]+", line.strip())[:2] for line in text.split("\n"))
+    pairs: Iterable[Any] = _rows(text)
     if path.suffix == ".json":
         said = f"{path}: expected {{file: class, ...}}"
         with user_error(said, TypeError, ValueError, RecursionError):
             pairs = dict(json.loads(text)).items()
     labels: dict[str, str] = {}
-    for file, of in (pair for pair in pairs if len(pair) == 2):
+    for file, of in pairs:
         folder = str(of)
         if folder.isdigit():
             if int(of) >= len(folders):
@@ -71,10 +78,36 @@ def read_labels(path: Path, folders: list[str]) -> Labels:
     return Labels(labels, {})
 
 
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line.strip()], delimiter=delimiter, skipinitialspace=True), [])
+
+
+def _rows(text: str) -> list[tuple[str, str]]:
+    """File and class of the lines of a table; of ILSVRC's boxes behind a class nothing is read."""
+    found: list[tuple[str, str]] = []
+    for line in text.split("\n"):
+        cells, delimiter = list[str](), next((d for d in ",;\t" if d in line), None)
+        with suppress(csv.Error):  # of a cell as large as no class
+            cells = _cells(line, delimiter) if delimiter else []
+        if len(cells) < 2:  # a quote that does not close, or white space between
+            cells = line.rsplit(delimiter, 1)
+        if len(cells) > 1:
+            file, of = cells[0].strip(), cells[1].strip()
+            first = of.partition(" ")[0]
+            found.append((file, first if WNID.fullmatch(first) else of))
+    if len(found) > 1:  # is the first line the head?
+        file, of = found[0]
+        classes = {each for _, each in found[1:]}
+        known = file.lower().endswith(SUFFIXES) or WNID.fullmatch(of) or of.isdecimal()
+        found = found if known or of in classes else found[1:]
+    return found
+
+
 def stem(file: str) -> str:
-    """A file's name without folders and ending."""
+    """A file's name without folders and ending; what follows another dot belongs to the name."""
     name = file.replace("\\", "/").rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+    bare, _, ending = name.rpartition(".")
+    return bare if bare and f".{ending.lower()}" in ENDINGS else name
 
 
 def _members(path: Path) -> dict[str, bytes]:

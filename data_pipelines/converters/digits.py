@@ -34,7 +34,7 @@ CAPTIONS = [
     "the figure {number} in pen",
 ]
 CONTINUATION = "then comes"
-HELD_OUT = 297
+TRAIN, HELD_OUT = 1500, 297
 SPLIT = "split.json"
 WRITTEN = (
     SPLIT, "train-00000.tar", "held_out-00000.tar", "interleaved-00000.tar", "tokenizer.model",
@@ -103,7 +103,10 @@ def _is_split(path: Path) -> bool:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.keys() == {"train", "held_out"}
+    if not isinstance(found, dict):
+        return False
+    sizes = {name: len(part) for name, part in found.items() if isinstance(part, list)}
+    return sizes == {"train": TRAIN, "held_out": HELD_OUT}
 
 
 def _interleaved(

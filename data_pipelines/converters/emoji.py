@@ -98,7 +98,7 @@ def _drawn(drawings: dict[str, Any], most: int, seed: int) -> list[str]:
 
 
 def _listed(file: Path, drawings: dict[str, Any]) -> list[str]:
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    lines = [line.strip() for line in read_text(file).split("\n")]
     for number, name in enumerate(lines, 1):
         if name and name not in drawings:
             raise UserError(

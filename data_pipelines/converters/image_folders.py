@@ -3,8 +3,8 @@
 They are listed, and read one by one where they lie; nothing is unpacked.
 """
 
+import logging
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -21,10 +21,10 @@ from mmfusion.errors import CorruptSample, UserError, printable, user_error
 from .. import storage
 from ..images import SUFFIXES, ImageReader
 from ..tar_index import Contents, plain_files
-from .devkit import stem
+from .devkit import WNID, stem
 
-WNID = re.compile(r"n\d{8}")
 FACTS = (".cls", ".json", ".txt")
+log = logging.getLogger("mmfusion")
 LISTED = 1 << 16  # names at a time
 SNIFFED = 16  # members that say what a tar is
 
@@ -94,10 +94,15 @@ class ClassFiles:
 def folders(folder: Path, empty_too: bool = False) -> ClassFiles:
     """Pictures in one folder a class; what is hidden is passed over."""
     found: dict[str, list[Place]] = {}
+    others: list[str] = []
     for place in sorted(_scan(folder)):
         if (folder / place).is_dir():
             files = _scan(folder / place)
             found[place] = [Place(file) for file in files if file.lower().endswith(SUFFIXES)]
+            others += [f"{place}/{f}" for f in files if not f.lower().endswith(SUFFIXES)]
+    if others:
+        told = "%s: passes over %d files, such as %s; pictures end in %s"
+        log.warning(told, folder, len(others), printable(others[0]), ", ".join(SUFFIXES))
     empty = [place for place, places in found.items() if not places]
     if len(empty) == len(found):
         raise UserError(

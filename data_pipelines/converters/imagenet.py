@@ -20,8 +20,8 @@ from ..samples import Sample as Given
 from ..shard_writer import Made, Output, Sample, digest, shuffled
 from ..shards import Members, Shards
 from .caption_table import Recaptions
-from .devkit import DEVKIT, Labels, beside, read_labels
-from .image_folders import WNID, ClassFiles, class_tars, flat_tars, folders, kind_of
+from .devkit import DEVKIT, WNID, Labels, beside, read_labels
+from .image_folders import ClassFiles, class_tars, flat_tars, folders, kind_of
 from .records import files_of, object_of
 from .reshard import reshard
 
@@ -94,7 +94,7 @@ def write_imagenet(
 def _check_classes(path: Path, names: list[str]) -> None:
     """Labels of one folder must mean the same in all of its shards."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else names
+        before = json.loads(path.read_bytes()) if path.exists() else names
     except (OSError, ValueError, RecursionError):
         before = None
     if before != names:

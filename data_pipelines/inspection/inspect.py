@@ -4,12 +4,13 @@ import io
 import json
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfusion import files
+from mmfusion import files, jsonl
 from mmfusion.codecs.image import AutoencoderCodec, patches
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
@@ -23,6 +24,7 @@ from .contact_sheet import Cell, Decode, draw_sheet, show
 from .plot_rows import PlottedRow, plot_rows, plotted
 from .statistics import some_documents, statistics
 
+ROWS = ".rows.png"
 TASKS: dict[TaskName, str] = {  # what samples must have to serve as a task
     "class_to_image": "label",
     "text_to_image": "captions",
@@ -50,6 +52,8 @@ def inspect(
         task: read the patterns as this task; default: all for which the samples have the facts.
         most, pictures: samples of a pattern of which facts are read, and pictures decoded.
     """
+    if output:
+        _check_beside(output)
     sources = [] if config is None or patterns else config.data.sources
     if not patterns and not sources:
         raise UserError("inspect: give shards, or --config to look at those of its sources")
@@ -67,13 +71,23 @@ def inspect(
             result["documents"].append(figures)
             rows += plotted(config, source, documents, tokenizer)
     if output:
+        text = jsonl.dumps(result, indent=1, ensure_ascii=False)
+        files.write(output.with_suffix(".json"), f"{text}\n".encode("utf-8", "replace"))
         each = max(1, count // len(shards))
         save(draw_sheet(dict(_section(s, config, each, seed) for s in shards.values())), output)
         if rows:
-            save(plot_rows(rows), output.with_suffix(".rows.png"))
-        text = json.dumps(result, indent=1, ensure_ascii=False)
-        files.write(output.with_suffix(".json"), f"{text}\n".encode("utf-8", "replace"))
+            save(plot_rows(rows), output.with_suffix(ROWS))
     return result
+
+
+def _check_beside(output: Path) -> None:
+    """Make sure that nothing of the user's stands under the names made of that of the sheet."""
+    path = output.with_suffix(".json")
+    ours = False
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        ours = json.loads(path.read_bytes()).keys() >= {"seed", "patterns"}
+    for beside in (path, output.with_suffix(ROWS)):
+        files.check_free(beside, ours)
 
 
 def save(figure: Any, path: Path) -> None:

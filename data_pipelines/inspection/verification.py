@@ -103,11 +103,11 @@ def verify(
 
 def _indexed(path: str, reindex: bool, report: Report) -> Index:
     """The index of a shard; one that is missing or does not fit is made."""
-    before = [(p, p.stat().st_ino) for p in storage.companions(path, SUFFIX) if p.is_file()][:1]
+    before = {p: p.stat().st_ino for p in storage.companions(path, SUFFIX) if p.is_file()}
     index = make_index(path) if reindex else open_index(path, whole=True)
     state = "made"
     if before and not reindex:
-        same = before == [(index.path, index.path.stat().st_ino)]
+        same = before.get(index.path) == index.path.stat().st_ino
         state = "there" if same else "made anew"
     report.indexes[state] += 1
     if state == "made anew":

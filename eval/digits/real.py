@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PILImage
 
+from mmfusion.codecs.image import flat
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
 
@@ -52,7 +53,7 @@ def read_digits(data: Path, name: str) -> Digits:
     pictures, labels = [], []
     for number in range(len(shards)):
         sample = shards[number]
-        pixels, label = np.asarray(sample.picture().convert("L")), sample.json().get("label")
+        pixels, label = np.asarray(flat(sample.picture()).convert("L")), sample.json().get("label")
         if pixels.shape != (SIDE, SIDE) or label not in range(10):
             raise UserError(f"{sample.where}: not a digit of 8x8 pixels with a label from 0 to 9")
         pictures.append(pixels)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image as PILImage
 
+from mmfusion.codecs.image import flat
 from mmfusion.data_pipelines.converters.emoji import Cell, captions
 from mmfusion.data_pipelines.shards import Shards
 from mmfusion.errors import UserError
@@ -53,7 +54,7 @@ def read_real(data: Path) -> Real:
             if not (isinstance(name, str) and isinstance(style, str)):
                 raise UserError(f"{sample.where}: no emoji with a name and a style")
             cell = name, style
-            pictures[cell] = sample.picture().convert("RGB")
+            pictures[cell] = flat(sample.picture()).convert("RGB")
             parts.setdefault(part, []).append(cell)
     trained = dict.fromkeys(parts.pop("train"))
     return Real(pictures, trained, parts, digest)

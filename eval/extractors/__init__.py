@@ -1,5 +1,6 @@
 """What turns pictures into features: networks from files, chosen by a short spec."""
 
+import os
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -100,6 +101,7 @@ def default_features(size: int) -> str:
 def make_extractor(spec: str, device: str | None = None) -> Extractor:
     """The extractor that a spec names, on a device (default: this rank's GPU, or the CPU)."""
     kind, _, source = spec.partition(":")
+    source = os.path.expanduser(source)
     device = device or str(default_device())
     if kind == "inception":
         from .inception import InceptionExtractor

@@ -212,7 +212,7 @@ def autoencoder(
     """
     from mmfusion.codecs.image import make_codec
     from mmfusion.config import load
-    from mmfusion.data_pipelines.autoencoder import Pictures, Recipe, Trainer
+    from mmfusion.data_pipelines.autoencoder import PAGE, Pictures, Recipe, Trainer
     from mmfusion.eval.reconstruction import reconstruct, write_page
     from mmfusion.export import default_device
 
@@ -223,7 +223,7 @@ def autoencoder(
     parameters = trainer.write()
     codec = make_codec(image.model_copy(update={"vae": str(output)}), device)
     found = reconstruct(codec, pictures.held_out())
-    write_page(output / "report.html", codec, found, f"{shards} that were held out")
+    write_page(output / PAGE, codec, found, f"{shards} that were held out")
     typer.echo(f"wrote {output}: {parameters:,} parameters, step {trainer.step:,}; held out:")
     for line in found.lines():
         typer.echo(f"  {line}")
@@ -309,7 +309,7 @@ def inspect(
 ) -> None:
     """Show what is in shards: figures, a sheet of samples, and documents as packed rows."""
     from mmfusion.config import Config, load
-    from mmfusion.data_pipelines.inspection.inspect import TASKS, inspect, lines
+    from mmfusion.data_pipelines.inspection.inspect import ROWS, TASKS, inspect, lines
 
     if task is not None and (task not in TASKS or config is None):
         raise UserError(f"--task goes with --config and is one of {', '.join(TASKS)}; got {task}")
@@ -318,7 +318,8 @@ def inspect(
     # With a config, what begins with one of its keys changes it, as in all other commands.
     keys = tuple(Config.model_fields) if config else ()
     given = shards or []
-    named = [g for g in given if "=" in g and not os.path.exists(g)]
+    there = [g for g in given if os.path.exists(g) or os.path.isdir(os.path.dirname(g))]
+    named = [g for g in given if "=" in g and g not in there]
     overrides = [g for g in named if g.split("=")[0].split(".")[0] in keys]
     patterns = [g for g in given if g not in overrides]
     run = load(config, overrides) if config else None
@@ -327,6 +328,6 @@ def inspect(
     for line in lines(result):
         typer.echo(line)
     if output:
-        rows = [output.with_suffix(".rows.png")] if config else []
+        rows = [output.with_suffix(ROWS)] if config else []
         made = [output, output.with_suffix(".json"), *(row for row in rows if row.exists())]
         typer.echo("wrote " + ", ".join(map(str, made)))

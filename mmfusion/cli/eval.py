@@ -63,6 +63,8 @@ def evaluate(
     """Measure a model in all directions and write report.html and report.json."""
     if context.invoked_subcommand:
         return
+    from mmfusion import files
+    from mmfusion.config import is_run
     from mmfusion.eval.report import write_report
     from mmfusion.eval.run import Evaluation
     from mmfusion.eval.work import rank
@@ -70,23 +72,39 @@ def evaluate(
     from mmfusion.pipeline import Pipeline
 
     folder = locate(model)
-    run = Path(model) if (Path(model) / "config.yaml").is_file() else None
+    within = folder.name == "model" and is_run(folder.parent / "config.yaml")
+    run = folder.parent if within else None
     pipeline = Pipeline.from_pretrained(folder)
     settings = _settings(model, pipeline.config, config, run, data, seed)
-    local = Path(model).resolve().name if Path(model).exists() else model.replace("/", "--")
-    output = output or run or Path("runs") / local
-    if output.is_file():
-        raise UserError(f"--output {output}: is a file; name a folder")
-    evaluation = Evaluation(pipeline, settings, output, model_digest(folder), model, work)
+    output = _output(output, model, run)
     page, report = output / "report.html", output / "report.json"
-    found = None if again else _of_the_same(report, evaluation.facts)
-    if found is None:
+    files.check_free(page, report.exists())
+    evaluation = Evaluation(pipeline, settings, output, model_digest(folder), model, work)
+    found = _of_the_same(report, evaluation.facts)
+    if found is None or again:
         found, sheets = evaluation.run()
         if rank() == 0:
             write_report(output, found, sheets)
             _tell(found, f"wrote {page} and {report}")
     elif rank() == 0:
         _tell(found, f"already there, of the same: {page} and {report}")
+
+
+def _output(given: Path | None, model: str, run: Path | None) -> Path:
+    """The report's folder: that of the model's run, or one that is no run's."""
+    from mmfusion.config import is_run
+
+    output = given or run
+    if output is None:
+        local = Path(model).resolve().name if Path(model).exists() else model.replace("/", "--")
+        output = Path("runs", local)
+        if is_run(output / "config.yaml"):  # as `digits`, the shipped one, and who trains digits
+            output = Path("runs", f"{local}-eval")
+    if output.is_file():
+        raise UserError(f"--output {output}: is a file; name a folder")
+    if is_run(output / "config.yaml") and not (run and output.samefile(run)):
+        raise UserError(f"--output {output}: is the folder of another run; name another folder")
+    return output
 
 
 def _tell(report: dict[str, Any], last: str) -> None:

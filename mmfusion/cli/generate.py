@@ -2,13 +2,14 @@
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from itertools import chain
 from itertools import count as numbers
-from itertools import islice
 from mimetypes import MimeTypes
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -36,7 +37,8 @@ Device = Annotated[
 ]
 DTYPE = "float32, bfloat16 or float16 (default: as saved, on a CPU float32)"
 Dtype = Annotated[str | None, typer.Option(help=DTYPE)]
-OUTPUT = "a picture's file, or a folder"
+OUTPUT = "a picture's file, or a folder (default: {}, or the next free name)"
+DRAWN, EDITED = "picture.png", "edited.png"
 MOST = 100_000  # all are in memory
 PICTURES = ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"
 SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
@@ -45,7 +47,7 @@ SHOWN = 256  # pixels that a saved picture's side has at least, unless --exact
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="what to draw, one each")] = None,
     label: Annotated[list[str] | None, typer.Option(help="a class, by name or number")] = None,
-    output: Annotated[str, typer.Option("-o", "--output", help=OUTPUT)] = "picture.png",
+    output: Annotated[str | None, typer.Option("-o", "--output", help=OUTPUT.format(DRAWN))] = None,
     count: Annotated[int, typer.Option(min=1, max=MOST, help="pictures of each prompt")] = 1,
     model: Model = "digits",
     seed: Seed = 0,
@@ -62,14 +64,14 @@ def generate(
 
     asked = prompts or label or []
     wanted = asked * count
-    places = _places(output, len(wanted))
+    place = _place(output, DRAWN)
     columns = len(asked) if count > 1 and 1 < len(asked) <= 10 else 10  # one column a prompt
     pipeline = _pipeline(model, device, dtype)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
     chosen = {"best_of": best_of} if best_of > 1 else {}
     pictures = draw(wanted, seed=seed, progress=True, **chosen, **_options(options))
-    shown = pictures if len(places) == len(pictures) else [grid(pictures, columns)]
-    for picture, place in zip(shown, places, strict=True):
+    apart = place.folder or len(pictures) == 1
+    for picture in pictures if apart else [grid(pictures, columns)]:
         _save(picture, place, exact)
 
 
@@ -96,7 +98,9 @@ def edit(
     mask: Annotated[str, typer.Option(help=MASK)],
     prompt: Annotated[str | None, typer.Option(help="what the redrawn part belongs to")] = None,
     label: Annotated[str | None, typer.Option(help="or its class")] = None,
-    output: Annotated[str, typer.Option("-o", "--output", help=OUTPUT)] = "edited.png",
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help=OUTPUT.format(EDITED))
+    ] = None,
     model: Model = "digits",
     seed: Seed = 0,
     options: Set = None,
@@ -107,7 +111,7 @@ def edit(
     """Draw a part of a picture anew and keep the rest."""
     from mmfusion.generation.edit_masks import REGIONS
 
-    (place,) = _places(output)
+    place = _place(output, EDITED)
     picture = _open(image)
     where = mask if mask in REGIONS else _open(Path(mask), f"; or give {', '.join(REGIONS)}")
     edited = _pipeline(model, device, dtype).edit(
@@ -174,7 +178,7 @@ def chat(
                 if isinstance(made, str):
                     typer.echo(made)
                 else:
-                    _save(made, _free(output)[0], exact)
+                    _save(made, _numbered(output), exact)
                 if made:  # an empty text would be refused as a prompt from then on
                     prompt.append(made)
             elif command.startswith("/"):
@@ -216,49 +220,68 @@ def _open(path: Path, remedy: str = "") -> "PILImage.Image":
     return open_image(data, f"picture {path}")
 
 
-def _places(output: str, count: int = 1) -> list[Path]:
-    """The file that an output means, also for a sheet of several pictures, or those of its folder.
+class Place(NamedTuple):
+    """Where pictures go."""
+
+    names: Iterator[Path]
+    """Files, the first of which that is free is taken, so that nothing is lost, or one to replace.
+
+    Free is seen when a picture is put there: other processes may draw into the same folder."""
+    folder: bool = False
+    replaces: bool = False
+
+
+def _place(output: str | None, usual: str) -> Place:
+    """What an output means, refused before anything is drawn for it.
 
     What is a folder, or ends with a slash, is one. Else a name that ends as a picture format does
     is a file; one that ends as other files do, or nearly as pictures do, is a slip; and any other,
-    as `runs/v1.0`, a folder to be made. Refused before anything is drawn for it.
+    as `runs/v1.0`, a folder to be made. A file that is named is replaced, the `usual` one is not.
     """
     from PIL import Image as PILImage
 
-    path = Path(output)
+    path = Path(usual if output is None else output)
+    if output is None:
+        more = (path.with_stem(f"{path.stem}-{number}") for number in numbers(2))
+        return Place(chain([path], more))
     suffix = path.suffix.lower()
     format = PILImage.registered_extensions().get(suffix)
     folder = path.is_dir() or output.endswith(("/", os.sep))
     if format and not folder:
         if format not in PILImage.SAVE:
             raise UserError(f"{path}: cannot be written, {suffix} is only read; take .png")
-        return [path]
+        return Place(iter([path]), replaces=True)
     ends = f"pictures end in {', '.join(PICTURES)}"
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file and no folder; {ends}; take another name")
-    slip = any(MimeTypes().guess_type(path.name)) or get_close_matches(suffix, PICTURES, 1, 0.75)
-    if slip and not folder:
+    known = any(MimeTypes().guess_type(path.name)) and len(suffix) > 2  # not as the c of a.b.c
+    if (known or get_close_matches(suffix, PICTURES, 1, 0.75)) and not folder:
         raise UserError(f"{path}: {ends}; if it is to be a folder, write {path}/")
-    return _free(path, count)
+    return _numbered(path)
 
 
-def _free(folder: Path, count: int = 1) -> list[Path]:
-    """The first numbered pictures of a folder that are not there yet."""
-    names = (folder / f"{number:04d}.png" for number in numbers())
-    return list(islice((path for path in names if not path.exists()), count))
+def _numbered(folder: Path) -> Place:
+    return Place((folder / f"{number:04d}.png" for number in numbers()), folder=True)
 
 
-def _save(picture: "PILImage.Image", path: Path, exact: bool) -> None:
+def _save(picture: "PILImage.Image", place: Place, exact: bool) -> None:
     from PIL import Image as PILImage
 
     from mmfusion import files
 
     factor = 1 if exact else max(1, SHOWN // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
-    file = io.BytesIO()  # Pillow does not notice a disk that is full
-    with user_error(f"{path}: cannot be written", OSError, ValueError):
-        format = PILImage.registered_extensions()[path.suffix.lower()]
-        picture.resize(size, PILImage.Resampling.NEAREST).save(file, format)
-    files.write(path, file.getvalue())
-    note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""
-    typer.echo(f"{path}{note}")
+    shown = picture.resize(size, PILImage.Resampling.NEAREST)
+    for path in place.names:
+        if path.exists() and not place.replaces:
+            continue
+        file = io.BytesIO()  # Pillow does not notice a disk that is full
+        with user_error(f"{path}: cannot be written", OSError, ValueError):
+            shown.save(file, PILImage.registered_extensions()[path.suffix.lower()])
+        if place.replaces:
+            files.write(path, file.getvalue())
+        elif not files.create(path, file.getvalue()):
+            continue
+        note = f", {picture.width}x{picture.height} enlarged {factor} times" if factor > 1 else ""
+        typer.echo(f"{path}{note}")
+        return

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ from mmfusion.files import write
 from mmfusion.overrides import Key, read_override, read_yaml, replaced, write_yaml
 from mmfusion.texts import read_text
 
+SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
-def find(name: str) -> Path:
-    """The file of a config: a path, or a bare name (with or without .yaml) of one in configs/."""
-    shipped = Path(__file__).resolve().parents[1] / "configs"
-    for path in (Path(name), shipped / name, shipped / f"{name}.yaml"):
+
+def find(name: str, folder: Path = Path()) -> Path:
+    """The file of a config: a path, or a bare name (with or without .yaml) of one in configs/.
+
+    A file `digits` hides none of that name; `./digits` is always a file.
+    """
+    bare = [SHIPPED / f"{name}.yaml"] * ("/" not in name)
+    for path in (*bare, folder / name, SHIPPED / name, SHIPPED / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join(sorted(p.relative_to(shipped).as_posix() for p in shipped.rglob("*.yaml")))
+    names = ", ".join(sorted(p.relative_to(SHIPPED).as_posix() for p in SHIPPED.rglob("*.yaml")))
     raise UserError(f"config {name}: no such file, and no config of that name (shipped: {names})")
 
 
@@ -34,7 +40,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     left out. Without `train.output` the run's folder is `runs/` and the file's name.
     """
     path = find(name)
-    default = (str(path), {"train": {"output": f"runs/{path.stem}"}})
+    called = path.name.removesuffix(".yaml").removesuffix(".yml")  # of lr.0.5 all is the name
+    default = (str(path), {"train": {"output": f"runs/{called}"}})
     return _named(_load(Config, [default, *_layers(path)], overrides))
 
 
@@ -97,9 +104,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     name = raw.pop("base")
     if not isinstance(name, str):
         raise UserError(f"{path}: base is {name!r}; expected the name of a config")
-    beside = [path.parent / name, path.parent / f"{name}.yaml"]
-    base = next((p for p in beside if p.is_file()), None) or _base(name, path)
-    below = _layers(base.resolve(), (*above, path.resolve()))
+    below = _layers(_base(name, path).resolve(), (*above, path.resolve()))
     own, theirs = _shards(raw), {shards for _, layer in below for shards in _shards(layer)}
     for _, layer in below:
         for key in ("train.output", *(OWN if own and not own & theirs else ())):
@@ -111,10 +116,16 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def _base(name: str, path: Path) -> Path:
-    try:
-        return find(name)
-    except UserError as error:
-        raise UserError(f"{path}: base: {error}") from None
+    """The config of that name: beside a file, but not itself; in configs/; where one works."""
+    beside = path.parent / f"{name}.yaml"
+    if beside.is_file() and not beside.samefile(path):
+        return beside
+    for folder in (path.parent, Path()):
+        with suppress(UserError):
+            return find(name, folder)
+    if beside.is_file():
+        return beside  # which is refused
+    raise UserError(f"{path}: base: config {name}: no such file, and no config of that name")
 
 
 def _shards(raw: dict) -> set[str]:

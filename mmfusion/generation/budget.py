@@ -6,6 +6,7 @@ its page, and once more where it is found by the model's SHA-256, the machine an
 
 import json
 import logging
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ class Budget:
         path: str | Path | None = None,
     ) -> None:
         self.digest, self.machine, self.milliseconds = digest, machine, milliseconds
-        self.path = Path(path) if path is not None else None
+        self.path = Path(os.path.expanduser(path)) if path is not None else None
         self._read: dict[str, Frontier] = {}
         if milliseconds is None:
             return

@@ -6,7 +6,9 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,18 @@ from torch import Tensor
 
 from mmfusion.errors import UserError, first_line
 
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = (
+    "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+    "_fpw_module",
+)  # fmt: skip
 """Parts of names that torch.compile and the parallel wrappers put in, in any order and place."""
 
 
 def read(path: Path) -> Mapping[str, Any]:
     """What a file written by `torch.save` holds: tensors, plain data, an `argparse.Namespace`.
 
-    NumPy's numbers come as plain ones, paths as texts.
+    NumPy's numbers and texts come as plain ones, paths as texts; of its arrays, as random states
+    are, nothing is read.
 
     Tensors of today's zip format are mapped, not read, so that a checkpoint with optimizer states
     costs no more memory than what is used of it.
@@ -32,11 +38,11 @@ def read(path: Path) -> Mapping[str, Any]:
         raise UserError(f"checkpoint {path}: {what}")
     try:
         with (
-            torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]),
+            torch.serialization.safe_globals([*PLAIN, *STAND_INS]),
             warnings.catch_warnings(),
         ):
             # Who was given a checkpoint cannot choose its pickle protocol.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            warnings.simplefilter("ignore", UserWarning)
             held = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
@@ -94,6 +100,9 @@ def _why(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)|<(?:class|function) '?(\S+?)'?[ >]", text)
     if refused:
         return f"it asks for {refused[1] or refused[2]}, which is code and is never run"
+    # Of protocols above 2, which torch.save writes by itself, torch knows some.
+    if re.search(r"Unsupported operand (6[67]|1[3-5]\d)\b", text):
+        return "it has another pickle protocol than torch.save's own; save it anew with that"
     wordless = "weights_only" in text or " " not in text
     told = type(error).__name__ if wordless else first_line(error)
     return f"it is damaged, no checkpoint, or holds code, which is never run ({told})"
@@ -113,12 +122,20 @@ class _Kind:
             raise ValueError(f"a number of byte order {state[1]}")
 
 
-def _number(kind: _Kind, data: bytes) -> int | float | bool:
-    """In place of NumPy's scalar: the plain number."""
-    if not re.fullmatch(r"[biuf]\d{1,2}", kind.code):
+def _number(kind: _Kind, data: bytes) -> int | float | complex | bool | str | bytes:
+    """In place of NumPy's scalar: the plain number or text."""
+    if not re.fullmatch(r"[biufc]\d{1,2}|[US][1-9]\d*", kind.code):
         raise ValueError(f"a number of type {kind.code}")
     (number,) = np.frombuffer(data, f"<{kind.code}")
     return number.item()
+
+
+class _Array:
+    """In place of a NumPy array, of which nothing is read."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -133,11 +150,16 @@ def _path(kind: type[PurePath]) -> Callable[..., str]:
     return lambda *parts: str(kind(*parts))
 
 
-# Plain data's classes, each by all its names, and what of ours makes plain data in its place.
+PLAIN = [
+    argparse.Namespace, SimpleNamespace, frozenset, date, datetime, time, timedelta, timezone
+]  # fmt: skip
+# Other plain data's classes, each by all its names, and what of ours makes plain data in its place.
 STAND_INS: list[Any] = [
     (_Kind, "numpy.dtype"),
     (_bytes, "_codecs.encode"),
     *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    (_Array, "numpy.ndarray"),
     *(
         (make, f"{module}.{pure}{kind}Path")
         for module in ("pathlib", "pathlib._local")

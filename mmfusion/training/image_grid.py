@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion import files
-from mmfusion.codecs.image import encoded
+from mmfusion.codecs.image import encoded, flat
 from mmfusion.config import Config
 from mmfusion.pipeline import Pipeline
 
@@ -31,6 +31,7 @@ def sample_sheet(config: Config, model: Path, path: Path) -> np.ndarray:
 
 def grid(pictures: Sequence[PILImage.Image], columns: int = 10, side: int = 64) -> PILImage.Image:
     """Pictures side by side, small ones enlarged to at least `side` pixels, with a thin gap."""
+    pictures = [flat(picture) for picture in pictures]
     size = pictures[0].width * max(1, side // pictures[0].width)
     gap = max(2, size // 16)
     columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
