@@ -22,6 +22,7 @@ KINDS = (
     ("RANK", ("WORLD_SIZE",), "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
+    ("MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID"),
     SLURM,
 )
@@ -81,6 +82,8 @@ def join(gpus: int = 0) -> Place:
             f"LOCAL_RANK={found.local}, but this host has {gpus} GPUs: start one process a GPU"
         )
     address, port = _meeting(found)
+    if found.world == 1:  # torch would look there for the store of torchrun
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     os.environ.update(
         RANK=str(found.rank),
         WORLD_SIZE=str(found.world),

@@ -767,7 +767,7 @@ def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
     tiny = ["--config", "tiny", *overrides(digits_data, run, steps=10000, save_every=10000)]
     first = subprocess.Popen(
         [sys.executable, "train.py", *tiny],
-        cwd=CHECKOUT, env=environment(), stderr=subprocess.PIPE, text=True,
+        cwd=CHECKOUT, env=environment(DS_ACCELERATOR=""), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (run / "metrics.jsonl").exists():
         assert first.poll() is None

@@ -53,7 +53,7 @@ def in_contact() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        told = first_line(error)[:200]
+        told = first_line(error)
         raise UserError(f"another rank has ended or is gone; see what it says ({told})") from None
 
 
