@@ -17,6 +17,7 @@ REASONS = (
 )
 MOST_SHOWN = 1000  # characters of a message about an item
 MOST_OF_VALUE = 80
+MOST_OF_ERROR = 400
 
 
 def printable(text: str) -> str:
@@ -74,9 +75,9 @@ class CorruptSample(UserError):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """What an exception says, in one line of bounded length."""
     told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(told).splitlines()[0]
+    return _cut(str(told).splitlines()[0], MOST_OF_ERROR)
 
 
 @contextmanager
