@@ -345,6 +345,14 @@ def test_an_interruption_is_no_error(
     assert "Traceback" not in out
 
 
+def test_a_closed_stderr_ends_nothing(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", None)
+        assert run("generate", "a", "--model", model)[0] == 0
+
+
 # What the commands make
 
 

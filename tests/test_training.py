@@ -789,12 +789,18 @@ def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_an_echo() -> None:
+    """A terminal's end is such a signal; under nohup it is none."""
     script = """if True:
         import os, signal, time
         from mmfusion.training import together
         together.ECHO = 0.2
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with together.Stop(said=True) as stop:
-            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.signal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with together.Stop(said=True) as stop:
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
             print("goes on with", stop.signal, flush=True)
             time.sleep(0.3)
@@ -802,7 +808,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_an_echo() -> None:
             print("still here")
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "goes on with 15\n")
+    assert (done.returncode, done.stdout) == (130, "goes on with 1\n")
     assert "Traceback" not in done.stderr
 
 
@@ -902,6 +908,12 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(runs: Path) -> None:
     assert str(run / "checkpoints/step-00000002") in said
     assert (run / "model/model.safetensors").is_file()
     assert not complete(run)
+
+
+def test_a_signal_whose_answer_nobody_reads_saves_all_the_same(runs: Path) -> None:
+    run = runs / "ranks-1/unheard"
+    assert ended(run) == [["SystemExit", "143"]]
+    assert steps(run) == [2]
 
 
 def test_bad_data_of_one_rank_end_all(runs: Path) -> None:

@@ -29,8 +29,9 @@ def train(
 ) -> None:
     """Train a model; a second start goes on from the newest checkpoint.
 
-    SIGINT (Ctrl-C) and SIGTERM save a checkpoint after the step that is being done, and end the
-    run with 130 or 143; a second one ends it at once.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that closes; not under nohup) save a checkpoint
+    after the step that is being done, and end the run with 130, 143 or 129; a second one ends it at
+    once.
     """
     from mmfusion.config import load
     from mmfusion.launcher import Place, place, start

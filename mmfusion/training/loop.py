@@ -27,7 +27,7 @@ from mmfusion.training.image_grid import sample_sheet
 from mmfusion.training.metrics import Metrics, SkippedLog, Window
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.start import begin_from
-from mmfusion.training.together import Stop, together
+from mmfusion.training.together import Stop, tell, together
 from mmfusion.training.zero_shards import pieces
 
 log = logging.getLogger("mmfusion")
@@ -135,7 +135,8 @@ class Trainer:
 
         Raises:
             UserError: training cannot go on; the message says how it can.
-            SystemExit: SIGINT (130) or SIGTERM (143) came; a checkpoint of the last step is there.
+            SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129) came; a checkpoint of the last
+                step is there.
         """
         with Stop(said=self.rank == 0) as self.stop:
             with together():
@@ -147,7 +148,7 @@ class Trainer:
         if stopped:
             if self.rank == 0:
                 name = Signals(stopped).name
-                print(f"{name}: stopped; {self._next_start()}", file=sys.stderr, flush=True)
+                tell(f"{name}: stopped; {self._next_start()}")
             sys.exit(128 + stopped)
 
     def _run(self, metrics: Metrics, until: int | None) -> int:
