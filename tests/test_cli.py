@@ -731,3 +731,5 @@ def test_training_writes_into_no_folder_of_something_else(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=name):
             _check_output(tmp_path / name)
     _check_output(tmp_path / "new")
+    with pytest.raises(UserError, match=r"train\.output.*UTF-8"):
+        _check_output(tmp_path / "half\udcff")

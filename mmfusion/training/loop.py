@@ -16,7 +16,7 @@ from mmfusion.attention import ByDocument, ByRow
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
-from mmfusion.errors import Elsewhere, UserError, first_line
+from mmfusion.errors import Elsewhere, UserError, first_line, user_error
 from mmfusion.export import check_folder, export
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint, resume
@@ -57,8 +57,11 @@ def _check_output(folder: Path) -> None:
     """Make sure that a run may write there: to a run's folder, or where nothing has its names.
 
     Raises:
-        UserError: a file is not a run's.
+        UserError: a file is not a run's, or TensorBoard cannot write there.
     """
+    told = "TensorBoard writes to no name that is not UTF-8; give another name"
+    with user_error(f"train.output={folder}: {told}", UnicodeEncodeError):
+        str(folder).encode()
     check_folder(folder / "model")
     for name in (CONFIG, "metrics.jsonl", "training.json"):
         if (folder / name).exists() and not is_run(folder / CONFIG):
