@@ -87,3 +87,15 @@ def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{what} ({first_line(error)})") from None
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """One line where the memory of a GPU or of the machine is full; also a decorator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        torchs = type(error).__name__ == "OutOfMemoryError"  # torch is not loaded for its name
+        if not (torchs or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        raise UserError(f"memory is full ({first_line(error)}); {remedy}") from None

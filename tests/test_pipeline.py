@@ -19,6 +19,8 @@ from PIL import ImageOps
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError
 from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
+from mmfusion.decoder import Decoder
+from mmfusion.errors import enough_memory
 from mmfusion.export import SHIPPED, locate, model_digest
 from mmfusion.generation.edit_masks import regenerated
 from mmfusion.generation.prompt import PromptReader
@@ -411,6 +413,27 @@ def test_devices_types_and_names_that_there_are_not(
     message = said(lambda: Pipeline.from_pretrained(**given))
     assert (key if key != "name" else "model") in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "full",
+    [lambda: torch.empty(2**50), lambda: np.empty(2**50), torch.OutOfMemoryError("CUDA is full")],
+)
+def test_full_memory_is_one_line(
+    pipe: Pipeline, full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pass_(*_: Any) -> Any:
+        raise full if isinstance(full, Exception) else full()
+
+    monkeypatch.setattr(Decoder, "forward", pass_)
+    for call in (
+        lambda: pipe.class_to_image([1, 2], **FAST),
+        lambda: pipe.image_to_text(picture(0)),
+        lambda: pipe.log_likelihood("a", "b"),
+    ):
+        refused(call, "memory is full", "batch_size")
+    with pytest.raises(ValueError, match="no memory"), enough_memory("lower it"):
+        raise ValueError("no memory of that")
 
 
 def test_text_of_numbers_that_are_not_finite_is_refused(model_folder: Path) -> None:

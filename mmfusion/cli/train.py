@@ -58,11 +58,16 @@ def _run(settings: "Config", until: int | None) -> None:
     """On this rank."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
+    from mmfusion.errors import enough_memory
     from mmfusion.training.loop import Trainer
     from mmfusion.training.schedule import progress
     from mmfusion.training.together import in_contact
 
-    with in_contact():
+    less = (
+        "lower data.micro_rows or row_length, or set train.checkpoint_activations=true; the next "
+        "start goes on from the newest checkpoint"
+    )
+    with in_contact(), enough_memory(less):
         trainer = Trainer(settings, Loader)
         state, tell = trainer.state, typer.echo if trainer.rank == 0 else lambda _: None
 
