@@ -17,8 +17,8 @@ from typing import Any
 from torch import distributed
 
 from mmfusion.errors import Elsewhere, UserError, first_line
+from mmfusion.launcher import endings
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # the last when a terminal is closed
 ECHO = 1.0
 """Seconds in which a signal is one with the last: launchers repeat what a terminal sends to all."""
 
@@ -76,9 +76,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    self._before[number] = signal.signal(number, self._note)
+            self._before = {n: signal.signal(n, self._note) for n in endings()}
         return self
 
     def __exit__(self, *_: object) -> None:
