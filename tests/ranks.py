@@ -417,6 +417,16 @@ def ended(config: Any, happens: dict[int, Callable[[Batch], Batch]], rank: int) 
     path.write_text(json.dumps(told), encoding="utf-8")
 
 
+def unexported(data: Path, output: Path) -> None:
+    """A run that has no room for its model when all is trained, and its next start."""
+    config, export = tiny(data, output, steps=1), loop.export
+    loop.export = full  # type: ignore[assignment]
+    with suppress(OSError):
+        Trainer(config, Loader).run()
+    loop.export = export
+    Trainer(config, Loader).run()
+
+
 def endings(data: Path, folder: Path, rank: int, world: int) -> None:
     def config(name: str, **train: Any) -> Any:
         given = {"steps": 5, "save_every": 1, "keep": 9, "zero_stage": 0 if world == 1 else 2}
@@ -426,6 +436,7 @@ def endings(data: Path, folder: Path, rank: int, world: int) -> None:
     ended(config("thrice", steps=9), dict.fromkeys((3, 4, 5, 6), nan), rank)
     ended(config("at-the-end", steps=3), {3: nan}, rank)
     if world == 1:
+        unexported(data, folder / "unexported")
         with nobody_reads():
             ended(config("unheard", save_every=50), {3: terminate}, rank)
         return

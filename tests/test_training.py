@@ -932,6 +932,15 @@ def test_a_sheet_that_cannot_be_drawn_is_a_warning(runs: Path) -> None:
     assert str(run / "samples/step-00000001.png") in warning
 
 
+def test_a_model_that_a_trained_run_had_no_room_for_is_exported_by_the_next_start(
+    runs: Path,
+) -> None:
+    run = runs / "ranks-1/unexported"
+    assert steps(run) == [1]
+    assert complete(run)
+    Pipeline.from_pretrained(run, "cpu")
+
+
 def test_an_export_that_fails_ends_all_ranks(runs: Path) -> None:
     run = runs / "ranks-2/export"
     (first, told), (second, _) = ended(run)

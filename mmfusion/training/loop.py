@@ -18,6 +18,7 @@ from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
 from mmfusion.errors import Elsewhere, UserError, first_line, user_error
 from mmfusion.export import check_folder, export
+from mmfusion.manifest import MANIFEST
 from mmfusion.packing import Batch
 from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
@@ -110,7 +111,7 @@ class Trainer:
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
         self.state = saved.state if saved else checkpoint.State()
-        self.saved = self.state.step
+        self.saved, self.newest = self.state.step, saved.path if saved else None
         self.health = Health(self.engine, self.pieces, self.ema)
 
     def _same_data(self) -> None:
@@ -161,6 +162,9 @@ class Trainer:
         lost = SkippedLog(self.output, state.step, self.rank)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
+        with together():
+            if self.rank == 0 and self.newest and not self._published():
+                self._publish(metrics, complete=share >= 1)
         if share >= 1 or (until is not None and state.step >= until):
             return 0
         if self.rank == 0:
@@ -276,7 +280,7 @@ class Trainer:
             what = "weights or moments" if broken else "loss or gradient"
             raise self._hopeless(f"{what} not finite")
         self.state.layout = self.rows.layout()
-        path = checkpoint.write(
+        self.newest = checkpoint.write(
             self.output / "checkpoints",
             self.config,
             self.state,
@@ -287,12 +291,23 @@ class Trainer:
         self.saved = self.state.step
         with together():
             if self.rank == 0:
-                weights = checkpoint.Checkpoint(path).weights(checkpoint.EMA, self.shell)
-                export(self.config.model_part(), weights, self.output / "model")
-            self._describe(complete)
-            if self.rank == 0 and not stopping:
-                self._sheet(metrics)
+                self._publish(metrics, complete, stopping)
         return True
+
+    def _published(self) -> bool:
+        """Whether the model is of the newest checkpoint; or the last start had no room or time."""
+        model, facts = self.output / "model" / MANIFEST, self.output / "training.json"
+        known = next(jsonl.objects(facts), {}) if model.is_file() and facts.is_file() else {}
+        return known.get("steps") == self.state.step
+
+    def _publish(self, metrics: Metrics, complete: bool, stopping: bool = False) -> None:
+        """On rank 0: what goes with the newest checkpoint."""
+        assert self.newest
+        weights = checkpoint.Checkpoint(self.newest).weights(checkpoint.EMA, self.shell)
+        export(self.config.model_part(), weights, self.output / "model")
+        self._describe(complete)
+        if not stopping:
+            self._sheet(metrics)
 
     def _describe(self, complete: bool) -> None:
         """Write the facts of the run so far."""
