@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
 from mmfusion.errors import REASONS, CorruptSample, UserError, first_line
+from mmfusion.files import room
 from mmfusion.manifest import sha256
 from mmfusion.packing import Batch, collate
 from mmfusion.rng import generator
@@ -224,9 +225,8 @@ class Loader:
         self.slots = [
             RowSlot(n, config, self.sources, maker) for n in range(rank, data.rows, world)
         ]
-        capacity = data.capacity
         self._capacity = None
-        if capacity and torch.cuda.is_available():
+        if (capacity := data.capacity) and torch.cuda.is_available():
             self._capacity = Counts(config.row_length, **capacity.model_dump())
         self._consumed = {slot.number: slot.state for slot in self.slots}
         self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LISTED)
@@ -324,6 +324,7 @@ def _entry(source: Source, damage: CorruptSample) -> dict[str, str]:
     return {"source": source.config.name, "reason": damage.reason, "what": str(damage)}
 
 
+@room(Path("/dev/shm"), "set data.workers=0, or give it more (docker run --shm-size=1g)")
 def _start(made: DataLoader) -> Iterator[list[MicroBatch] | UserError]:
     """Start the workers; one that dies is told where batches are asked for, and not in between."""
     if threading.current_thread() is not threading.main_thread():
