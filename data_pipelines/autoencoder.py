@@ -9,6 +9,7 @@ the same command goes on after a kill as if nothing had been.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from mmfusion.codecs.image import VAE_FILES, PixelCodec
 from mmfusion.config import ImageConfig
 from mmfusion.errors import CorruptSample, UserError, user_error
 from mmfusion.rng import generator
+from mmfusion.training.together import Stop, tell
 from mmfusion.training.zero_shards import MOMENTS, moments
 
 from .shards import Shards
@@ -184,12 +186,19 @@ class Trainer:
         locks.keep(folder, "trains")
 
     def run(self, steps: int, save_every: int) -> None:
-        """Train to step `steps`; the rate falls to zero there, along a half cosine."""
+        """Train to step `steps`; the rate falls to zero there, along a half cosine.
+
+        Raises:
+            SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129) came; the last step is saved.
+        """
         config, recipe = self.pictures.config, self.recipe
         side = config.size // config.downsampling
         shape = (recipe.batch, config.latent_channels, side, side)
-        with tqdm(total=steps, initial=self.step, unit="step", disable=None) as bar:
-            while self.step < steps:
+        with (
+            Stop(said=True) as stop,
+            tqdm(total=steps, initial=self.step, unit="step", disable=None) as bar,
+        ):
+            while self.step < steps and not stop.signal:
                 rng = generator(recipe.seed, "autoencoder", "step", self.step)
                 x = self._pixels(self.pictures.batch(self.step, recipe.batch, rng))
                 noise = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(self.device)
@@ -211,8 +220,11 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 bar.set_postfix_str(f"{-10 * np.log10(error.item() / 4):.1f} dB", refresh=False)
-                if self.step % save_every == 0 or self.step == steps:
+                if self.step % save_every == 0 or self.step == steps or stop.signal:
                     self._save()
+        if stop.signal:
+            tell(f"stopped; the same command goes on from step {self.step}")
+            sys.exit(128 + stop.signal)
 
     def _pixels(self, pictures: list[PILImage.Image]) -> Tensor:
         x = torch.from_numpy(self.codec.latents(pictures)).to(self.device)
@@ -236,11 +248,17 @@ class Trainer:
         shift = total / count
         scale = 1 / max(squares / count - shift**2, 1e-12) ** 0.5
         self.vae.register_to_config(scaling_factor=scale, shift_factor=shift)
-        weights, described = (self.folder / name for name in VAE_FILES)
-        files.write(
-            weights, save({k: w.cpu().contiguous() for k, w in self.vae.state_dict().items()})
-        )
-        files.write(described, self.vae.to_json_string().encode())
+        made = save({k: w.cpu().contiguous() for k, w in self.vae.state_dict().items()})
+        weights, described = VAE_FILES
+        with files.staging(self.folder) as part:
+            (part / weights).write_bytes(made)
+            (part / described).write_text(self.vae.to_json_string(), encoding="utf-8")
+            files.remove(
+                self.folder / described
+            )  # killed here, it is no autoencoder: not a mixed one
+            for name in VAE_FILES:
+                files.move(part / name, self.folder / name)
+        files.remove_empty(part)
         return sum(parameter.numel() for parameter in self.vae.parameters())
 
     def _save(self) -> None:

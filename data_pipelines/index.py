@@ -130,16 +130,16 @@ def open_index(shard: str, whole: bool = False) -> Index:
     With `whole`, all of it is read and checked, and not only its line.
     """
     size, places = storage.size(shard), storage.companions(shard, SUFFIX)
-    if found := _saved(shard, size, places, whole):
+    if (found := _saved(shard, size, places, whole)) is not None:  # one of no samples is one, too
         return found
     with locks.locked(places[0], wait=True):
         found = _saved(shard, size, places, whole)  # by another process meanwhile
-        if not found and storage.is_remote(shard):
+        if found is None and storage.is_remote(shard):
             beside = f"{shard}{SUFFIX}"
             with suppress(UserError):  # none is there
                 files.write(places[0], storage.read(beside, 0, storage.size(beside)))
                 found = _saved(shard, size, places, whole)
-        return found or make_index(shard)
+        return make_index(shard) if found is None else found
 
 
 def make_index(shard: str) -> Index:

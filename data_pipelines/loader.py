@@ -189,9 +189,8 @@ class Loader:
         self.slots = [
             RowSlot(n, config, self.sources, maker) for n in range(rank, data.rows, world)
         ]
-        capacity = data.capacity
         self._capacity = None
-        if capacity and torch.cuda.is_available():
+        if (capacity := data.capacity) and torch.cuda.is_available():
             self._capacity = Counts(config.row_length, **capacity.model_dump())
         self._consumed = {slot.number: slot.state for slot in self.slots}
         self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LISTED)

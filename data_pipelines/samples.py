@@ -75,12 +75,15 @@ def serves(members: Sequence[str], facts: Collection[str]) -> bool:
 
 
 def shown_members(members: Iterable[str]) -> str:
-    """Extensions for a message on what a sample lacks, if dots in names may be why."""
+    """Extensions for a message on what a sample lacks, and if it may be so, why it does."""
     names = sorted(members)
-    if not any("." in name and not is_moments(name) for name in names):
-        return ""
     shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
-    return f" (it has the members {shown}: a name is cut at its first dot, docs/data.md)"
+    why = ""
+    if any("." in name and not is_moments(name) for name in names):
+        why = ": a name is cut at its first dot, docs/data.md"
+    elif not any(map(is_image, names)):
+        why = f"; pictures are {', '.join(PICTURES)}"
+    return f" (it has the members {shown or '-'}{why})"
 
 
 class Sample(dict[str, bytes]):

@@ -257,6 +257,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     path = folder / f"{name}.settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, indent=1, ensure_ascii=False)
+    data = text.encode(errors="backslashreplace")  # of names that are not UTF-8; JSON reads it so
     numbered = re.compile(re.escape(name) + r"-\d{5,}\.tar")
     there = any(p in paths or numbered.fullmatch(p.name) for p in folder.glob("*.tar"))
     if not path.exists():
@@ -265,7 +266,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
                 f"{folder}: already has shards {name}-*.tar of which nothing says how they were "
                 "made; delete them, or give another --output or --name"
             )
-        files.create(path, text.encode())
+        files.create(path, data)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(before, dict):
@@ -275,7 +276,7 @@ def _same_settings(paths: list[Path], name: str, settings: dict[str, Any]) -> No
     after = json.loads(text)
     alike = not before or before.keys() == after.keys()  # or it is another program's
     if before != after and alike and not there and not any(map(_under_way, paths)):
-        files.write(path, text.encode())  # those of a run that came to nothing
+        files.write(path, data)  # those of a run that came to nothing
     elif before != after:
         changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
         raise UserError(

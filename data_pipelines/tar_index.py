@@ -27,6 +27,15 @@ EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+COMPRESSED = "it is compressed by {}: unpack it, since samples are read by their place"
+OTHER_KINDS = {
+    b"\x1f\x8b": COMPRESSED.format("gzip"),
+    b"BZh": COMPRESSED.format("bzip2"),
+    b"\xfd7zXZ": COMPRESSED.format("xz"),
+    b"(\xb5/\xfd": COMPRESSED.format("zstd"),
+    b"PK\3\4": "it is a zip: make a tar of what is in it",
+    b"version https://git-lfs": "it only says where the file is: fetch it by `git lfs pull`",
+}
 MOST_NAME = 4096  # characters of a member's name
 MOST_TOLD = 200  # characters of a name in a message
 
@@ -88,8 +97,15 @@ def scan(shard: str, digests: bool = True) -> Contents:
     empty = not contents.header and contents.bytes > tarfile.RECORDSIZE
     if not contents.samples and (contents.lost or empty):
         what = contents.lost[0].what if contents.lost else "nothing in it is a part of a sample"
+        what = _other_kind(shard) or what
         raise CorruptSample("shard", f"shard {shard}: not a tar file with samples ({what})")
     return contents
+
+
+def _other_kind(shard: str) -> str:
+    """What a file is that is no tar, and the remedy, if it is a kind that is met with."""
+    begin = storage.read(shard, 0, 24)
+    return next((told for mark, told in OTHER_KINDS.items() if begin.startswith(mark)), "")
 
 
 def plain_files(file: BinaryIO, contents: Contents, start: int = 0) -> Iterator[tarfile.TarInfo]:

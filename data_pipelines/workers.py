@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmfusion.errors import UserError, first_line
+from mmfusion.files import room
 from mmfusion.packing import Batch
 from mmfusion.sequence import Row
 
@@ -55,6 +57,7 @@ class MicroBatches(IterableDataset):
         return MicroBatch(batch, states, [entry for p in packed for entry in p.lost])
 
 
+@room(Path("/dev/shm"), "set data.workers=0, or give it more (docker run --shm-size=1g)")
 def start(made: DataLoader) -> Iterator[list[MicroBatch] | UserError]:
     """Start the workers; one that dies is told where batches are asked for, and not in between."""
     if threading.current_thread() is not threading.main_thread():

@@ -17,6 +17,7 @@ REASONS = (
 )
 MOST_SHOWN = 1000  # characters of a message about an item
 MOST_OF_VALUE = 80
+MOST_OF_ERROR = 400
 
 
 def printable(text: str) -> str:
@@ -74,9 +75,9 @@ class CorruptSample(UserError):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """What an exception says, in one line of bounded length."""
     told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(told).splitlines()[0]
+    return _cut(str(told).splitlines()[0], MOST_OF_ERROR)
 
 
 @contextmanager
@@ -86,3 +87,15 @@ def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{what} ({first_line(error)})") from None
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """One line where the memory of a GPU or of the machine is full; also a decorator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        torchs = type(error).__name__ == "OutOfMemoryError"  # torch is not loaded for its name
+        if not (torchs or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        raise UserError(f"memory is full ({first_line(error)}); {remedy}") from None

@@ -117,8 +117,8 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
     """
     if not isinstance(name, (str, Path)) or not str(name):
         raise UserError(f"model {name!r}: give a folder, the name of a shipped model or a hub id")
-    inner = PurePosixPath(subfolder)
-    if inner.is_absolute() or ".." in inner.parts:
+    inner = PurePosixPath(subfolder) if isinstance(subfolder, (str, Path)) else None
+    if inner is None or inner.is_absolute() or ".." in inner.parts:
         raise UserError(
             f"subfolder {shown(subfolder)}: give the name of a folder inside the model's"
         )

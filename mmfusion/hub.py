@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, first_line, printable
 from mmfusion.manifest import MANIFEST, edited, listed
 
 LOGIN = "log in with `hf auth login`, set HF_TOKEN or give token"
@@ -48,6 +48,14 @@ def download(name: str, what: str, files: list[str], source: Source = USUAL) -> 
 
     with _refusals(f"{what} {name}: no such folder, nor could the hub give it"):
         return Path(snapshot_download(name, allow_patterns=files, **source._asdict()))
+
+
+def check_id(name: str) -> None:
+    """Make sure that the hub takes such a name, before a model is written for it."""
+    from huggingface_hub.utils import validate_repo_id
+
+    with _refusals(f"push to {printable(str(name))}"):
+        validate_repo_id(name or "")  # it lets None pass
 
 
 def upload(

@@ -22,6 +22,7 @@ KINDS = (
     ("RANK", ("WORLD_SIZE",), "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
+    ("MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID"),
     SLURM,
 )
@@ -81,6 +82,8 @@ def join(gpus: int = 0) -> Place:
             f"LOCAL_RANK={found.local}, but this host has {gpus} GPUs: start one process a GPU"
         )
     address, port = _meeting(found)
+    if found.world == 1:  # torch would look there for the store of torchrun
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     os.environ.update(
         RANK=str(found.rank),
         WORLD_SIZE=str(found.world),
@@ -132,11 +135,18 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
+def endings() -> list[signal.Signals]:
+    """The signals that end a run: the last comes of a terminal that closes, but not under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
 def start(command: list[str], ranks: int) -> int:
     """Run a command as so many ranks on this host; 0, or the exit code of one that failed.
 
-    They share out the cores, unless OMP_NUM_THREADS says how many threads each has. SIGTERM is
-    handed on; Ctrl-C reaches them from the terminal. Once one has failed the others have `GRACE`.
+    They share out the cores, unless OMP_NUM_THREADS says how many threads each has. SIGTERM and
+    SIGHUP are handed on; Ctrl-C reaches them from the terminal. Once one has failed the others have
+    `GRACE`.
     """
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     common = {"OMP_NUM_THREADS": threads, **os.environ, "WORLD_SIZE": str(ranks)}
@@ -145,11 +155,10 @@ def start(command: list[str], ranks: int) -> int:
     processes = [subprocess.Popen(command, env=common | place) for place in places]
 
     def hand_on(number: int, _frame: object) -> None:
-        for process in processes if number == signal.SIGTERM else ():
+        for process in processes if number != signal.SIGINT else ():
             process.terminate()
 
-    numbers = signal.SIGTERM, signal.SIGINT
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {number: signal.signal(number, hand_on) for number in endings()}
     end = float("inf")
     try:
         while any(process.poll() is None for process in processes):

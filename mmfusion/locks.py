@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmfusion.errors import UserError
-from mmfusion.files import remove
+from mmfusion.files import remove, writable
 
 log = logging.getLogger("mmfusion")
 LOCK = ".lock"
@@ -25,8 +25,9 @@ def keep(folder: Path, what: str) -> None:
     folder = folder.resolve()
     if folder in _kept:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    with writable(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

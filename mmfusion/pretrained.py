@@ -144,7 +144,8 @@ class Pretrained:
             The commit's address.
         """
         with TemporaryDirectory() as temporary:
-            folder = Path(temporary, str(repo_id).split("/")[-1] or "model")
+            hub.check_id(repo_id)
+            folder = Path(temporary, repo_id.rpartition("/")[2])
             self.save_pretrained(folder, **options)
             return hub.upload(
                 folder, repo_id, export.CONFIG, export.PAGES, private, token, revision,

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -374,6 +374,18 @@ def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
 
 
+@contextmanager
+def nobody_reads() -> Iterator[None]:
+    """While stderr is a pipe that the other side has closed, as `| tee log` does at Ctrl-C."""
+    kept, (reader, writer) = os.dup(2), os.pipe()
+    os.close(reader)
+    os.dup2(writer, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+
+
 def broken(*_: Any) -> None:
     raise ValueError("no colour named mauve")
 
@@ -408,6 +420,16 @@ def ended(config: Any, happens: dict[int, Callable[[Batch], Batch]], rank: int) 
     path.write_text(json.dumps(told), encoding="utf-8")
 
 
+def unexported(data: Path, output: Path) -> None:
+    """A run that has no room for its model when all is trained, and its next start."""
+    config, export = tiny(data, output, steps=1), loop.export
+    loop.export = full  # type: ignore[assignment]
+    with suppress(OSError):
+        Trainer(config, Loader).run()
+    loop.export = export
+    Trainer(config, Loader).run()
+
+
 def endings(data: Path, folder: Path, rank: int, world: int) -> None:
     def config(name: str, **train: Any) -> Any:
         given = {"steps": 5, "save_every": 1, "keep": 9, "zero_stage": 0 if world == 1 else 2}
@@ -417,6 +439,9 @@ def endings(data: Path, folder: Path, rank: int, world: int) -> None:
     ended(config("thrice", steps=9), dict.fromkeys((3, 4, 5, 6), nan), rank)
     ended(config("at-the-end", steps=3), {3: nan}, rank)
     if world == 1:
+        unexported(data, folder / "unexported")
+        with nobody_reads():
+            ended(config("unheard", save_every=50), {3: terminate}, rank)
         return
     ended(config("signal", save_every=50), {3: terminate}, rank)
     ended(config("data", save_every=50), {3: damage}, rank)

@@ -1,6 +1,8 @@
 """A small autoencoder: trained by a seed, gone on with after a kill, read as the hub's are."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,43 @@ def test_a_seed_gives_the_same_bytes_also_after_a_kill(
     trained(shards, tmp_path / "other", 5, Recipe(batch=4, width=8, seed=1))
     weights = [(tmp_path / run / VAE_FILES[0]).read_bytes() for run in ("straight", "other")]
     assert weights[0] != weights[1]
+
+
+def test_a_signal_saves_the_step_that_is_done(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, step = Trainer(Pictures(shards, image(tmp_path), 0), tmp_path, SMALL), autoencoder.loss
+
+    def told(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(autoencoder, "loss", told)
+    with pytest.raises(SystemExit) as ended:
+        trainer.run(5, 100)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert Trainer(trainer.pictures, tmp_path, SMALL).step == 1
+
+
+def test_killed_while_it_is_written_no_mixed_autoencoder_is_there(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights with the scale of the old ones would give other latents without a word."""
+    trainer, replace_file = trained(shards, tmp_path, 1), os.replace
+    trainer.run(2, 1)
+
+    def killed(*paths: Path) -> None:
+        replace_file(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.write()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        AutoencoderCodec(image(tmp_path))
+    trained(shards, tmp_path, 2)
+    AutoencoderCodec(image(tmp_path))
 
 
 def test_pictures_that_are_held_out_are_never_trained_on(shards: str, tmp_path: Path) -> None:

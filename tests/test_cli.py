@@ -346,6 +346,14 @@ def test_an_interruption_is_no_error(
     assert "Traceback" not in out
 
 
+def test_a_closed_stderr_ends_nothing(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", None)
+        assert run("generate", "a", "--model", model)[0] == 0
+
+
 # What the commands make
 
 
@@ -759,3 +767,5 @@ def test_training_writes_into_no_folder_of_something_else(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=name):
             _check_output(tmp_path / name)
     _check_output(tmp_path / "new")
+    with pytest.raises(UserError, match=r"train\.output.*UTF-8"):
+        _check_output(tmp_path / "half\udcff")

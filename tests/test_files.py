@@ -234,3 +234,6 @@ def test_where_nothing_can_be_locked_it_warns(
     monkeypatch.setattr(fcntl, "lockf", no)
     locks.keep(tmp_path, "works")
     assert str(tmp_path) in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/\.lock: cannot be written .*another place"):
+        locks.keep(tmp_path / "file", "works")

@@ -102,18 +102,19 @@ def test_the_patterns_share_the_cells_of_a_sheet(tmp_path: Path, monkeypatch: py
 
 
 def test_a_sheet_shows_pictures_texts_and_what_is_learned(tmp_path: Path):
-    content = [{"image": "0.png"}, {"answer": "$b$ 犬"}, {"image": "1.png", "target": True}]
+    half = "\ud83d"  # of a pair, as broken JSON has it
+    content = [{"image": "0.png"}, {"answer": f"$b$ 犬{half}"}, {"image": "1.png", "target": True}]
     members = {"json": json.dumps({"content": content}).encode()}
     strip = Sample({**members, "0.png": encoded(0), "1.png": encoded(1)}, "x:strip", "strip")
     cell = {"png": encoded(2), "json": b'{"label": 1, "captions": ["a \\u2028 dog", "b"]}'}
     parts = contact_sheet.show(strip, [])
     (alone,) = contact_sheet.show(Sample(cell, "x:cell", "cell"), ["cat", "dog"])
-    figure = contact_sheet.draw_sheet({"$some$": [*parts, alone], "others": [alone] * 9})
+    figure = contact_sheet.draw_sheet({f"$some$ {half}": [*parts, alone], "others": [alone] * 9})
     inspecting.save(figure, tmp_path / "sheet.png")  # letters that the font lacks are no warning
     first, second, third, fourth, *rest = figure.subfigs[0].axes
     for axes, n in ((first, 0), (third, 1), (fourth, 2)):
         assert np.array_equal(axes.images[0].get_array(), pixels(n))
-    assert second.texts[0].get_text() == "$b$ 犬"
+    assert second.texts[0].get_text() == "$b$ 犬\\ud83d"
     learned = [axes.spines["left"].get_linewidth() == 2 for axes in (first, second, third, fourth)]
     assert learned == [False, True, True, False]
     assert (first.get_xlabel(), second.get_xlabel()) == ("strip", "")

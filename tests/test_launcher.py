@@ -6,9 +6,11 @@ import socket
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed import rendezvous
 
 from mmfusion import launcher
 from mmfusion.errors import UserError
@@ -53,6 +55,10 @@ STEP = "SLURM_STEP_ID=0 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=8 SLU
             Place(5, 6, 2),
         ),
         ("PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1", Place(1, 2, 1)),
+        (
+            "MV2_COMM_WORLD_RANK=1 MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_LOCAL_RANK=0",
+            Place(1, 2, 0),
+        ),
         ("JSM_NAMESPACE_RANK=0 JSM_NAMESPACE_SIZE=2", Place(0, 2)),
     ],
 )
@@ -122,6 +128,15 @@ def test_all_that_torch_reads_is_set(
             free.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
 
 
+def test_alone_under_torchrun_it_is_not_waited_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch would look for torchrun's store where there is none."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    having(monkeypatch, "RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=7")
+    launcher.join()
+    store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=2)))
+    assert (rank, world, store.num_keys() > 0) == (0, 1, True)
+
+
 def test_tasks_of_a_step_choose_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = []
     next_job = "SLURM_STEP_ID=0 SLURM_JOB_ID=123456790"
@@ -185,7 +200,8 @@ def test_one_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 60
 
 
-def test_a_signal_reaches_all_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
     script = f"""if True:
         import os, signal, time
         signal.signal(signal.SIGTERM, lambda *_: exit(143))
@@ -196,9 +212,9 @@ def test_a_signal_reaches_all_ranks(tmp_path: Path) -> None:
     def send() -> None:
         while len(os.listdir(tmp_path)) < 2:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(number, signal.SIG_DFL)  # or it is ignored, as under nohup
     threading.Thread(target=send).start()
     assert ranks_of(script) == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.signal(number, before) is signal.SIG_DFL

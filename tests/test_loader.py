@@ -1,5 +1,6 @@
 """Rows depend on the seed alone: not on ranks, workers, or where a run was interrupted."""
 
+import errno
 import gc
 import json
 import logging
@@ -189,6 +190,17 @@ def test_what_a_worker_sends_takes_no_file_and_is_pinned_where_it_comes(
     monkeypatch.setattr(Batch, "pin", lambda batch: pinned.append(batch) or batch)
     pin_memory([came])  # as torch's loader does where there is a GPU
     assert pinned == [came.batch]
+
+
+def test_shared_memory_that_is_full_is_named(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(DataLoader, "__iter__", full)
+    with pytest.raises(UserError, match=r"/dev/shm: .*data\.workers=0"):
+        next(iter(Loader(config(data, tokenizer, ALL, loading={"workers": 1}))))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

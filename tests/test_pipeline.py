@@ -19,6 +19,8 @@ from PIL import ImageOps
 from mmfusion import ImageSlot, Pipeline, TextSlot, UserError, grid
 from mmfusion.codecs.image import flat, open_image, upright
 from mmfusion.config.sampling import OF_PICTURES, OF_TEXTS
+from mmfusion.decoder import Decoder
+from mmfusion.errors import enough_memory
 from mmfusion.export import SHIPPED, locate, model_digest
 from mmfusion.generation.edit_masks import regenerated
 from mmfusion.generation.prompt import PromptReader
@@ -312,6 +314,7 @@ ITEMS: dict[str, list[Any]] = {
         True, 1.0, -1, 10, None, "", "ten", "²", "9" * 5000, HUGE, [], [[1]], {}, b"1", {1, 2},
         np.array(1.5), np.array([0.5]), np.array([True]), np.zeros((2, 2)), torch.tensor(True),
         torch.tensor([1.5]), torch.zeros(2, 2), float("nan"), [None], iter([1]), picture(0),
+        torch.zeros(2, device="meta"),
     ],
     "text_to_image": [
         "", " ", [], [""], None, 3, [3], b"a", [b"a"], [["a"]], {}, picture(0), np.zeros(3), HUGE,
@@ -358,6 +361,8 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.edit(picture(0), np.array([[object()] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), np.array([["a"] * 8] * 8), label=1), "mask"),
     (lambda p: p.edit(picture(0), HUGE, label=1), "mask"),
+    (lambda p: p.edit(picture(0), torch.zeros(8, 8, device="meta"), label=1), "mask: the tensor"),
+    (lambda p: p.edit(picture(0), torch.eye(8).to_sparse(), label=1), "mask: the tensor"),
     (
         lambda p: p.edit(picture(0), np.ones((7, 5)), label=1),
         "mask of size 5x7: needs the proportions of the picture, 8x8",
@@ -374,6 +379,8 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.save_pretrained(""), "save_pretrained"),
     (lambda p: p.save_pretrained(Path(__file__) / "below"), "below"),
     (lambda p: p.save_pretrained("a\0b"), "a\0b"),
+    (lambda p: p.push_to_hub(".."), "push to .."),
+    (lambda p: p.push_to_hub(None), "push to None"),  # type: ignore[arg-type]
 ]
 
 
@@ -397,13 +404,47 @@ def test_extremes_that_are_allowed(pipe: Pipeline) -> None:
     ("key", "value"),
     [("device", v) for v in ("gpu", "cuda:x", "cuda:99", "meta", 3.5, "", "cpu:1:2", object())]
     + [("dtype", v) for v in ("int8", "single", "", 32, "bf 16", torch.int64, torch.float64)]
-    + [("name", v) for v in (None, 3, "", "a\0b", "x" * 900, ["digits"], b"digits")],
+    + [("name", v) for v in (None, 3, "", "a\0b", "x" * 900, ["digits"], b"digits")]
+    + [("subfolder", 5), ("subfolder", b"a"), ("frontier", 5), ("budget_ms", "fast")],
 )
 def test_devices_types_and_names_that_there_are_not(
     model_folder: Path, key: str, value: Any
 ) -> None:
     given = {"name": model_folder, key: value}
-    refused(lambda: Pipeline.from_pretrained(**given), key if key != "name" else "model")
+    message = said(lambda: Pipeline.from_pretrained(**given))
+    assert (key if key != "name" else "model") in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "full",
+    [lambda: torch.empty(2**50), lambda: np.empty(2**50), torch.OutOfMemoryError("CUDA is full")],
+)
+def test_full_memory_is_one_line(
+    pipe: Pipeline, full: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pass_(*_: Any) -> Any:
+        raise full if isinstance(full, Exception) else full()
+
+    monkeypatch.setattr(Decoder, "forward", pass_)
+    for call in (
+        lambda: pipe.class_to_image([1, 2], **FAST),
+        lambda: pipe.image_to_text(picture(0)),
+        lambda: pipe.log_likelihood("a", "b"),
+    ):
+        refused(call, "memory is full", "batch_size")
+    with pytest.raises(ValueError, match="no memory"), enough_memory("lower it"):
+        raise ValueError("no memory of that")
+
+
+def test_text_of_numbers_that_are_not_finite_is_refused(model_folder: Path) -> None:
+    """Greedily it would be an empty caption, and a draw from it torch's own error."""
+    pipe = Pipeline.from_pretrained(model_folder, "cpu")
+    with torch.no_grad():
+        pipe.decoder.get_parameter("text.weight").fill_(torch.nan)
+    for options in ({}, {"temperature": 1.0}, {"beams": 2}):
+        refused(lambda o=options: pipe.image_to_text(picture(0), **o), "text", "not finite")
+    refused(lambda: pipe.log_likelihood(picture(0), "a"), "text", "not finite")
 
 
 # Precision, editing, names

@@ -768,7 +768,7 @@ def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
     tiny = ["--config", "tiny", *overrides(digits_data, run, steps=10000, save_every=10000)]
     first = subprocess.Popen(
         [sys.executable, "train.py", *tiny],
-        cwd=CHECKOUT, env=environment(), stderr=subprocess.PIPE, text=True,
+        cwd=CHECKOUT, env=environment(DS_ACCELERATOR=""), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (run / "metrics.jsonl").exists():
         assert first.poll() is None
@@ -790,12 +790,18 @@ def test_a_second_run_is_refused_and_ctrl_c_saves_the_first(
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_an_echo() -> None:
+    """A terminal's end is such a signal; under nohup it is none."""
     script = """if True:
         import os, signal, time
         from mmfusion.training import together
         together.ECHO = 0.2
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with together.Stop(said=True) as stop:
-            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.signal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with together.Stop(said=True) as stop:
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
             print("goes on with", stop.signal, flush=True)
             time.sleep(0.3)
@@ -803,7 +809,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_an_echo() -> None:
             print("still here")
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "goes on with 15\n")
+    assert (done.returncode, done.stdout) == (130, "goes on with 1\n")
     assert "Traceback" not in done.stderr
 
 
@@ -905,6 +911,12 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(runs: Path) -> None:
     assert not complete(run)
 
 
+def test_a_signal_whose_answer_nobody_reads_saves_all_the_same(runs: Path) -> None:
+    run = runs / "ranks-1/unheard"
+    assert ended(run) == [["SystemExit", "143"]]
+    assert steps(run) == [2]
+
+
 def test_bad_data_of_one_rank_end_all(runs: Path) -> None:
     run = runs / "ranks-2/data"
     (first, _), (second, told) = ended(run)
@@ -919,6 +931,15 @@ def test_a_sheet_that_cannot_be_drawn_is_a_warning(runs: Path) -> None:
     said = (runs / "ranks-2/said.txt").read_text("utf-8")
     warning = next(line for line in said.splitlines() if "mauve" in line)
     assert str(run / "samples/step-00000001.png") in warning
+
+
+def test_a_model_that_a_trained_run_had_no_room_for_is_exported_by_the_next_start(
+    runs: Path,
+) -> None:
+    run = runs / "ranks-1/unexported"
+    assert steps(run) == [1]
+    assert complete(run)
+    Pipeline.from_pretrained(run, "cpu")
 
 
 def test_an_export_that_fails_ends_all_ranks(runs: Path) -> None:

@@ -1,5 +1,6 @@
 """`mmfusion data verify` finds what was damaged, and nothing else."""
 
+import gzip
 import io
 import json
 import logging
@@ -63,7 +64,16 @@ DAMAGED: list[tuple[str, str, dict[str, Any]]] = [
     ("label", "expected the number of a class", {"cls": b"x", "png": encoded(0)}),
     ("caption", "must be a list of strings", {"json": {"captions": "a"}, "png": encoded(0)}),
     ("content", "content 0 is {'txt': 'a'}", {"json": {"content": [{"txt": "a"}]}}),
-    ("picture", "no picture 0.png", {"json": {"content": [{"image": "0.png"}]}}),
+    (
+        "picture",
+        "no picture 0.png in this sample (it has the members 1.png, json: a name is cut",
+        {"json": {"content": [{"image": "0.png"}]}, "1.png": encoded(0)},
+    ),
+    (
+        "picture",
+        "no picture in this sample (it has the members gif, txt; pictures are png, jpg",
+        {"gif": encoded(0, "gif"), "txt": b"a"},
+    ),
     ("picture", "no picture in this sample", {"json": {"label": 1}}),
     ("picture", "bad.png: not a readable picture", {"json": {"label": 1}, "png": encoded(0)[:90]}),
     ("picture", "bad.1.jpg: not a readable picture", {"1.jpg": b"no"}),
@@ -167,6 +177,10 @@ def test_what_is_no_tar_and_what_does_not_belong_together(tmp_path: Path, shard:
     report = verify([str(shard), str(no_tar)])
     assert (report.shards, report.samples, report.damaged) == (2, 7, {"shard": 1})
     assert f"shard {no_tar}: not a tar file with samples" in report.first("shard")[0]
+    no_tar.write_bytes(gzip.compress(shard.read_bytes()))
+    assert "by gzip: unpack it" in verify([str(no_tar)]).first("shard")[0]
+    no_tar.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    assert "git lfs pull" in verify([str(no_tar)]).first("shard")[0]
     no_tar.unlink()
     other = write_shard(tmp_path / "s/c.tar", GOOD, {"made": "otherwise"})
     assert not verify([str(shard), str(other)]).damaged  # two patterns: two kinds
@@ -270,6 +284,15 @@ def test_shards_that_no_task_can_read_are_not_well(tmp_path: Path, name: str, qu
     assert "first dot" in told
     if not quick:
         assert run("data", "captions", path, "-o", tmp_path / "out") == 2
+
+
+def test_a_shard_of_no_samples_is_not_well_alone_and_keeps_its_index(tmp_path: Path, shard: Path):
+    empty = write_shard(tmp_path / "a.tar", [])
+    for _ in range(2):
+        report = verify([str(empty)])
+        assert (report.damaged, report.indexes) == ({"shard": 1}, {"there": 1})
+        assert "hold no samples" in report.first("shard")[0]
+    assert not verify([str(empty), str(shard)]).damaged
 
 
 def test_shards_of_one_good_sample_and_of_pictures_alone_are_well(tmp_path: Path):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mmfusion.codecs.image import flat
-from mmfusion.errors import CorruptSample
+from mmfusion.errors import CorruptSample, printable
 
 from ..samples import Sample, moments_name
 
@@ -96,13 +96,19 @@ def draw_sheet(sections: dict[str, list[Cell]]) -> "Figure":
     figure = Figure((2 * COLUMNS, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, count, (heading, cells) in zip(parts, lines, sections.items(), strict=True):
-        part.suptitle(heading, fontsize=11, parse_math=False)
+        part.suptitle(printable(heading), fontsize=11, parse_math=False)
         grid = list(part.subplots(count, COLUMNS, squeeze=False).flat)
         for axes, cell in zip(grid, cells, strict=False):
             _draw(axes, cell)
         for axes in grid[len(cells) :]:
             axes.axis("off")
     return figure
+
+
+def _filled(text: str, width: int, lines: int) -> str:
+    """Text as matplotlib can draw it: half of a surrogate pair, as in broken JSON, is none."""
+    shown = printable(" ".join(text.split()))
+    return textwrap.fill(shown, width, max_lines=lines, placeholder="…")
 
 
 def _draw(axes: Any, cell: Cell) -> None:
@@ -113,11 +119,11 @@ def _draw(axes: Any, cell: Cell) -> None:
         )
     small = {"fontsize": 7, "parse_math": False}
     if isinstance(cell.what, str):
-        text = textwrap.fill(cell.what, 24, max_lines=9, placeholder="…")
+        text = _filled(cell.what, 24, 9)
         colour = LEARNED if cell.learned else "black"
         axes.text(0.5, 0.5, text, color=colour, ha="center", va="center", **small)
     else:
         smooth = "antialiased" if cell.what.width >= 100 else "nearest"
         axes.imshow(cell.what.convert("RGB"), interpolation=smooth)
-    lines = [textwrap.fill(line, 34, max_lines=3, placeholder="…") for line in cell.below]
+    lines = [_filled(line, 34, 3) for line in cell.below]
     axes.set_xlabel("\n".join(lines), loc="left", **small)

@@ -12,6 +12,7 @@ import torch
 
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, SourceConfig
+from mmfusion.errors import printable
 from mmfusion.mask import dense_mask
 from mmfusion.sequence import IMAGE, LABEL, TEXT, Document, Image, Label, Row, Text, count
 
@@ -141,7 +142,9 @@ def plot_rows(rows: list[PlottedRow]) -> "Figure":
 def _plot(figure: Any, plotted: PlottedRow) -> None:
     row = plotted.row
     length = min(row.length, row.used + max(2, row.used // 16))  # not all of the padding
-    figure.suptitle("\n".join(plotted.about), fontsize=10, ha="left", x=0.02, parse_math=False)
+    figure.suptitle(
+        "\n".join(map(printable, plotted.about)), fontsize=10, ha="left", x=0.02, parse_math=False
+    )
     shown = {name: colours[None, :length] for name, colours in bands(row).items()}
     shown["mask"] = mask(row, length)
     parts = figure.subplots(len(shown), 1, height_ratios=[1, 1, 1, 1, 26], sharex=True)

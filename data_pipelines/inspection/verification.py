@@ -96,6 +96,9 @@ def verify(
                     report.add(path, damage)
             except CorruptSample as error:
                 report.add(path, error)
+    if not (report.samples or report.damaged):
+        what = f"the shards of {', '.join(patterns)} hold no samples"
+        report.add(patterns[0], CorruptSample("shard", what))
     if listing:
         files.write(listing, json.dumps(vars(report), indent=1).encode())
     return report
@@ -239,4 +242,5 @@ def _content(sample: Sample, whole: bool) -> None:
     for part in sample.content():
         there = part.value in sample or moments_name(part.value) in sample
         if whole and part.kind == "image" and not there:
-            raise sample.corrupt("picture", f": no picture {part.value} in this sample")
+            lacking = f": no picture {part.value} in this sample"
+            raise sample.corrupt("picture", lacking + shown_members(sample.extensions))

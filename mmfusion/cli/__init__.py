@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -63,11 +63,17 @@ def _at_home(argument: str) -> str:
     return argument
 
 
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exits with 2, and a line that says what to mend, for a user's mistake."""
     # Before torch is loaded. Threads that spin while they wait take the cores from whatever else
     # runs: beside a test suite on 2 cores training became several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # One that was closed is none; and the next file to be opened would take its number.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # any name can be shown
         getattr(stream, "reconfigure", dict)(errors="backslashreplace")
     given = [_at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]

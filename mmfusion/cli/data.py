@@ -208,7 +208,7 @@ def autoencoder(
     """Train a small diffusers AutoencoderKL (codec `vae`) on the pictures of shards.
 
     A twentieth of the pictures, at most 256, is held out and measured at the end. The same command
-    goes on from its last checkpoint.
+    goes on from its last checkpoint; Ctrl-C and SIGTERM write one.
     """
     from mmfusion.codecs.image import make_codec
     from mmfusion.config import load

@@ -29,8 +29,9 @@ def train(
 ) -> None:
     """Train a model; a second start goes on from the newest checkpoint.
 
-    SIGINT (Ctrl-C) and SIGTERM save a checkpoint after the step that is being done, and end the
-    run with 130 or 143; a second one ends it at once.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that closes; not under nohup) save a checkpoint
+    after the step that is being done, and end the run with 130, 143 or 129; a second one ends it at
+    once.
     """
     from mmfusion.config import load
     from mmfusion.launcher import Place, place, start
@@ -57,11 +58,16 @@ def _run(settings: "Config", until: int | None) -> None:
     """On this rank."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
+    from mmfusion.errors import enough_memory
     from mmfusion.training.loop import Trainer
     from mmfusion.training.schedule import progress
     from mmfusion.training.together import in_contact
 
-    with in_contact():
+    less = (
+        "lower data.micro_rows or row_length, or set train.checkpoint_activations=true; the next "
+        "start goes on from the newest checkpoint"
+    )
+    with in_contact(), enough_memory(less):
         trainer = Trainer(settings, Loader)
         state, tell = trainer.state, typer.echo if trainer.rank == 0 else lambda _: None
 

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from mmfusion.decoder import Decoder
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, enough_memory
 from mmfusion.generation.arguments import Common
 from mmfusion.generation.likelihood import Likelihood, best_candidates
 from mmfusion.generation.prompt import ImageRequest, PromptPart, PromptReader, TextRequest
@@ -18,6 +18,7 @@ from mmfusion.generation.session import Session, sampler
 from mmfusion.generation.stepper import Alone, Passes, Runner
 from mmfusion.sequence import Segment
 
+LESS = "give a smaller batch_size, or fewer beams"
 Parts = list[list[PromptPart]]
 Column = tuple[Any, ...]
 """The parts of prompts side by side that stand at one place."""
@@ -30,6 +31,7 @@ class Answers:
         self.decoder, self.read, self.runner = decoder, read, runner or Alone(decoder)
         self.config, self.tokenizer, self.codec = read.config, read.tokenizer, read.codec
 
+    @enough_memory(LESS)
     def of(self, prompts: Parts, task: str, common: Common) -> list[list[Any]]:
         """The answers to all prompts, pictures and texts; prompts of one shape side by side."""
         seeds = common.seeds(len(prompts) // common.best_of)
@@ -67,6 +69,7 @@ class Answers:
         """As `of`, of prompts with one answer each."""
         return [answer for (answer,) in self.of(prompts, task, common)]
 
+    @enough_memory(LESS)
     def likelihoods(
         self, documents: Sequence[Sequence[Segment]], common: Common
     ) -> list[Likelihood]:
@@ -148,11 +151,6 @@ class Answers:
         return (yield from session.writing(sampling, image_follows, follows, told))
 
     def _pictures(self, latents: np.ndarray) -> list[PILImage.Image]:
-        if not np.isfinite(latents).all():
-            raise UserError(
-                "the picture came out as numbers that are not finite: lower guidance, or load the "
-                "model with dtype float32"
-            )
         return self.codec.decode(latents)
 
     def _texts(self, ids: list[list[int]]) -> list[str]:

@@ -1,6 +1,7 @@
 """What callers give: items, one or many, as lists; the options that every method takes, checked."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image as PILImage
 from pydantic import Field, model_validator
 
 from mmfusion.config.section import Section, build
-from mmfusion.errors import UserError, shown
+from mmfusion.errors import UserError, shown, user_error
 from mmfusion.rng import generator
 
 OnImage = Callable[[int, float, PILImage.Image], None]
@@ -122,15 +123,21 @@ def split_options(options: dict[str, Any], best_of: int = 1) -> tuple[Common, di
     return build(Common, {**common, "best_of": best_of}, "options"), own
 
 
+def readable(what: str) -> AbstractContextManager[None]:
+    """While a tensor is read: it may be sparse or nested, or hold no numbers at all (meta)."""
+    return user_error(f"{what}: the tensor cannot be read; give an array of numbers", RuntimeError)
+
+
 def listed(items: Any, single: Any = ITEM) -> tuple[list, bool]:
     """Items as a list, and whether there was one alone, of the type or types `single`."""
     if isinstance(items, single):
         return [items], True
-    if isinstance(items, (np.ndarray, torch.Tensor)) and items.ndim:
-        items = list(items)
-    if isinstance(items, (list, tuple, range)):
-        alone = [isinstance(item, torch.Tensor) and item.numel() == 1 for item in items]
-        return [i.item() if one else i for i, one in zip(items, alone, strict=True)], False
+    with readable("items"):
+        if isinstance(items, (np.ndarray, torch.Tensor)) and items.ndim:
+            items = list(items)
+        if isinstance(items, (list, tuple, range)):
+            alone = [isinstance(item, torch.Tensor) and item.numel() == 1 for item in items]
+            return [i.item() if one else i for i, one in zip(items, alone, strict=True)], False
     raise UserError(f"expected one item or a list of them, got {type(items).__name__}")
 
 

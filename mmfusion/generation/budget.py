@@ -18,7 +18,7 @@ from pydantic import Field
 
 from mmfusion.config import build
 from mmfusion.config.section import S, Section
-from mmfusion.errors import UserError, user_error
+from mmfusion.errors import UserError, shown, user_error
 from mmfusion.home import cache_folder
 
 log = logging.getLogger("mmfusion")
@@ -148,6 +148,8 @@ class Budget:
         path: str | Path | None = None,
     ) -> None:
         self.digest, self.machine, self.milliseconds = digest, machine, milliseconds
+        if path is not None and not isinstance(path, (str, Path)):
+            raise UserError(f"frontier {shown(path)}: give the path of a file")
         self.path = Path(os.path.expanduser(path)) if path is not None else None
         self._read: dict[str, Frontier] = {}
         if milliseconds is None:
@@ -159,7 +161,7 @@ class Budget:
             except UserError as error:
                 mistakes.append(str(error))
         if len(mistakes) == len(TASKS):
-            raise UserError("\n".join(mistakes))
+            raise UserError("\n".join(dict.fromkeys(mistakes)))
 
     def fill(self, task: str, options: dict[str, Any], best_of: int = 1) -> dict[str, Any]:
         """The options of a call of `task`, those that it leaves open taken from the budget's point.

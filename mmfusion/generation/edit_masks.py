@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 from mmfusion.codecs.image import flat
 from mmfusion.config import ImageConfig
 from mmfusion.errors import UserError, shown
+from mmfusion.generation.arguments import readable
 
 REGIONS = ("top", "bottom", "left", "right", "center", "outpaint")
 
@@ -48,7 +49,8 @@ def regenerated(mask: EditMask, config: ImageConfig, size: tuple[int, int]) -> n
         if isinstance(mask, PILImage.Image):
             pixels = np.asarray(flat(mask).convert("L")) > 127
         elif isinstance(mask, torch.Tensor):
-            pixels = (mask != 0).cpu().numpy()
+            with readable("mask"):
+                pixels = (mask != 0).cpu().numpy()
         elif isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
             pixels = mask != 0
         else:

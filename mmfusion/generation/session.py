@@ -24,6 +24,7 @@ from mmfusion.cache import Cache, Pool, Seat
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig, Sampling
 from mmfusion.decoder import Decoder
+from mmfusion.errors import UserError
 from mmfusion.generation.coefficients import HISTORY, Step, steps_of
 from mmfusion.generation.decoding import OnToken, begin_choice
 from mmfusion.generation.image_plan import guidance_scale, step_sizes, token_order
@@ -107,7 +108,7 @@ class Session:
             if follows or step < len(sizes) - 1:
                 yield from self._keep_image(latents, cells)
         self.time += 1
-        return latents.cpu().numpy()
+        return _finite("picture", latents).cpu().numpy()
 
     def writing(
         self, sampling: Sampling, image_follows: bool, follows: bool, on_token: OnToken | None
@@ -144,8 +145,8 @@ class Session:
     def weighing(self, answers: list[Text]) -> Passes[Tensor]:
         """Log p of each row's answer, a text with its loss, after what came before: (R,), nats."""
         batch = self._segments(answers, range(len(answers)), 0)
-        _, logits = yield from self._clean(range(len(answers)), batch)
-        assert logits is not None
+        _, found = yield from self._clean(range(len(answers)), batch)
+        logits = _finite("text", found)
         nats = F.cross_entropy(logits, batch.predict_id.to(logits.device), reduction="none")
         owner = batch.doc[batch.predict_at].long()
         return -torch.zeros(len(answers), dtype=torch.double).index_add(
@@ -156,7 +157,7 @@ class Session:
         """Clean segments of the first rows; logits (asked, V) after those of the first of them."""
         rows = range(len(segments))
         _, logits = yield from self._clean(rows, self._segments(segments, rows, asked))
-        return torch.empty(0) if logits is None else logits
+        return _finite("text", logits) if asked else torch.empty(0)
 
     def _next(self, feed: list[int | None], logits: Tensor) -> Passes[Tensor]:
         """One token more in the rows that have one: their new logits, in a copy of the last."""
@@ -175,8 +176,8 @@ class Session:
         self.order[rows] += 1
         self.time[rows] += 1
         _, found = yield from self._clean(rows, batch)
-        assert found is not None
-        return logits.index_copy(0, torch.tensor(rows, device=logits.device), found)
+        places = torch.tensor(rows, device=logits.device)
+        return logits.index_copy(0, places, _finite("text", found))
 
     def _clean(self, rows: Sequence[int], batch: Batch) -> Passes[Output]:
         """A pass of clean tokens, which stay in the cache."""
@@ -286,6 +287,17 @@ class Session:
             noisy_at=torch.arange(len(cell) if noisy else 0),
             level=torch.zeros(len(cell) if noisy else 0, dtype=torch.long),
         )
+
+
+def _finite(what: str, numbers: Tensor | None) -> Tensor:
+    """What a decoder has made, if it is of use: in half precision numbers may overflow."""
+    assert numbers is not None
+    if numbers.isfinite().all():
+        return numbers
+    raise UserError(
+        f"the {what} came out as numbers that are not finite: lower guidance, or load the model "
+        "with dtype float32"
+    )
 
 
 def sampler(config: ModelConfig, sampling: Sampling) -> tuple[Step, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmfusion import launcher
 from mmfusion.config import Config
-from mmfusion.errors import UserError, first_line
+from mmfusion.errors import UserError, first_line, user_error
 
 
 def precision(config: Config) -> torch.dtype:
@@ -58,7 +58,15 @@ def start_distributed() -> tuple[int, int]:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     place = launcher.join(gpus)
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpus else "cpu")
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpus else "cpu"  # and nothing else that may be set
+    with user_error("environment: a variable of torch or DeepSpeed has a wrong value", ValueError):
+        _meet(place, gpus)
+    atexit.register(_leave_group)
+    return place.rank, place.world
+
+
+def _meet(place: launcher.Place, gpus: int) -> None:
+    """Start what torch and DeepSpeed need for all ranks together."""
     import deepspeed
     import deepspeed.ops
 
@@ -79,8 +87,6 @@ def start_distributed() -> tuple[int, int]:
             f"at {where} ({first_line(error)}); another run may have the port: choose a free one "
             "(deepspeed --master_port, torchrun --master-port)"
         ) from None
-    atexit.register(_leave_group)
-    return place.rank, place.world
 
 
 def _leave_group() -> None:

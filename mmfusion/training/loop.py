@@ -16,8 +16,9 @@ from mmfusion.attention import ByDocument, ByRow
 from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import Config, is_run, save
 from mmfusion.decoder import Decoder
-from mmfusion.errors import Elsewhere, UserError, first_line
+from mmfusion.errors import Elsewhere, UserError, first_line, user_error
 from mmfusion.export import check_folder, export
+from mmfusion.manifest import MANIFEST
 from mmfusion.packing import Batch, Parts
 from mmfusion.training import checkpoint, resume
 from mmfusion.training.ema import Ema
@@ -27,7 +28,7 @@ from mmfusion.training.image_grid import sample_sheet
 from mmfusion.training.metrics import Metrics, SkippedLog, Window
 from mmfusion.training.schedule import learning_rate, progress
 from mmfusion.training.start import begin_from
-from mmfusion.training.together import Stop, together
+from mmfusion.training.together import Stop, tell, together
 from mmfusion.training.zero_shards import pieces
 
 log = logging.getLogger("mmfusion")
@@ -57,8 +58,11 @@ def _check_output(folder: Path) -> None:
     """Make sure that a run may write there: to a run's folder, or where nothing has its names.
 
     Raises:
-        UserError: a file is not a run's.
+        UserError: a file is not a run's, or TensorBoard cannot write there.
     """
+    told = "TensorBoard writes to no name that is not UTF-8; give another name"
+    with user_error(f"train.output={folder}: {told}", UnicodeEncodeError):
+        str(folder).encode()
     check_folder(folder / "model")
     for name in (CONFIG, "metrics.jsonl", "training.json"):
         if (folder / name).exists() and not is_run(folder / CONFIG):
@@ -107,7 +111,7 @@ class Trainer:
         if saved:
             saved.restore(self.pieces, self.ema, self.engine.basic_optimizer)
         self.state = saved.state if saved else checkpoint.State()
-        self.saved = self.state.step
+        self.saved, self.newest = self.state.step, saved.path if saved else None
         self.health = Health(self.engine, self.pieces, self.ema)
 
     def _same_data(self) -> None:
@@ -135,7 +139,8 @@ class Trainer:
 
         Raises:
             UserError: training cannot go on; the message says how it can.
-            SystemExit: SIGINT (130) or SIGTERM (143) came; a checkpoint of the last step is there.
+            SystemExit: SIGINT (130), SIGTERM (143) or SIGHUP (129) came; a checkpoint of the last
+                step is there.
         """
         with Stop(said=self.rank == 0) as self.stop:
             with together():
@@ -147,7 +152,7 @@ class Trainer:
         if stopped:
             if self.rank == 0:
                 name = Signals(stopped).name
-                print(f"{name}: stopped; {self._next_start()}", file=sys.stderr, flush=True)
+                tell(f"{name}: stopped; {self._next_start()}")
             sys.exit(128 + stopped)
 
     def _run(self, metrics: Metrics, until: int | None) -> int:
@@ -157,6 +162,9 @@ class Trainer:
         lost = SkippedLog(self.output, state.step, self.rank)
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
+        with together():
+            if self.rank == 0 and self.newest and not self._published():
+                self._publish(metrics, complete=share >= 1)
         if share >= 1 or (until is not None and state.step >= until):
             return 0
         if self.rank == 0:
@@ -272,7 +280,7 @@ class Trainer:
             what = "weights or moments" if broken else "loss or gradient"
             raise self._hopeless(f"{what} not finite")
         self.state.layout = self.rows.layout()
-        path = checkpoint.write(
+        self.newest = checkpoint.write(
             self.output / "checkpoints",
             self.config,
             self.state,
@@ -283,12 +291,23 @@ class Trainer:
         self.saved = self.state.step
         with together():
             if self.rank == 0:
-                weights = checkpoint.Checkpoint(path).weights(checkpoint.EMA, self.shell)
-                export(self.config.model_part(), weights, self.output / "model")
-            self._describe(complete)
-            if self.rank == 0 and not stopping:
-                self._sheet(metrics)
+                self._publish(metrics, complete, stopping)
         return True
+
+    def _published(self) -> bool:
+        """Whether the model is of the newest checkpoint; or the last start had no room or time."""
+        model, facts = self.output / "model" / MANIFEST, self.output / "training.json"
+        known = next(jsonl.objects(facts), {}) if model.is_file() and facts.is_file() else {}
+        return known.get("steps") == self.state.step
+
+    def _publish(self, metrics: Metrics, complete: bool, stopping: bool = False) -> None:
+        """On rank 0: what goes with the newest checkpoint."""
+        assert self.newest
+        weights = checkpoint.Checkpoint(self.newest).weights(checkpoint.EMA, self.shell)
+        export(self.config.model_part(), weights, self.output / "model")
+        self._describe(complete)
+        if not stopping:
+            self._sheet(metrics)
 
     def _describe(self, complete: bool) -> None:
         """Write the facts of the run so far."""

@@ -2,7 +2,9 @@
 
 import math
 import re
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ class Metrics:
         with files.room(self._shown):
             self._board = SummaryWriter(str(self._shown), purge_step=first_step + 1)
         # The bar counts shares of the run, not steps: a time limit can end it earlier.
-        self._bar = tqdm(total=100.0, desc="training", bar_format=BAR, unit="%")
+        file: Any = _Screen()
+        self._bar = tqdm(total=100.0, desc="training", bar_format=BAR, unit="%", file=file)
 
     def advance(self, share: float) -> None:
         """Move the bar to a share of the run."""
@@ -59,6 +62,24 @@ class Metrics:
             self._bar.close()
             with files.room(self._shown):
                 self._board.close()
+
+
+class _Screen:
+    """sys.stderr for the bar. That nobody reads it any more, or that its disk is full, ends no run.
+
+    At Ctrl-C `mmfusion train 2>&1 | tee log` loses its reader first, before a checkpoint is saved.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class Window:

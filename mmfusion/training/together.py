@@ -10,15 +10,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from torch import distributed
 
 from mmfusion.errors import Elsewhere, UserError, first_line
+from mmfusion.launcher import endings
 
-SIGNALS = signal.SIGINT, signal.SIGTERM
 ECHO = 1.0
 """Seconds in which a signal is one with the last: launchers repeat what a terminal sends to all."""
 
@@ -53,12 +53,18 @@ def in_contact() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        told = first_line(error)[:200]
+        told = first_line(error)
         raise UserError(f"another rank has ended or is gone; see what it says ({told})") from None
 
 
+def tell(line: str) -> None:
+    """Write a line to stderr, if anybody is still there to read it; also inside of a print."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
 class Stop:
-    """SIGINT and SIGTERM, noted while a run goes on: it ends after the step that it is at.
+    """SIGINT, SIGTERM and SIGHUP, noted while a run goes on: it ends after the step it is at.
 
     A second signal, unless it is the launcher's repetition of the first, ends the process at once.
     """
@@ -70,7 +76,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {n: signal.signal(n, self._note) for n in endings()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +97,7 @@ class Stop:
 
     def _tell(self, line: str) -> None:
         if self._said:
-            os.write(2, f"\n{line}\n".encode())  # print may not be entered inside a print
+            tell(f"\n{line}")
 
     def agreed(self) -> int:
         """The signal that ends the run, the same on all ranks: the highest of theirs; or 0."""
