@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from mmfusion.card import spans
 from mmfusion.errors import UserError
 from mmfusion.generation.answers import Answers, Parts
-from mmfusion.generation.arguments import each, listed, split_options
+from mmfusion.generation.arguments import each, listed, split_options, told_apart
 from mmfusion.generation.edit_masks import EditMask
 from mmfusion.generation.prompt import Prompt, PromptItem, PromptReader, PromptSlot
 from mmfusion.pretrained import Pretrained
@@ -167,6 +167,7 @@ class Pipeline(Pretrained):
         ]
         return filled if many else filled[0]
 
+    @told_apart
     def log_likelihood(
         self,
         prompts: Any,

@@ -118,6 +118,8 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("override", "named"),
     [
+        ("train.checkpoint_activations=high", "train.checkpoint_activations"),  # one of two types
+        ("generation.edit.order=spiral", "generation.edit.order"),
         ("train.learning_rate=1e-3", "train.learning_rate"),  # unknown keys
         ("lr=1e-3", "lr"),
         ("data.sources.0.shard=x", "data.sources.0.shard"),
@@ -153,6 +155,7 @@ def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:
         load("tiny", [override])
     lines = [line.split(": ") for line in str(caught.value).splitlines()]
     assert any(f"the command line, {override}" in line[0] and line[1] == named for line in lines)
+    assert len(lines) == 1
 
 
 def test_what_is_wrong_is_blamed_on_where_it_was_given(tmp_path: Path) -> None:
@@ -210,6 +213,7 @@ def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
         ("data.sources.first.shards=x", "no entry first"),
         ("data.sources.²=x", "no entry"),
         ("train.betas=[0.9", "not valid YAML"),
+        ("train.betas.0=0.8", "no list is given there"),  # of a default
     ],
 )
 def test_a_bad_override_is_refused(override: str, message: str) -> None:

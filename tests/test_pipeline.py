@@ -304,6 +304,14 @@ def test_unknown_options_list_the_choices(pipe: Pipeline) -> None:
         (lambda **o: pipe.generate([TextSlot(**o)]), ("max_new_tokens", "top_p")),
     ):
         refused(lambda call=call: call(max_new_token=3), "did you mean max_new_tokens?", *choices)
+    for call, choices in (
+        (lambda **o: pipe.log_likelihood("a", "b", **o), ("answers", "progress")),
+        (lambda **o: Pipeline.from_pretrained("x/y", **o), ("dtype", "subfolder")),
+        (lambda **o: pipe.save_pretrained("nowhere", **o), ("max_shard_size", "license")),
+        (lambda **o: pipe.push_to_hub("x/y", **o), ("private", "license")),
+        (lambda **o: pipe.to(**o), ("dtype",)),
+    ):
+        refused(lambda call=call: call(use_safetensors=True), "use_safetensors: no such", *choices)
 
 
 ITEMS: dict[str, list[Any]] = {
@@ -345,6 +353,8 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.image_to_text("a.png"), "expected a PIL picture, got str"),
     (lambda p: p.generate(["a"]), "no slot"),
     (lambda p: p.generate(["a", 3, ImageSlot()]), "not int"),
+    (lambda p: p.generate(["a", ImageSlot]), "ImageSlot() and TextSlot(), not ImageSlot"),
+    (lambda p: p.text_to_image("a", order="spiral"), "'random' or 'raster', or a valid list (got"),
     (lambda p: p.edit(picture(0), "top"), "either a prompt or a label"),
     (lambda p: p.edit(picture(0), "top", "a", 1), "either a prompt or a label"),
     (lambda p: p.text_to_image("a", seed=2**70), f"seed: {2**70}; give a whole number"),
