@@ -619,7 +619,12 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_eval_measures_a_run_on_its_own_sources(
-    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+    run: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    held_out: bool,
 ) -> None:
     monkeypatch.setattr("mmfusion.eval.own.COUNT", 4)
     monkeypatch.setenv("PATH", str(tmp_path))  # without Java, which takes long to start
@@ -631,12 +636,14 @@ def test_eval_measures_a_run_on_its_own_sources(
     shutil.copytree(model, tmp_path / "run/model")
     source = f"{tmp_path}/data/{next(iter(names))}-*.tar"
     sources = [{"name": t, "task": t, "shards": source} for t in ("text_to_image", "image_to_text")]
+    sources += [{"name": "gone", "task": "class_to_image", "shards": f"{tmp_path}/gone/*.tar"}]
     described = json.loads((model / "config.json").read_text("utf-8"))
     trained = {"rows": 1, "micro_rows": 1, "sources": sources}
     config = {**described, "data": trained, "train": {"output": "x", "steps": 1, "lr": 1}}
     save(Config.model_validate(config), tmp_path / "run/config.yaml")
     code, out, err = run("eval", tmp_path / "run")
     assert code == 0, err
+    assert "class_to_image is left out: no pictures at" in caplog.text
     figures = json.loads((tmp_path / "run/report.json").read_text("utf-8"))["figures"]
     measured_on = f"{tmp_path}/data/{list(names)[-1]}-*.tar"
     assert figures.keys() == {"text_to_image", "image_to_text"}
