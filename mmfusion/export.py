@@ -40,6 +40,7 @@ from mmfusion.manifest import (  # fmt: skip
     sha256,
     verify,
 )
+from mmfusion.texts import read_text
 
 CONFIG, WEIGHTS, VAE, LINEAR = "config.json", "model.safetensors", "vae", "codec.safetensors"
 INDEX, PART = "model.safetensors.index.json", "model-*-of-*.safetensors"  # of several files
@@ -230,7 +231,7 @@ def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:
 def _config(folder: Path) -> ModelConfig:
     """The config as it was written: what lies in the folder is named, not found."""
     with user_error(f"{folder / CONFIG}: not readable JSON", OSError, ValueError):
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        described = json.loads(read_text(folder / CONFIG))
     return build(ModelConfig, described, str(folder / CONFIG))
 
 

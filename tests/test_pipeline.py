@@ -480,7 +480,7 @@ def test_the_defaults_of_a_model_may_be_edited(
     digest = model_digest(copy)
     config = json.loads((copy / "config.json").read_text("utf-8"))
     config["generation"]["class_to_image"] |= {"num_inference_steps": 3, "guidance": 4.0}
-    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    (copy / "config.json").write_text(json.dumps(config), "utf-8-sig")  # as some editors do
     edited, plain = (Pipeline.from_pretrained(path, "cpu") for path in (copy, origin))
     expected = plain.class_to_image(3, num_inference_steps=3, guidance=4.0)
     assert np.array_equal(edited.class_to_image(3), expected)
