@@ -123,7 +123,8 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
             f"subfolder {shown(subfolder)}: give the name of a folder inside the model's"
         )
     path = Path(os.path.expanduser(name), subfolder)
-    with user_error(f"model {name}: cannot be read", OSError):
+    called = f"{name}/{subfolder}" if subfolder else name
+    with user_error(f"model {called}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
             if CONFIG in listed(folder) or (
                 (folder / CONFIG).is_file()
@@ -136,12 +137,12 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
         return SHIPPED / name
     if is_folder:
         raise UserError(
-            f"model {name}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that of "
-            "a run that has trained, or an exported one"
+            f"model {called}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that "
+            "of a run that has trained, or an exported one"
         )
     if isinstance(name, Path) or not may_be_hub_id(name):
         raise UserError(
-            f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
+            f"model {called}: no such folder, no shipped model ({', '.join(there)}), and no id on "
             "the hub (ORGANISATION/NAME)"
         )
     files = [*FREE, WEIGHTS, INDEX, PART, LINEAR, *FILES.values(), MANIFEST, f"{VAE}/*"]

@@ -537,6 +537,7 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(here: list[str]) -> None:
     for name in names:
         refused(lambda name=name: locate(name), name, "no such folder", "digits", "hub")
     refused(lambda: locate(Path("org/name")), "org/name", "no such folder")
+    refused(lambda: locate("models", subfolder="nope"), "model models/nope: no such folder")
     assert not here
     refused(lambda: locate("org/name"), "org/name", "no such folder", "hub", "no network")
     assert here == ["org/name"]
