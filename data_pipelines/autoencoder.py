@@ -9,6 +9,7 @@ the same command goes on after a kill as if nothing had been.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from mmfusion.codecs.image import VAE_FILES, PixelCodec
 from mmfusion.config import ImageConfig
 from mmfusion.errors import CorruptSample, UserError, user_error
 from mmfusion.rng import generator
+from mmfusion.training.together import Stop
 from mmfusion.training.zero_shards import MOMENTS, moments
 
 from .shards import Shards
@@ -185,12 +187,17 @@ class Trainer:
         locks.keep(folder, "trains")
 
     def run(self, steps: int, save_every: int) -> None:
-        """Train to step `steps`; the rate falls to zero there, along a half cosine."""
+        """Train to step `steps`; the rate falls to zero there, along a half cosine.
+
+        Raises:
+            SystemExit: SIGINT (130) or SIGTERM (143) came; the state of the last step is there.
+        """
         config, recipe = self.pictures.config, self.recipe
         side = config.size // config.downsampling
         shape = (recipe.batch, config.latent_channels, side, side)
-        with tqdm(total=steps, initial=self.step, unit="step", disable=None) as bar:
-            while self.step < steps:
+        shown = tqdm(total=steps, initial=self.step, unit="step", disable=None)
+        with Stop(said=True) as stop, shown as bar:
+            while self.step < steps and not stop.signal:
                 rng = generator(recipe.seed, "autoencoder", "step", self.step)
                 x = self._pixels(self.pictures.batch(self.step, recipe.batch, rng))
                 noise = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(self.device)
@@ -207,8 +214,11 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 bar.set_postfix_str(f"{-10 * np.log10(error.item() / 4):.1f} dB", refresh=False)
-                if self.step % save_every == 0 or self.step == steps:
+                if self.step % save_every == 0 or self.step == steps or stop.signal:
                     self._save()
+        if stop.signal:
+            print(f"stopped; the same command goes on from step {self.step}", file=sys.stderr)
+            sys.exit(128 + stop.signal)
 
     def _pixels(self, pictures: list[PILImage.Image]) -> Tensor:
         x = torch.from_numpy(self.codec.latents(pictures)).to(self.device)

@@ -1,6 +1,7 @@
 """A small autoencoder: trained by a seed, gone on with after a kill, read as the hub's are."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,23 @@ def test_a_seed_gives_the_same_bytes_also_after_a_kill(
     trained(shards, tmp_path / "other", 5, Recipe(batch=4, width=8, seed=1))
     weights = [(tmp_path / run / VAE_FILES[0]).read_bytes() for run in ("straight", "other")]
     assert weights[0] != weights[1]
+
+
+def test_a_signal_saves_the_step_in_which_it_comes(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    trainer, step = Trainer(Pictures(shards, image(tmp_path), 0), tmp_path, SMALL), loss
+
+    def asked_to_end(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(autoencoder, "loss", asked_to_end)
+    with pytest.raises(SystemExit) as ended:
+        trainer.run(5, 100)
+    assert ended.value.code == 143
+    assert "the same command goes on from step 1" in capsys.readouterr().err
+    assert Trainer(trainer.pictures, tmp_path, SMALL).step == 1
 
 
 def test_pictures_that_are_held_out_are_never_trained_on(shards: str, tmp_path: Path) -> None:
