@@ -580,6 +580,7 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     assert out.count("no command") == 2
     assert "stopped" in out
     assert out.count("/image FILE") == 2  # at the beginning, and by /help
+    assert_refused(run("chat", "--model", model, "-o", "notes.txt"), "notes.txt: is a file and no")
     monkeypatch.setattr("builtins.input", stop)
     answers = iter([KeyboardInterrupt])
     code, out, err = run("chat", "--model", model)
@@ -698,12 +699,22 @@ def draw(*more: object) -> int:
     return ran("generate", "--label", "3", "--set", "num_inference_steps=2", *more)
 
 
-def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
+def test_pictures_that_are_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "album").mkdir()
     (tmp_path / "album/0000.png").write_text("mine")
     for number in (1, 2):
         assert draw("-o", tmp_path / "album") == 0
         assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
+    plain = Pipeline.class_to_image
+
+    def beside_another(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "album/0003.png").write_text("another's")  # while ours is drawn
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "class_to_image", beside_another)
+    assert draw("-o", tmp_path / "album") == 0
+    assert (tmp_path / "album/0003.png").read_text() == "another's"
+    assert (tmp_path / "album/0004.png").stat().st_size > 50
     assert (tmp_path / "album/0000.png").read_text() == "mine"
 
 

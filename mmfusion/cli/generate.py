@@ -62,12 +62,13 @@ def generate(
 
     asked = prompts or label or []
     wanted = asked * count
-    places = _places(output, len(wanted))
+    _places(output)  # refused before it is drawn for
     columns = len(asked) if count > 1 and 1 < len(asked) <= 10 else 10  # one column a prompt
     pipeline = _pipeline(model, device, dtype)
     draw = pipeline.text_to_image if prompts else pipeline.class_to_image
     chosen = {"best_of": best_of} if best_of > 1 else {}
     pictures = draw(wanted, seed=seed, progress=True, **chosen, **_options(options))
+    places = _places(output, len(wanted))  # free now, whatever was drawn meanwhile
     shown = pictures if len(places) == len(pictures) else [grid(pictures, columns)]
     for picture, place in zip(shown, places, strict=True):
         _save(picture, place, exact)
@@ -107,13 +108,13 @@ def edit(
     """Draw a part of a picture anew and keep the rest."""
     from mmfusion.generation.edit_masks import REGIONS
 
-    (place,) = _places(output)
+    _places(output)  # refused before it is drawn for
     picture = _open(image)
     where = mask if mask in REGIONS else _open(Path(mask), f"; or give {', '.join(REGIONS)}")
     edited = _pipeline(model, device, dtype).edit(
         picture, where, prompt=prompt, label=label, seed=seed, **_options(options)
     )
-    _save(edited, place, exact)
+    _save(edited, _places(output)[0], exact)
 
 
 HELP = """A line of text adds to the prompt, as do:
@@ -141,6 +142,7 @@ def chat(
         import readline  # noqa: F401 - being imported, it edits lines and keeps them
     from mmfusion.generation.prompt import ImageSlot, TextSlot
 
+    _places(f"{output}/")  # refused before anything is drawn for it
     chosen = _options(options)
     pipeline = _pipeline(model, device, dtype)
     prompt: list[Any] = []
