@@ -78,11 +78,24 @@ def test_what_belongs_to_the_base_alone_is_not_inherited(tmp_path: Path) -> None
     left_out = (other.text, other.data.pipeline, other.evaluation)
     assert (*left_out, other.classes) == (None, None, None, [])
     assert (other.train.sheet_prompts, other.data.rows) == ([], 8)
+    assert (other.train.max_minutes, same.train.max_minutes) == (None, plain.train.max_minutes)
     kept = ("decoder", "diffusion", "generation", "image", "row_length")
     assert all(getattr(other, key) == getattr(plain, key) for key in kept)
     assert same.model_part() == plain.model_part()
     assert (same.data.pipeline, same.train.sheet_prompts) == ("digits", plain.train.sheet_prompts)
     assert last == other.model_copy(update={"classes": ["a"], "train": last.train})
+
+
+def test_a_codec_fitted_to_the_bases_pictures_is_not_inherited(tmp_path: Path) -> None:
+    source = "{name: a, task: class_to_image, shards: mine/*.tar}"
+    (tmp_path / "mine.yaml").write_text(
+        f"base: emoji_small\ndata: {{sources: [{source}]}}\n", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"mine\.yaml: image: codec linear needs `linear`"):
+        load(str(tmp_path / "mine.yaml"))
+    mine = load(str(tmp_path / "mine.yaml"), ["image.linear=own.safetensors"])
+    codec = {"linear": "own.safetensors"}
+    assert mine.image == load("emoji_small").image.model_copy(update=codec)
 
 
 def test_a_tokenizer_and_classes_that_were_not_inherited_are_asked_for(tmp_path: Path) -> None:
