@@ -334,6 +334,7 @@ def test_each_command_explains_itself(run: Run, name: str) -> None:
     assert code == 0
     assert "Usage" in out
     assert len(out.splitlines()) > 5
+    assert run(name, "-h") == (0, out, "")
 
 
 def test_an_interruption_is_no_error(
