@@ -127,6 +127,7 @@ class Pipeline(Pretrained):
         """Pictures of which a part is generated anew under a prompt or label, zero-shot (sec. 6).
 
         Kept tokens stay bit for bit. `mask`, `prompt` and `label` are one for all, or one each.
+        What comes back has the model's size: of a picture that is not square, the centre square.
 
         The mask is white (nonzero) where to regenerate, or a region: top, bottom, left, right,
         center, outpaint.

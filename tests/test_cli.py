@@ -514,6 +514,11 @@ def test_edit_keeps_what_the_mask_does_not_touch(
     token[:2, 6:] = True
     assert np.array_equal(pixels(out)[~token], before[~token])
     assert not np.array_equal(pixels(out)[token], before[token])
+    wide = tmp_path / "wide.png"
+    PILImage.new("L", (24, 8)).save(wide)
+    for given, told in ((image, False), (wide, True)):
+        code, _, err = run("edit", given, *common[2:], "--mask", "top", "--label", "3")
+        assert (code, f"{given}: its centre square is edited" in err) == (0, told)
 
 
 def test_chat_follows_a_script(

@@ -110,6 +110,8 @@ def edit(
 
     _places(output)  # refused before it is drawn for
     picture = _open(image)
+    if picture.width != picture.height:
+        typer.echo(f"{image}: its centre square is edited, the rest is cut off", err=True)
     where = mask if mask in REGIONS else _open(Path(mask), f"; or give {', '.join(REGIONS)}")
     edited = _pipeline(model, device, dtype).edit(
         picture, where, prompt=prompt, label=label, seed=seed, **_options(options)
