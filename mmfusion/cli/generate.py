@@ -145,8 +145,7 @@ def chat(
     from mmfusion.generation.prompt import ImageSlot, TextSlot
 
     _places(f"{output}/")  # refused before anything is drawn for it
-    chosen = _options(options)
-    pipeline = _pipeline(model, device, dtype)
+    chosen, pipeline = _options(options), _pipeline(model, device, dtype)
     prompt: list[Any] = []
     typer.echo(HELP)
     while True:
