@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,3 +87,13 @@ def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{what} ({first_line(error)})") from None
+
+
+@contextmanager
+def resumable(kept: str) -> Iterator[None]:
+    """Work of which something is `kept` when Ctrl-C ends it, which is said. Also a decorator."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{kept} stay; the same command goes on", file=sys.stderr)
+        raise
