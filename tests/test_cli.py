@@ -564,6 +564,20 @@ def test_an_answer_of_no_words_does_not_end_a_chat(
     assert [prompt[:-1] for prompt in asked] == [["one"], ["one"], ["one", "two"]]
 
 
+def test_chat_takes_a_picture_as_terminals_drop_it(
+    run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a b.png", "'c.png"):  # as it is typed, where that is there
+        shutil.copyfile(image, tmp_path / name)
+    lines = ["/image a b.png", "/image 'a b.png'", '/image "a b.png"', "/image a\\ b.png"]
+    lines += ["/image 'c.png", "/image 'd.png", "/image 'e.png'"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    code, out, err = run("chat", "--model", model)
+    assert (code, err, out.count("error: ")) == (0, "", 2)
+    assert "picture 'd.png: no such file" in out
+    assert "picture e.png: no such file" in out
+
+
 def test_chat_goes_on_after_mistakes_and_interruptions(
     run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import count as numbers
@@ -168,7 +169,7 @@ def chat(
             elif command == "/image":
                 if not rest:
                     raise UserError("/image: name the file of a picture")
-                prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
+                prompt.append(_open(_named(rest.strip())))
             elif command in ("/say", "/draw"):
                 if rest:
                     raise UserError(f"{command}: takes nothing; write the text on a line before it")
@@ -188,6 +189,14 @@ def chat(
             typer.echo(f"error: {error}")
         except KeyboardInterrupt:
             typer.echo("stopped")
+
+
+def _named(text: str) -> Path:
+    """A path as it is typed, or as terminals write that of a file which is dropped on them."""
+    with suppress(ValueError):  # of a quote that does not close
+        if not os.path.exists(os.path.expanduser(text)) and len(words := shlex.split(text)) == 1:
+            (text,) = words
+    return Path(os.path.expanduser(text))
 
 
 def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":
