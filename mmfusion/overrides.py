@@ -88,6 +88,8 @@ def read_override(given: str, kind: Any, what: str = OVERRIDE) -> tuple[Key, Any
         return path, read_yaml(text, f"{what} {given}", any(map(_is_text, entries)))
     if any(map(_is_text, [*members, *entries])):
         return path, text
+    if not text:
+        raise UserError(f"{what} {given}: give the value after the =, without a space")
     return path, read_yaml(text, f"{what} {given}")
 
 

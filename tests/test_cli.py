@@ -148,6 +148,7 @@ def test_generate_refuses(run: Run, model: Path, arguments: list[str], named: li
         ("train --train.lr=3", "train: no option --train.lr; did you mean train.lr=...?"),
         ("train --data.row 3", "train: no option --data.row; did you mean data.rows=...?"),
         ("eval frontir", "eval frontir: no such metric; choose fid, clip, "),
+        ("generate a --set guidance= 2", "--set guidance=: give the value after the ="),
         ("generate a --set order=spiral", "order: Input should be 'random' or 'raster', or a"),
         ("train --dryrun", "train: no option --dryrun; did you mean --dry-run?"),
         ("train digits", "override digits: write it as key=value; the name of a config goes after"),

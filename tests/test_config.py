@@ -141,7 +141,6 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
         ("train.lr='1e-3'", "train.lr"),
         ("train.steps=1.5", "train.steps"),
         ("train.steps=true", "train.steps"),
-        ("train.steps=", "train.steps"),
         ("data.rows=[4]", "data.rows"),
         ("image=8", "image"),
         ("text.tokenizer=", "text.tokenizer"),
@@ -226,6 +225,8 @@ def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
         ("data.sources.first.shards=x", "no entry first"),
         ("data.sources.²=x", "no entry"),
         ("train.betas=[0.9", "not valid YAML"),
+        ("train.steps=", "give the value after the =, without a space"),
+        ("train.max_minutes=", "give the value after the ="),  # null is written out
         ("train.betas.0=0.8", "no list is given there"),  # of a default
     ],
 )
