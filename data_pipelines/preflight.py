@@ -33,7 +33,7 @@ def check_data(config: Config, name: str) -> None:
     pieces: dict[str, list[str]] = {}
     vae, sources = str(config.image.vae), config.data.sources
     if config.image.codec == "vae" and not (Path(vae).is_dir() or may_be_hub_id(vae)):
-        pieces[f"image.vae: no folder {vae}"] = [
+        pieces[f"image.vae: no folder {_missing(vae)}"] = [
             "put a diffusers AutoencoderKL there, with safetensors weights; MAR's KL-16, of which "
             "github.com/LTH14/mar says where kl16.ckpt is:",
             f"mmfusion import mar-vae kl16.ckpt {vae}",
@@ -41,20 +41,20 @@ def check_data(config: Config, name: str) -> None:
     if config.image.codec == "linear" and not Path(str(config.image.linear)).is_file():
         shards = sources[0].shards
         codec = f'mmfusion data linear-codec "{shards}" --config {name} -o {config.image.linear}'
-        pieces[f"image.linear: no file {config.image.linear}"] = [codec]
+        pieces[f"image.linear: no file {_missing(config.image.linear)}"] = [codec]
     for shards in dict.fromkeys(source.shards for source in sources):
         if not storage.expand(shards):
             readers = [source for source in sources if source.shards == shards]
-            piece = f"data.sources {_names(readers)}: no shards {shards}"
+            piece = f"data.sources {_names(readers)}: no shards {_missing(shards)}"
             pieces[piece] = _commands(config, readers, name)
     if config.classes_file:
         folder = Path(config.classes_file).parent
         by = (c for commands in pieces.values() for c in commands if c.endswith(f" -o {folder}"))
         command = next(by, f"mmfusion data imagenet {IMAGENET} -o {folder}")
-        pieces[f"classes_file: no file {config.classes_file}"] = [command]
+        pieces[f"classes_file: no file {_missing(config.classes_file)}"] = [command]
     if config.text and not Path(config.text.tokenizer).is_file():
         path = Path(config.text.tokenizer)
-        pieces[f"text.tokenizer: no file {path}"] = [_tokenizer(config, path)]
+        pieces[f"text.tokenizer: no file {_missing(path)}"] = [_tokenizer(config, path)]
     worded = [source for source in sources if source.task in ("text_to_image", "image_to_text")]
     if worded and not config.text:
         pieces[f"text.tokenizer: not given, but text is read by {_names(worded)}"] = [
@@ -74,6 +74,12 @@ def check_data(config: Config, name: str) -> None:
         )
 
 
+def _missing(path: object) -> str:
+    """A path that is not there, and what is there under nearly that name: it may be mistyped."""
+    there = storage.beside(str(path), alike=True)
+    return f"{path}; {there}" if there else str(path)
+
+
 def _names(sources: list[SourceConfig]) -> str:
     return ", ".join(source.name for source in sources)
 
@@ -83,7 +89,8 @@ def _commands(config: Config, sources: list[SourceConfig], name: str) -> list[st
     if config.data.pipeline:
         demo = load(config.data.pipeline)
         if sources[0].shards not in {source.shards for source in demo.data.sources}:
-            return [storage.beside(sources[0].shards)]  # mistyped, perhaps
+            said = storage.beside(sources[0].shards, alike=True)  # mistyped, perhaps
+            return [] if said else [storage.beside(sources[0].shards)]
         return [f"mmfusion data {PIPELINES[config.data.pipeline]} -o {folder}"]
     command, given = GIVEN[sources[0].task]
     if command == "imagenet" and any(s.task != "class_to_image" for s in sources):

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmfusion import files, jsonl, launcher, locks
-from mmfusion.errors import CorruptSample, UserError, printable
+from mmfusion.errors import CorruptSample, UserError, printable, resumable
 from mmfusion.rng import generator
 
 from . import storage
@@ -109,6 +109,7 @@ def shuffled(count: int, seed: int | None) -> np.ndarray:
     return np.arange(count) if seed is None else generator("shards", seed).permutation(count)
 
 
+@resumable("whole shards")
 def write_parts(
     parts: Parts[T],
     name: str,

@@ -118,8 +118,11 @@ def _natural(path: str) -> tuple[list[str | int], str]:
     return [int(part) if n % 2 else part for n, part in enumerate(parts)], path
 
 
-def beside(pattern: str) -> str:
-    """For a message on a pattern that nothing matches: what lies where it was looked for."""
+def beside(pattern: str, alike: bool = False) -> str:
+    """For a message on a pattern that nothing matches: what lies where it was looked for.
+
+    With `alike` nothing is said unless something there has nearly that name.
+    """
     if is_remote(pattern):
         return ""
     folder, rest = _there(pattern)
@@ -128,7 +131,10 @@ def beside(pattern: str) -> str:
     except OSError:
         return ""
     sought = rest.partition("/")[0]
-    near = difflib.get_close_matches(sought, names, MOST_NAMED) or sorted(names, key=_natural)
+    near = difflib.get_close_matches(sought, names, MOST_NAMED)
+    if alike and not near:
+        return ""
+    near = near or sorted(names, key=_natural)
     shown = ", ".join(printable(name) for name in near[:MOST_NAMED]) or "nothing"
     shown += ", ..." if len(names) > MOST_NAMED else ""
     return f"{os.path.abspath(folder)} has {shown}"

@@ -25,7 +25,7 @@ from mmfusion.codecs.image import encoded
 from mmfusion.config import ModelConfig, Sampling, build
 from mmfusion.data_pipelines.samples import FACTS
 from mmfusion.data_pipelines.shards import Shards
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, resumable
 from mmfusion.export import locate, model_digest
 from mmfusion.files import check_free, write
 from mmfusion.generation.budget import FILE, Dials, Frontier, Machine, Point, kept_at, pareto, read
@@ -209,6 +209,7 @@ def _task(config: ModelConfig, task: str | None) -> str:
     return task or able[0]
 
 
+@resumable("points that are measured")
 def measure_frontier(
     model: str,
     task: str | None,

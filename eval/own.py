@@ -4,6 +4,7 @@ Data folders name their parts as people do, `train-*.tar` beside `held_out-*.tar
 beside `coco-val/`, and latents lie beside their pictures (`x-latents/` beside `x/`).
 """
 
+import logging
 import re
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,7 @@ from mmfusion.errors import UserError
 from .digits.suite import unfit
 from .extractors import default_features
 
+log = logging.getLogger("mmfusion")
 COUNT = 1000
 """Answers of each direction: minutes of a small model on a CPU."""
 TRAINING = re.compile(r"(?<![a-z])train(ing)?(?![a-z])")
@@ -26,7 +28,8 @@ HELD_OUT = "held_out", "held-out", "val", "validation", "test"
 READ_FROM = {"class_to_image": "reference", "text_to_image": "data", "image_to_text": "data"}
 WANTED = (
     "give --config NAME.yaml that names shards with pictures as class_to_image.reference, "
-    "text_to_image.data or image_to_text.data (configs/eval/coco.yaml is an example)"
+    "text_to_image.data or image_to_text.data (configs/eval/coco.yaml is an example; the shipped "
+    "emoji model's is --config eval/emoji)"
 )
 
 
@@ -46,6 +49,7 @@ def own_evaluation(name: str, model: ModelConfig, run: Config | None) -> Evaluat
     if run.evaluation:
         return run.evaluation
     asked: dict[str, dict[str, Any]] = {}
+    tried: dict[str, list[str]] = {}
     for source in run.data.sources:
         if source.task in READ_FROM and source.task not in asked:
             shards = with_pictures(source.shards)
@@ -55,13 +59,17 @@ def own_evaluation(name: str, model: ModelConfig, run: Config | None) -> Evaluat
                     "training_shards": shards == without_latents(source.shards),
                     "pictures": COUNT,
                 }
+            else:
+                tried.setdefault(source.task, []).append(source.shards)
+    if not asked:
+        every = ", ".join(source.shards for source in run.data.sources)
+        raise UserError(f"{name}: its data.sources lead to no pictures ({every}); {WANTED}")
+    for task in tried.keys() - asked.keys():
+        log.warning("%s is left out: no pictures at %s", task, ", ".join(tried[task]))
     for task in asked.keys() - {"image_to_text"}:
         asked[task]["features"] = [default_features(model.image.size)]
     if "text_to_image" in asked:
         asked["text_to_image"]["cycle"] = "image_to_text" in asked
-    if not asked:
-        tried = ", ".join(source.shards for source in run.data.sources)
-        raise UserError(f"{name}: its data.sources lead to no pictures ({tried}); {WANTED}")
     return EvaluationConfig.model_validate(asked)
 
 

@@ -62,12 +62,13 @@ def data_uri(picture: PILImage.Image | bytes) -> str:
 def losses(path: Path) -> dict[str, bytes]:
     """A chart of each loss in a metrics file that has two values or more, by its title.
 
-    The height is logarithmic; of many points the means of neighbours are drawn.
+    The height is logarithmic, so a loss of which there is none (0) has no chart; of many points the
+    means of neighbours are drawn.
     """
     lines = list(jsonl.objects(path)) if path.is_file() else []
     found = {}
     for key, title in LOSSES.items():
-        points = {m["step"]: m[key] for m in lines if _finite(m.get("step"), m.get(key))}
+        points = {m["step"]: m[key] for m in lines if _positive(m.get("step"), m.get(key))}
         if len(points) < 2:
             continue
         parts = np.array_split(np.array(sorted(points.items())), min(MOST, len(points)))
@@ -82,8 +83,8 @@ def losses(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _finite(*values: Any) -> bool:
-    return all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values)
+def _positive(*values: Any) -> bool:
+    return all(isinstance(v, (int, float)) and math.isfinite(v) and v > 0 for v in values)
 
 
 def scatter(groups: Mapping[str, Points], frontier: Points, xlabel: str, ylabel: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmfusion import Pipeline
 from mmfusion.config import EvaluationConfig
+from mmfusion.errors import resumable
 from mmfusion.generation.budget import Machine
 
 from . import formatting, tasks
@@ -74,6 +75,7 @@ class Evaluation:
             "config": pipeline.config.model_dump(mode="json", exclude={"generation"}),
         }
 
+    @resumable("answers that are there")
     def run(self) -> tuple[dict[str, Any], dict[str, Cells]]:
         """Measure: the report (plain data), and the sheets' cells by name.
 

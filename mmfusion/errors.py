@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -99,3 +100,13 @@ def enough_memory(remedy: str) -> Iterator[None]:
         if not (torchs or isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise
         raise UserError(f"memory is full ({first_line(error)}); {remedy}") from None
+
+
+@contextmanager
+def resumable(kept: str) -> Iterator[None]:
+    """Work of which something is `kept` when Ctrl-C ends it, which is said. Also a decorator."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{kept} stay; the same command goes on", file=sys.stderr)
+        raise

@@ -40,6 +40,7 @@ from mmfusion.manifest import (  # fmt: skip
     sha256,
     verify,
 )
+from mmfusion.texts import read_text
 
 CONFIG, WEIGHTS, VAE, LINEAR = "config.json", "model.safetensors", "vae", "codec.safetensors"
 INDEX, PART = "model.safetensors.index.json", "model-*-of-*.safetensors"  # of several files
@@ -123,7 +124,8 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
             f"subfolder {shown(subfolder)}: give the name of a folder inside the model's"
         )
     path = Path(os.path.expanduser(name), subfolder)
-    with user_error(f"model {name}: cannot be read", OSError):
+    called = f"{name}/{subfolder}" if subfolder else name
+    with user_error(f"model {called}: cannot be read", OSError):
         for folder in (path, path / "model"):  # of a run
             if CONFIG in listed(folder) or _has_lost_its_manifest(folder):
                 return folder
@@ -133,12 +135,12 @@ def locate(name: str | Path, source: Source = USUAL, subfolder: str = "") -> Pat
         return SHIPPED / name
     if is_folder:
         raise UserError(
-            f"model {name}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that of "
-            "a run that has trained, or an exported one"
+            f"model {called}: no model in the folder ({CONFIG}, {WEIGHTS}, {MANIFEST}); give that "
+            "of a run that has trained, or an exported one"
         )
     if isinstance(name, Path) or not may_be_hub_id(name):
         raise UserError(
-            f"model {name}: no such folder, no shipped model ({', '.join(there)}), and no id on "
+            f"model {called}: no such folder, no shipped model ({', '.join(there)}), and no id on "
             "the hub (ORGANISATION/NAME)"
         )
     files = [*FREE, WEIGHTS, INDEX, PART, LINEAR, *FILES.values(), MANIFEST, f"{VAE}/*"]
@@ -236,7 +238,7 @@ def _precision(weights: dict[str, Tensor], folder: Path) -> torch.dtype:
 def _config(folder: Path) -> ModelConfig:
     """The config as it was written: what lies in the folder is named, not found."""
     with user_error(f"{folder / CONFIG}: not readable JSON", OSError, ValueError):
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        described = json.loads(read_text(folder / CONFIG))
     return build(ModelConfig, described, str(folder / CONFIG))
 
 

@@ -17,14 +17,15 @@ from mmfusion.errors import UserError
 
 TASKS = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"
 SLURM = "SLURM_PROCID", TASKS, "SLURM_LOCALID"
-# Those of MPI come before Slurm's: below an mpirun inside a job, Slurm's count its own helpers.
+# Those of MPI's launchers come before Slurm's: below an mpirun inside a job, Slurm's count its own
+# helpers. PMI's are set by some of them, and by srun itself where it serves MPI (`--mpi=pmi2`).
 KINDS = (
     ("RANK", ("WORLD_SIZE",), "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
     ("MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID"),
+    ("JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), "JSM_NAMESPACE_LOCAL_RANK"),
     SLURM,
+    ("PMI_RANK", ("PMI_SIZE",), "MPI_LOCALRANKID"),
 )
 PORT = 29500  # torchrun's
 SLURM_PORTS = 10_000, 20_000  # from, and how many: below those that a system gives out itself
@@ -46,7 +47,7 @@ class Place(NamedTuple):
 
 def place() -> Place:
     """What the launcher says; without one, the only process."""
-    kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or _in_step())), None)
+    kind = next((k for k in KINDS if _given(k[0]) and (k is not SLURM or _by_srun())), None)
     if kind is None:
         if (_number("WORLD_SIZE") or 1) > 1:
             told = "set both, or unset it to start without a launcher"
@@ -71,7 +72,8 @@ def join(gpus: int = 0) -> Place:
     """
     found = place()
     tasks = next((f"{name}={_given(name)}" for name in TASKS if (_number(name) or 0) > 1), None)
-    if tasks and not _in_step() and not any(_given(kind[0]) for kind in KINDS[:-1]):
+    others = any(_given(kind[0]) for kind in KINDS if kind is not SLURM)
+    if tasks and not _in_step() and not others:
         raise UserError(
             f"{tasks}, but this process is not of a step that srun has started, and would train "
             "alone; start it as `srun mmfusion train ...`, or set RANK=0 if it is meant to be alone"
@@ -110,6 +112,12 @@ def _number(name: str, most: int = 2**31) -> int | None:
 def _in_step() -> bool:
     """In a Slurm job's shell the tasks are counted, but only srun starts them, as a step."""
     return bool(_given("SLURM_STEP_ID") or _given("SLURM_STEPID"))
+
+
+def _by_srun() -> bool:
+    """Whether Slurm's tasks are the processes themselves, and not the helpers of an mpirun."""
+    tasks = next(filter(None, map(_given, TASKS)), "")
+    return _in_step() and (_given("PMI_SIZE") or tasks) == tasks
 
 
 def _meeting(found: Place) -> tuple[str, int]:

@@ -98,6 +98,8 @@ def read_override(given: str, kind: Any, what: str = OVERRIDE) -> tuple[Key, Any
         return path, read_yaml(text, f"{what} {given}", any(map(_is_text, entries)))
     if any(map(_is_text, [*members, *entries])):
         return path, text
+    if not text:
+        raise UserError(f"{what} {given}: give the value after the =, without a space")
     return path, read_yaml(text, f"{what} {given}")
 
 
@@ -113,6 +115,8 @@ def replaced(node: Any, path: Key, value: Any, where: str) -> Any:
         if not isinstance(part, int) or part >= len(node):
             raise UserError(f"{where}: a list of {len(node)} entries has no entry {part}")
         return [*node[:part], replaced(node[part], (*rest,), value, where), *node[part + 1 :]]
+    if node is None and isinstance(part, int):
+        raise UserError(f"{where}: no list is given there to pick an entry of; write it whole")
     if not isinstance(node, (dict, NoneType)):
         raise UserError(f"{where}: {part} is not in a section, but in a value")
     node = node or {}

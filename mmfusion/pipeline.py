@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from mmfusion.card import spans
 from mmfusion.errors import UserError
 from mmfusion.generation.answers import Answers, Parts
-from mmfusion.generation.arguments import each, listed, split_options
+from mmfusion.generation.arguments import each, listed, split_options, told_apart
 from mmfusion.generation.edit_masks import EditMask
 from mmfusion.generation.prompt import Prompt, PromptItem, PromptReader, PromptSlot
 from mmfusion.pretrained import Pretrained
@@ -127,6 +127,7 @@ class Pipeline(Pretrained):
         """Pictures of which a part is generated anew under a prompt or label, zero-shot (sec. 6).
 
         Kept tokens stay bit for bit. `mask`, `prompt` and `label` are one for all, or one each.
+        What comes back has the model's size: of a picture that is not square, the centre square.
 
         The mask is white (nonzero) where to regenerate, or a region: top, bottom, left, right,
         center, outpaint.
@@ -167,6 +168,7 @@ class Pipeline(Pretrained):
         ]
         return filled if many else filled[0]
 
+    @told_apart
     def log_likelihood(
         self,
         prompts: Any,

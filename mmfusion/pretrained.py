@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +13,7 @@ from mmfusion.codecs.text import Tokenizer
 from mmfusion.config import ModelConfig
 from mmfusion.decoder import Decoder
 from mmfusion.errors import UserError, shown, user_error
+from mmfusion.generation.arguments import told_apart
 from mmfusion.generation.budget import Budget, Machine
 
 Self = TypeVar("Self", bound="Pretrained")
@@ -44,6 +45,7 @@ class Pretrained:
         self.codec = codec or make_codec(config.image, self.device)
 
     @classmethod
+    @told_apart
     def from_pretrained(
         cls: type[Self],
         name: str | Path = "digits",
@@ -95,6 +97,7 @@ class Pretrained:
         pipeline.source, pipeline.saved_dtype = folder, saved
         return pipeline
 
+    @told_apart
     def save_pretrained(
         self,
         folder: str | Path,
@@ -126,6 +129,7 @@ class Pretrained:
             pages = card.pages(name, self.config, self.parameters, self.source, license, datasets)
             export.export(self.config, weights, place, max_shard_size, pages)
 
+    @told_apart
     def push_to_hub(
         self,
         repo_id: str,
@@ -133,9 +137,11 @@ class Pretrained:
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Upload a model with mmfusion",
-        **options: Any,
+        max_shard_size: int | str = export.MOST,
+        license: str | None = None,
+        datasets: list[str] | None = None,
     ) -> str:
-        """Put the model, as `save_pretrained` with these options writes it, on the hub.
+        """Put the model, as `save_pretrained` writes it, on the hub.
 
         Repository and branch are made if they are not there. It is one commit: whoever loads the
         model has the old one or the new one. A README.md that was written or edited there stays.
@@ -146,7 +152,7 @@ class Pretrained:
         with TemporaryDirectory() as temporary:
             hub.check_id(repo_id)
             folder = Path(temporary, repo_id.rpartition("/")[2])
-            self.save_pretrained(folder, **options)
+            self.save_pretrained(folder, max_shard_size, license, datasets)
             return hub.upload(
                 folder, repo_id, export.CONFIG, export.PAGES, private, token, revision,
                 commit_message,
@@ -167,6 +173,7 @@ class Pretrained:
         """How many numbers the decoder has learned."""
         return sum(weight.numel() for weight in self.decoder.parameters())
 
+    @told_apart
     def to(
         self: Self,
         device: str | torch.device | torch.dtype | None = None,

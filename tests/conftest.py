@@ -30,6 +30,8 @@ Command = Callable[..., tuple[int, str, str]]
 def pytest_configure(config: pytest.Config) -> None:
     # diffusers' multistep schedulers on NumPy 2; nothing that we can mend.
     config.addinivalue_line("filterwarnings", "ignore:__array__ impl:DeprecationWarning")
+    # The hub's client, of its own http client.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
     # As in mmfusion/codecs/image.py, whose filters pytest takes back: one bad picture gives 5,000.
     config.addinivalue_line("filterwarnings", "ignore:Tag data larger than file:UserWarning")
     config.addinivalue_line("filterwarnings", "ignore:Corrupt EXIF data:UserWarning")

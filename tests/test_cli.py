@@ -146,6 +146,11 @@ def test_generate_refuses(run: Run, model: Path, arguments: list[str], named: li
         ("push a b c", "push: got unexpected extra argument"),
         ("genrate a", "no such command 'genrate'. Did you mean 'generate'?"),
         ("train --lr 3", "train: no option --lr; did you mean train.lr=...?"),
+        ("train --train.lr=3", "train: no option --train.lr; did you mean train.lr=...?"),
+        ("train --data.row 3", "train: no option --data.row; did you mean data.rows=...?"),
+        ("eval frontir", "eval frontir: no such metric; choose fid, clip, "),
+        ("generate a --set guidance= 2", "--set guidance=: give the value after the ="),
+        ("generate a --set order=spiral", "order: Input should be 'random' or 'raster', or a"),
         ("train --dryrun", "train: no option --dryrun; did you mean --dry-run?"),
         ("train digits", "override digits: write it as key=value; the name of a config goes after"),
         ("train --config eval/digits", "says what to measure, as eval/digits does; here it is to"),
@@ -331,6 +336,7 @@ def test_each_command_explains_itself(run: Run, name: str) -> None:
     assert code == 0
     assert "Usage" in out
     assert len(out.splitlines()) > 5
+    assert run(name, "-h") == (0, out, "")
 
 
 def test_an_interruption_is_no_error(
@@ -519,6 +525,11 @@ def test_edit_keeps_what_the_mask_does_not_touch(
     token[:2, 6:] = True
     assert np.array_equal(pixels(out)[~token], before[~token])
     assert not np.array_equal(pixels(out)[token], before[token])
+    wide = tmp_path / "wide.png"
+    PILImage.new("L", (24, 8)).save(wide)
+    for given, told in ((image, False), (wide, True)):
+        code, _, err = run("edit", given, *common[2:], "--mask", "top", "--label", "3")
+        assert (code, f"{given}: its centre square is edited" in err) == (0, told)
 
 
 def test_chat_follows_a_script(
@@ -564,6 +575,20 @@ def test_an_answer_of_no_words_does_not_end_a_chat(
     assert [prompt[:-1] for prompt in asked] == [["one"], ["one"], ["one", "two"]]
 
 
+def test_chat_takes_a_picture_as_terminals_drop_it(
+    run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a b.png", "'c.png"):  # as it is typed, where that is there
+        shutil.copyfile(image, tmp_path / name)
+    lines = ["/image a b.png", "/image 'a b.png'", '/image "a b.png"', "/image a\\ b.png"]
+    lines += ["/image 'c.png", "/image 'd.png", "/image 'e.png'"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    code, out, err = run("chat", "--model", model)
+    assert (code, err, out.count("error: ")) == (0, "", 2)
+    assert "picture 'd.png: no such file" in out
+    assert "picture e.png: no such file" in out
+
+
 def test_chat_goes_on_after_mistakes_and_interruptions(
     run: Run, model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,6 +611,7 @@ def test_chat_goes_on_after_mistakes_and_interruptions(
     assert out.count("no command") == 2
     assert "stopped" in out
     assert out.count("/image FILE") == 2  # at the beginning, and by /help
+    assert_refused(run("chat", "--model", model, "-o", "notes.txt"), "notes.txt: is a file and no")
     monkeypatch.setattr("builtins.input", stop)
     answers = iter([KeyboardInterrupt])
     code, out, err = run("chat", "--model", model)
@@ -625,7 +651,12 @@ def test_eval_reports_on_a_run(run: Run, model: Path, digits_data: Path, tmp_pat
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_eval_measures_a_run_on_its_own_sources(
-    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
+    run: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    held_out: bool,
 ) -> None:
     monkeypatch.setattr("mmfusion.eval.own.COUNT", 4)
     monkeypatch.setenv("PATH", str(tmp_path))  # without Java, which takes long to start
@@ -637,12 +668,14 @@ def test_eval_measures_a_run_on_its_own_sources(
     shutil.copytree(model, tmp_path / "run/model")
     source = f"{tmp_path}/data/{next(iter(names))}-*.tar"
     sources = [{"name": t, "task": t, "shards": source} for t in ("text_to_image", "image_to_text")]
+    sources += [{"name": "gone", "task": "class_to_image", "shards": f"{tmp_path}/gone/*.tar"}]
     described = json.loads((model / "config.json").read_text("utf-8"))
     trained = {"rows": 1, "micro_rows": 1, "sources": sources}
     config = {**described, "data": trained, "train": {"output": "x", "steps": 1, "lr": 1}}
     save(Config.model_validate(config), tmp_path / "run/config.yaml")
     code, out, err = run("eval", tmp_path / "run")
     assert code == 0, err
+    assert "class_to_image is left out: no pictures at" in caplog.text
     figures = json.loads((tmp_path / "run/report.json").read_text("utf-8"))["figures"]
     measured_on = f"{tmp_path}/data/{list(names)[-1]}-*.tar"
     assert figures.keys() == {"text_to_image", "image_to_text"}
@@ -705,12 +738,22 @@ def draw(*more: object) -> int:
     return ran("generate", "--label", "3", "--set", "num_inference_steps=2", *more)
 
 
-def test_pictures_that_are_there_stay(tmp_path: Path) -> None:
+def test_pictures_that_are_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "album").mkdir()
     (tmp_path / "album/0000.png").write_text("mine")
     for number in (1, 2):
         assert draw("-o", tmp_path / "album") == 0
         assert (tmp_path / f"album/000{number}.png").stat().st_size > 50
+    plain = Pipeline.class_to_image
+
+    def beside_another(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "album/0003.png").write_text("another's")  # while ours is drawn
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "class_to_image", beside_another)
+    assert draw("-o", tmp_path / "album") == 0
+    assert (tmp_path / "album/0003.png").read_text() == "another's"
+    assert (tmp_path / "album/0004.png").stat().st_size > 50
     assert (tmp_path / "album/0000.png").read_text() == "mine"
 
 

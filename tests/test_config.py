@@ -83,11 +83,24 @@ def test_what_belongs_to_the_base_alone_is_not_inherited(tmp_path: Path) -> None
     left_out = (other.text, other.data.pipeline, other.evaluation)
     assert (*left_out, other.classes) == (None, None, None, [])
     assert (other.train.sheet_prompts, other.data.rows) == ([], 8)
+    assert (other.train.max_minutes, same.train.max_minutes) == (None, plain.train.max_minutes)
     kept = ("decoder", "diffusion", "generation", "image", "row_length")
     assert all(getattr(other, key) == getattr(plain, key) for key in kept)
     assert same.model_part() == plain.model_part()
     assert (same.data.pipeline, same.train.sheet_prompts) == ("digits", plain.train.sheet_prompts)
     assert last == other.model_copy(update={"classes": ["a"], "train": last.train})
+
+
+def test_a_codec_fitted_to_the_bases_pictures_is_not_inherited(tmp_path: Path) -> None:
+    source = "{name: a, task: class_to_image, shards: mine/*.tar}"
+    (tmp_path / "mine.yaml").write_text(
+        f"base: emoji_small\ndata: {{sources: [{source}]}}\n", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"mine\.yaml: image: codec linear needs `linear`"):
+        load(str(tmp_path / "mine.yaml"))
+    mine = load(str(tmp_path / "mine.yaml"), ["image.linear=own.safetensors"])
+    codec = {"linear": "own.safetensors"}
+    assert mine.image == load("emoji_small").image.model_copy(update=codec)
 
 
 def test_a_tokenizer_and_classes_that_were_not_inherited_are_asked_for(tmp_path: Path) -> None:
@@ -139,6 +152,8 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("override", "named"),
     [
+        ("train.checkpoint_activations=high", "train.checkpoint_activations"),  # one of two types
+        ("generation.edit.order=spiral", "generation.edit.order"),
         ("train.learning_rate=1e-3", "train.learning_rate"),  # unknown keys
         ("lr=1e-3", "lr"),
         ("data.sources.0.shard=x", "data.sources.0.shard"),
@@ -147,7 +162,6 @@ def test_a_base_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
         ("train.lr='1e-3'", "train.lr"),
         ("train.steps=1.5", "train.steps"),
         ("train.steps=true", "train.steps"),
-        ("train.steps=", "train.steps"),
         ("data.rows=[4]", "data.rows"),
         ("image=8", "image"),
         ("text.tokenizer=", "text.tokenizer"),
@@ -174,6 +188,7 @@ def test_a_wrong_value_is_refused_by_its_key(override: str, named: str) -> None:
         load("tiny", [override])
     lines = [line.split(": ") for line in str(caught.value).splitlines()]
     assert any(f"the command line, {override}" in line[0] and line[1] == named for line in lines)
+    assert len(lines) == 1
 
 
 def test_what_is_wrong_is_blamed_on_where_it_was_given(tmp_path: Path) -> None:
@@ -233,6 +248,9 @@ def test_the_nearest_key_is_named(unknown: str, meant: str) -> None:
         ("train.betas=[0.9", "not valid YAML"),
         ("seed=010", "seed: Input should be a valid integer"),
         ("train.max_minutes=1:30", "train.max_minutes: Input should be a valid number"),
+        ("train.steps=", "give the value after the =, without a space"),
+        ("train.max_minutes=", "give the value after the ="),  # null is written out
+        ("train.betas.0=0.8", "no list is given there"),  # of a default
     ],
 )
 def test_a_bad_override_is_refused(override: str, message: str) -> None:

@@ -73,6 +73,28 @@ def test_a_mistyped_path_is_no_reason_to_make_the_demo_there(tmp_path: Path, mon
     assert "data digits" not in str(refused.value)
 
 
+def test_what_is_there_under_nearly_that_name_is_told(tmp_path: Path, monkeypatch: Any):
+    """Of each path in a config of one's own; nothing is said where nothing is alike."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("coco-train/a.tar", "text/tokens.model", "codec.safetensors", "classes.json"):
+        save(tmp_path / name, b"")
+    (tmp_path / "mine.yaml").write_text(
+        "base: digits\nimage: {codec: linear, linear: codek.safetensors, latent_channels: 4}\n"
+        "text: {tokenizer: text/token.model}\nclasses_file: class.json\ndata: {sources: ["
+        "{name: a, task: text_to_image, shards: coco-trian/*.tar},"
+        "{name: b, task: class_to_image, shards: elsewhere/*.tar}]}",
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError) as refused:
+        check_data(load("./mine.yaml"), "mine")
+    told = [line for line in str(refused.value).splitlines()[1:] if ": no " in line]
+    told = [line.rpartition(" has ")[2].split(",")[0] for line in told]
+    assert told == [
+        "codec.safetensors", "coco-train", "  data.sources b: no shards elsewhere/*.tar",
+        "classes.json", "tokens.model",
+    ]  # fmt: skip
+
+
 def test_the_digits_configs_name_their_one_command(tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="mmfusion data digits -o runs/digits/data"):

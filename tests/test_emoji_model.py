@@ -39,6 +39,8 @@ def test_it_reads_what_it_draws(emoji: Pipeline, drawn: dict[str, PILImage.Image
     assert {(picture.size, picture.mode) for picture in drawn.values()} == {((64, 64), "RGB")}
     read = emoji.image_to_text([*drawn.values()])
     assert sum(said == asked for said, asked in zip(read, drawn, strict=True)) >= 7, read
+    titled = [prompt.title() for prompt in PROMPTS]
+    assert emoji.text_to_image(titled, seed=1) == [*drawn.values()]
 
 
 def test_an_edit_changes_what_the_mask_says(emoji: Pipeline, drawn: dict[str, PILImage.Image]):

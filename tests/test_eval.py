@@ -388,3 +388,5 @@ def test_charts_leave_out_what_cannot_be_drawn(tmp_path: Path) -> None:
     assert list(found) == ["Loss", "Image loss"]
     assert all(chart.startswith(b"<?xml") for chart in found.values())
     assert losses(path) == found  # the same bytes again
+    path.write_text('{"step": 1, "image_loss": 0.0}\n{"step": 2, "image_loss": 0.0}\n', "utf-8")
+    assert losses(path) == {}  # of a run on captions alone: a height of 0 has no logarithm

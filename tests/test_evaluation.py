@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,3 +204,13 @@ def test_the_page_shows_figures_and_answers(alone: tuple[Path, str]) -> None:
 def test_shipped_evaluations_parse(name: str) -> None:
     settings = load_evaluation(f"eval/{name}")
     assert settings.model_validate(settings.model_dump()) == settings
+
+
+def test_an_interruption_says_that_answers_stay(capsys: pytest.CaptureFixture) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    begun: Any = SimpleNamespace(facts={}, _about={}, suite=SimpleNamespace(measure=stop))
+    with pytest.raises(KeyboardInterrupt):
+        Evaluation.run(begun)
+    assert "answers that are there stay; the same command goes on" in capsys.readouterr().err

@@ -198,8 +198,8 @@ def test_a_frontier_given_by_its_path(
     assert drawn(pipeline) == drawn(digits.plain, **FIVE)
     with pytest.raises(UserError, match=r"class_to_image .* not for text_to_image"):
         pipeline.text_to_image("a six")
-    for given in (kept(path), tmp_path / "none.json"):
-        with pytest.raises(UserError, match=re.escape(str(given))):
+    for given, told in ((kept(path), ": measured for"), (tmp_path / "none.json", ": no such file")):
+        with pytest.raises(UserError, match=re.escape(f"{given}{told}")):
             budgeted(10, frontier=given)
 
 

@@ -55,9 +55,11 @@ STEP = "SLURM_STEP_ID=0 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=8 SLU
             Place(5, 6, 2),
         ),
         ("PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1", Place(1, 2, 1)),
+        (f"PMI_RANK=5 PMI_SIZE=6 MPI_LOCALRANKID=2 {STEP}", Place(5, 6, 2)),
+        (f"PMI_RANK=3 PMI_SIZE=4 {STEP}", Place(3, 4, 1, slurm=True)),  # srun --mpi=pmi2
         (
-            "MV2_COMM_WORLD_RANK=1 MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_LOCAL_RANK=0",
-            Place(1, 2, 0),
+            "MV2_COMM_WORLD_RANK=1 MV2_COMM_WORLD_SIZE=4 MV2_COMM_WORLD_LOCAL_RANK=1",
+            Place(1, 4, 1),
         ),
         ("JSM_NAMESPACE_RANK=0 JSM_NAMESPACE_SIZE=2", Place(0, 2)),
     ],

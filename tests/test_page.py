@@ -116,6 +116,24 @@ def test_without_gradio_the_message_says_what_to_install(
     assert "pip install 'mmfusion[demo]'" in error
 
 
+def test_the_colour_model_is_shown_unless_another_is_named(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str, *_: Any) -> None:
+        asked.append(name)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", load)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for more in ((), ("--model", "digits")):
+        assert command("demo", "--port", port, *more) == (2, "", "error: far enough\n")
+    assert asked == ["emoji", "digits"]
+
+
 def test_examples_are_the_models_own(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,14 @@ def test_unknown_options_list_the_choices(pipe: Pipeline) -> None:
         (lambda **o: pipe.generate([TextSlot(**o)]), ("max_new_tokens", "top_p")),
     ):
         refused(lambda call=call: call(max_new_token=3), "did you mean max_new_tokens?", *choices)
+    for call, choices in (
+        (lambda **o: pipe.log_likelihood("a", "b", **o), ("answers", "progress")),
+        (lambda **o: Pipeline.from_pretrained("x/y", **o), ("dtype", "subfolder")),
+        (lambda **o: pipe.save_pretrained("nowhere", **o), ("max_shard_size", "license")),
+        (lambda **o: pipe.push_to_hub("x/y", **o), ("private", "license")),
+        (lambda **o: pipe.to(**o), ("dtype",)),
+    ):
+        refused(lambda call=call: call(use_safetensors=True), "use_safetensors: no such", *choices)
 
 
 ITEMS: dict[str, list[Any]] = {
@@ -349,6 +357,8 @@ OTHERS: list[tuple[Callable[[Pipeline], Any], str]] = [
     (lambda p: p.image_to_text("a.png"), "expected a PIL picture, got str"),
     (lambda p: p.generate(["a"]), "no slot"),
     (lambda p: p.generate(["a", 3, ImageSlot()]), "not int"),
+    (lambda p: p.generate(["a", ImageSlot]), "ImageSlot() and TextSlot(), not ImageSlot"),
+    (lambda p: p.text_to_image("a", order="spiral"), "'random' or 'raster', or a valid list (got"),
     (lambda p: p.edit(picture(0), "top"), "either a prompt or a label"),
     (lambda p: p.edit(picture(0), "top", "a", 1), "either a prompt or a label"),
     (lambda p: p.text_to_image("a", seed=2**70), f"seed: {2**70}; give a whole number"),
@@ -512,7 +522,7 @@ def test_the_defaults_of_a_model_may_be_edited(
     digest = model_digest(copy)
     config = json.loads((copy / "config.json").read_text("utf-8"))
     config["generation"]["class_to_image"] |= {"num_inference_steps": 3, "guidance": 4.0}
-    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    (copy / "config.json").write_text(json.dumps(config), "utf-8-sig")  # as some editors do
     edited, plain = (Pipeline.from_pretrained(path, "cpu") for path in (copy, origin))
     expected = plain.class_to_image(3, num_inference_steps=3, guidance=4.0)
     assert np.array_equal(edited.class_to_image(3), expected)
@@ -570,6 +580,7 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(here: list[str]) -> None:
     for name in names:
         refused(lambda name=name: locate(name), name, "no such folder", "digits", "hub")
     refused(lambda: locate(Path("org/name")), "org/name", "no such folder")
+    refused(lambda: locate("models", subfolder="nope"), "model models/nope: no such folder")
     assert not here
     refused(lambda: locate("org/name"), "org/name", "no such folder", "hub", "no network")
     assert here == ["org/name"]

@@ -232,6 +232,15 @@ def test_a_body_that_is_no_json_object_is_told_what_to_be(
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
 
 
+def test_a_body_that_is_no_json_is_told_where(server: Running) -> None:
+    header = {"content-type": "application/json"}
+    for body, at in (('{"prompt": "a", ', 16), ("{prompt: a}", 1), ("{'prompt': 'a'}", 1)):
+        answer = httpx.post(server.url + DRAW, content=body, headers=header)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, None)
+        assert error["message"].startswith(f"body: not JSON at character {at}: Expecting")
+
+
 @pytest.mark.parametrize(
     ("to", "body", "told"),
     [

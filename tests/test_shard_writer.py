@@ -65,6 +65,20 @@ def test_a_second_run_makes_what_is_missing_and_only_that(tmp_path: Path):
     assert {path.name: path.read_bytes() for path in tmp_path.glob("a-*.tar")} == whole
 
 
+def test_an_interruption_keeps_whole_shards_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    def finish(items: Any) -> Any:
+        if (tmp_path / "a-00000.tar").exists():
+            raise KeyboardInterrupt
+        return [sample for made in items for sample in made]
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, finish=finish)
+    assert "whole shards stay; the same command goes on" in capsys.readouterr().err
+    assert make(tmp_path).new == 7
+
+
 def slow(number: int) -> list[tuple[str, dict[str, Any]]]:
     time.sleep(0.02)
     return item(number)

@@ -92,7 +92,8 @@ def _published() -> Path:
             except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
                     f"features inception: the weights cannot be had from {URL} "
-                    f"({first_line(error)}); get them otherwise and give `inception:FILE`"
+                    f"({first_line(error)}); get them otherwise and give `inception:FILE` as "
+                    "features; `pixels` needs no weights"
                 ) from None
     if not sha256(path).startswith(_prefix()):
         raise UserError(f"features inception: {path} is damaged; delete it")

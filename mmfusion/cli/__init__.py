@@ -25,6 +25,7 @@ app = typer.Typer(
     help="One decoder over text and images: train it, draw, caption, edit, talk, evaluate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

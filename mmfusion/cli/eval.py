@@ -1,6 +1,7 @@
 """`mmfusion eval --model M --config E.yaml`: a model's whole evaluation; and each metric."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,9 @@ class _Evaluation(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            if not all(word.startswith("-") for word in args[1:2]) and not _is_model(args[0]):
+            more = not all(word.startswith("-") for word in args[1:2])
+            slip = more or get_close_matches(args[0], self.commands, 1, 0.75)
+            if slip and not _is_model(args[0]):
                 raise UserError(
                     f"eval {args[0]}: no such metric; choose {', '.join(self.commands)}, or give "
                     "a model"

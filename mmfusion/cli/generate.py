@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
@@ -113,6 +114,8 @@ def edit(
 
     place = _place(output, EDITED)
     picture = _open(image)
+    if picture.width != picture.height:
+        typer.echo(f"{image}: its centre square is edited, the rest is cut off", err=True)
     where = mask if mask in REGIONS else _open(Path(mask), f"; or give {', '.join(REGIONS)}")
     edited = _pipeline(model, device, dtype).edit(
         picture, where, prompt=prompt, label=label, seed=seed, **_options(options)
@@ -145,8 +148,8 @@ def chat(
         import readline  # noqa: F401 - being imported, it edits lines and keeps them
     from mmfusion.generation.prompt import ImageSlot, TextSlot
 
-    chosen = _options(options)
-    pipeline = _pipeline(model, device, dtype)
+    _place(f"{output}/", DRAWN)  # refused before anything is drawn for it
+    chosen, pipeline = _options(options), _pipeline(model, device, dtype)
     prompt: list[Any] = []
     typer.echo(HELP)
     while True:
@@ -169,7 +172,7 @@ def chat(
             elif command == "/image":
                 if not rest:
                     raise UserError("/image: name the file of a picture")
-                prompt.append(_open(Path(os.path.expanduser(rest.strip()))))
+                prompt.append(_open(_named(rest.strip())))
             elif command in ("/say", "/draw"):
                 if rest:
                     raise UserError(f"{command}: takes nothing; write the text on a line before it")
@@ -189,6 +192,14 @@ def chat(
             typer.echo(f"error: {error}")
         except KeyboardInterrupt:
             typer.echo("stopped")
+
+
+def _named(text: str) -> Path:
+    """A path as it is typed, or as terminals write that of a file which is dropped on them."""
+    with suppress(ValueError):  # of a quote that does not close
+        if not os.path.exists(os.path.expanduser(text)) and len(words := shlex.split(text)) == 1:
+            (text,) = words
+    return Path(os.path.expanduser(text))
 
 
 def _pipeline(model: str, device: str | None, dtype: str | None) -> "Pipeline":

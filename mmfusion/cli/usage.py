@@ -57,6 +57,7 @@ def _elsewhere(command: Any) -> dict[str, str]:
     if "overrides" in taken:
         for key in (key for key in keys(Config) if key[0] != "evaluation"):
             found.setdefault(str(key[-1]), f"{dotted(key)}=...")
+            found[dotted(key)] = f"{dotted(key)}=..."
     return found
 
 

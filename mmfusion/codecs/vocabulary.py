@@ -57,7 +57,11 @@ class Vocabulary(ABC):
 
 
 class SentencePiece(Vocabulary):
-    """A sentencepiece `.model`."""
+    """A sentencepiece `.model`.
+
+    One without capitals comes of texts without: it reads capitals as the small letters that it
+    knows. As bytes, which no text of its training had, they would make a prompt another one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.model = sentencepiece.SentencePieceProcessor()
@@ -72,12 +76,15 @@ class SentencePiece(Vocabulary):
         self.mute = frozenset(filter(self.model.IsUnknown, range(self.size)))
         end = self.model.eos_id()
         self.end = end if end >= 0 else None
+        odd = {*self.control, *self.mute, *filter(self.model.IsByte, range(self.size))}
+        pieces = (self.model.IdToPiece(i) for i in range(self.size) if i not in odd)
+        self._small = all(piece == piece.lower() for piece in pieces)
 
     def _id(self, piece: str) -> int:
         return self.model.PieceToId(piece)
 
     def encode(self, text: str) -> list[int]:
-        return self.model.EncodeAsIds(text)
+        return self.model.EncodeAsIds(text.lower() if self._small else text)
 
     def decode(self, ids: list[int]) -> str:
         return self.model.DecodeIds(ids)

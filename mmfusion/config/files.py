@@ -85,8 +85,8 @@ def _check_use(kind: type[Section], where: str, own: dict) -> None:
             raise UserError(f"{where}: says {use}; here it is to say {USES[kind]}")
 
 
-OWN = ("data.pipeline", "text", "classes", "classes_file", "class_count", "train.sheet_prompts",
-       "evaluation")  # fmt: skip
+OWN = ("data.pipeline", "text", "image.linear", "classes", "classes_file", "class_count",
+       "train.max_minutes", "train.sheet_prompts", "evaluation")  # fmt: skip
 """What belongs to a base's data: a config that reads none of its shards does not inherit it."""
 
 
@@ -110,8 +110,10 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         for key in ("train.output", *(OWN if own and not own & theirs else ())):
             *sections, last = key.split(".")
             section = _at(layer, (*sections,))
-            if isinstance(section, dict):
-                section.pop(last, None)
+            if isinstance(section, dict) and last in section:
+                del section[last]
+                if sections:
+                    raw.setdefault(sections[0], {})  # what is missing there is this file's doing
     return [*below, (str(path), raw)]
 
 

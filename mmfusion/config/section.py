@@ -57,6 +57,7 @@ def build(kind: type[S], raw: Any, origin: str | Callable[[Key], str]) -> S:
 
 def faults(kind: type[Section], error: ValidationError) -> Iterator[tuple[Key, str]]:
     """Each wrong key of a section's data, and a line about it."""
+    found: dict[Key, tuple[list[str], str]] = {}
     for fault in error.errors():
         key, given = fault["loc"], fault["input"]
         told = fault["msg"].removeprefix("Value error, ")
@@ -65,7 +66,21 @@ def faults(kind: type[Section], error: ValidationError) -> Iterator[tuple[Key, s
             while isinstance(given, dict) and len(given) == 1:  # an unknown section's one key
                 key, given = (*key, *given), next(iter(given.values()))
             told, got = _unknown(kind, key), ""
-        yield key, f"{dotted(key) or '(top)'}: {told}{got}"
+        else:
+            key = _given(kind, key)
+        found.setdefault(key, ([], got))[0].append(told)
+    for key, ((first, *others), got) in found.items():
+        either = "".join(f", or {told.removeprefix('Input should be ')}" for told in others)
+        yield key, f"{dotted(key) or '(top)'}: {first}{either}{got}"
+
+
+def _given(kind: type[Section], key: Key) -> Key:
+    """A key as it was given: pydantic adds the member of a union that it speaks of."""
+    known, plain = {*keys(kind)}, tuple(0 if isinstance(part, int) else part for part in key)
+    ends = (
+        n for n, part in enumerate(key) if isinstance(part, str) and plain[: n + 1] not in known
+    )
+    return key[: next(ends, len(key))]
 
 
 def dotted(key: Key) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -68,6 +70,22 @@ def check_names(given: Iterable[Any], known: Sequence[str], what: str) -> None:
             near = [MEANT[name]] if name in MEANT else get_close_matches(str(name), known, 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{what} {name}: no such option{meant}; choose from {', '.join(known)}")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def told_apart(method: Callable[P, R]) -> Callable[P, R]:
+    """A method to which an option that it does not have is a user's mistake, not a TypeError."""
+    known = [name for name in signature(method).parameters if name not in ("self", "cls")]
+
+    @wraps(method)
+    def checked(*given: P.args, **options: P.kwargs) -> R:
+        check_names(options, known, f"option of {method.__name__}")
+        return method(*given, **options)
+
+    return checked
 
 
 class Common(Section):

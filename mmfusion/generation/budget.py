@@ -204,7 +204,10 @@ class Budget:
             )
         path = self.path or kept_at(str(self.digest), self.machine, task)
         path = path / FILE if path.is_dir() else path
-        if self.path is None and not path.is_file():
+        if not path.is_file():
+            if self.path:
+                told = "give a file of `mmfusion eval frontier`, or its folder"
+                raise UserError(f"frontier {path}: no such file; {told}")
             raise UserError(
                 f"budget_ms: {task} of this model was not measured on {self.machine}; run\n"
                 f"  mmfusion eval frontier --model MODEL --task {task} --reference DATA -o FOLDER\n"

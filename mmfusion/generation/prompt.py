@@ -164,12 +164,13 @@ class PromptReader:
 
     def prompt(self, prompt: Prompt, options: dict[str, Any]) -> list[PromptPart]:
         """An interleaved prompt, with slots for its answers."""
+        parts = [self._part(item, options) for item in prompt]
         if not any(isinstance(item, PromptSlot) for item in prompt):
             raise UserError(
                 "the prompt has no slot: put mmfusion.ImageSlot() or mmfusion.TextSlot() where "
                 "something is to be generated"
             )
-        return [self._part(item, options) for item in prompt]
+        return parts
 
     def _part(self, item: PromptItem, options: dict[str, Any]) -> PromptPart:
         match item:
@@ -182,8 +183,8 @@ class PromptReader:
             case TextSlot():
                 return self.text_slot("interleaved", {**options, **item.options})
         raise UserError(
-            f"a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
-            f"{type(item).__name__}"
+            "a prompt holds str, PIL pictures, ImageSlot() and TextSlot(), not "
+            + (item.__name__ if isinstance(item, type) else type(item).__name__)
         )
 
     def room(self, part: PromptPart) -> int:

@@ -161,7 +161,9 @@ async def refused(request: Request, error: Exception) -> Response:
         path = [str(key) for key in fault["loc"] if key != "body"]
         where = ".".join([*(key for key in path[:-1] if "[" not in key), *path[-1:]])
         told = fault["msg"]
-        if fault["loc"] == ("body",):  # what is no object has no field to be named
+        if fault["type"] == "json_invalid":
+            where, told = "", f"not JSON at character {path[-1]}: {fault['ctx']['error']}"
+        elif fault["loc"] == ("body",):  # what is no object has no field to be named
             told = "send a JSON object, with the header content-type: application/json"
         if fault["type"] == "extra_forbidden":
             told = unknown(str(fault["loc"][-1]), GIVEN[request.url.path.rpartition("/")[2]])
