@@ -253,9 +253,7 @@ class Trainer:
         with files.staging(self.folder) as part:
             (part / weights).write_bytes(made)
             (part / described).write_text(self.vae.to_json_string(), encoding="utf-8")
-            files.remove(
-                self.folder / described
-            )  # killed here, it is no autoencoder: not a mixed one
+            files.remove(self.folder / described)  # killed here, it is none, and not a mixed one
             for name in VAE_FILES:
                 files.move(part / name, self.folder / name)
         files.remove_empty(part)

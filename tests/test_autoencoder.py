@@ -180,12 +180,10 @@ def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:
     write_shards(tmp_path, "bad", ((str(n), {"png": b"x"}) for n in range(9)))
     write_shards(tmp_path, "one", [("0", {"png": encoded(0)})])
     save(tmp_path / "cut" / STATE, (tmp_path / "a" / STATE).read_bytes()[:500])
-    vae = make_vae(tmp_path / "vae")
     for given, said in (
         ({"folder": tmp_path / "a", "recipe": Recipe(batch=8, width=8)}, r"other settings \(batch"),
         ({"folder": tmp_path / "a", "latent_channels": 3}, r"settings \(latent_channels\)"),
         ({"folder": tmp_path / "cut"}, f"{STATE}: no state of an autoencoder's training"),
-        ({"folder": vae}, "is there and not of this program"),
         ({"folder": tmp_path / "b", "recipe": Recipe(width=6)}, "width 6: give a multiple of 4"),
         ({"folder": tmp_path / "b", "downsampling": 1}, "a downsampling of 2, 4"),
         ({"folder": tmp_path / "b", "pattern": f"{tmp_path}/one-*.tar"}, "one picture is too few"),
@@ -195,6 +193,14 @@ def test_mistakes_are_one_line(shards: str, tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(UserError, match="100 pictures in a row are unusable"):
         trained(f"{tmp_path}/bad-*.tar", tmp_path / "c", 1)
+
+
+def test_somebody_elses_autoencoder_stays(shards: str, tmp_path: Path) -> None:
+    folder = Path(make_vae(tmp_path / "vae"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="is there and not of this program"):
+        trained(shards, folder, 1)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_latents_and_models_carry_it(shards: str, tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def test_a_metric_written_wrongly_is_no_model(command: Command, tmp_path: Path) 
 
     assert "eval fidd: no such metric; choose fid, clip, captions" in said("fidd", "a", "b")
     # A word that stands alone, or that names something, is a model.
-    for words in (["fidd"], ["fidd", "-o", tmp_path]):
-        assert "model fidd: no such folder" in said(*words)
+    for words in (["mine"], ["mine", "-o", tmp_path]):
+        assert "model mine: no such folder" in said(*words)
+    assert "eval fidd: no such metric; choose fid, clip" in said("fidd")  # unless it is nearly one
     for model in ("digits", tmp_path):
         assert "no such command 'extra'" in said(model, "extra")
