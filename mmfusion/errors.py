@@ -50,6 +50,10 @@ class Elsewhere(UserError):
     """What ends this rank because it ends another, which says it; the command line is silent."""
 
 
+class MemoryFull(UserError):
+    """The memory of a GPU or of the machine is full; less may be asked of it, or later."""
+
+
 class CorruptSample(UserError):
     """What is wrong with one item of a corpus: the item is left out, counted and listed.
 
@@ -99,7 +103,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
         torchs = type(error).__name__ == "OutOfMemoryError"  # torch is not loaded for its name
         if not (torchs or isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise
-        raise UserError(f"memory is full ({first_line(error)}); {remedy}") from None
+        raise MemoryFull(f"memory is full ({first_line(error)}); {remedy}") from None
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """The server, driven by OpenAI's own client."""
 
+import asyncio
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -24,6 +26,10 @@ from benchmarks.serving import equal, mixed
 from benchmarks.serving import server as serving
 from mmfusion import Pipeline
 from mmfusion.codecs.image import encoded as png
+from mmfusion.errors import MemoryFull
+from mmfusion.serving.queue import Queue
+from mmfusion.serving.refusal import Refusal
+from mmfusion.serving.schemas import Limits
 
 DRAW, CHAT = "/v1/images/generations", "/v1/chat/completions"
 GOOD: dict[str, Any] = {
@@ -202,6 +208,21 @@ def test_a_request_that_takes_too_long_is_ended(digits: Pipeline) -> None:
         with pytest.raises(openai.InternalServerError, match=r"not done within 0\.2 s"):
             small.client.images.generate(prompt="a three", extra_body=SLOW)
         idle(small)
+
+
+def test_full_memory_is_no_mistake_of_who_asks() -> None:
+    class Full:
+        def request(self, cancel: threading.Event) -> Any:
+            raise MemoryFull("memory is full (of pictures); ask for less")
+
+    async def ask() -> None:
+        gone = asyncio.Event()
+        async for _ in Queue(cast(Any, Full()), Limits()).answer(lambda *_: None, gone.wait):
+            pass
+
+    with pytest.raises(Refusal, match="of pictures") as refused:
+        asyncio.run(ask())
+    assert refused.value.status == 503
 
 
 @pytest.mark.parametrize("stream", [True, False])

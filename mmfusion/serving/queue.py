@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mmfusion.errors import UserError, first_line, printable
+from mmfusion.errors import MemoryFull, UserError, first_line, printable
 from mmfusion.pipeline import Pipeline
 from mmfusion.serving.engine import Cancelled, Engine, Stopped
 from mmfusion.serving.refusal import Refusal
@@ -81,7 +81,7 @@ class Queue:
         except Cancelled:
             gone = cancel.is_set()  # else the engine has given up, being told to stop
             tell("failed", Refusal(499 if gone else 503, "cancelled"))
-        except Stopped as error:
+        except (Stopped, MemoryFull) as error:
             tell("failed", Refusal(503, str(error)))
         except Refusal as error:
             tell("failed", error)
