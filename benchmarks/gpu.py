@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -127,9 +128,13 @@ def main() -> None:
         parser.error(f"--only: {', '.join(unknown)}; known are {', '.join(PARTS)}")
     found: dict[str, Any] = {}
 
+    one_at_a_time = Lock()
+
     def done(name: str) -> None:
-        found[name] = run(name, args.out, args.official, until)
-        (args.out / "gpu.json").write_text(jsonl.dumps(found, indent=1) + "\n")
+        told = run(name, args.out, args.official, until)
+        with one_at_a_time:
+            found[name] = told
+            (args.out / "gpu.json").write_text(jsonl.dumps(found, indent=1) + "\n")
 
     checks = [name for name in names if PARTS[name].checks]
     with ThreadPoolExecutor(len(PARTS)) as threads:

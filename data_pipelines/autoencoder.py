@@ -198,6 +198,7 @@ class Trainer:
             Stop(said=True) as stop,
             tqdm(total=steps, initial=self.step, unit="step", disable=None) as bar,
         ):
+            saved = self.step
             while self.step < steps and not stop.signal:
                 rng = generator(recipe.seed, "autoencoder", "step", self.step)
                 x = self._pixels(self.pictures.batch(self.step, recipe.batch, rng))
@@ -220,8 +221,11 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 bar.set_postfix_str(f"{-10 * np.log10(error.item() / 4):.1f} dB", refresh=False)
-                if self.step % save_every == 0 or self.step == steps or stop.signal:
+                if self.step % save_every == 0:
                     self._save()
+                    saved = self.step
+            if saved != self.step:  # at the end, or at a signal
+                self._save()
         if stop.signal:
             tell(f"stopped; the same command goes on from step {self.step}")
             sys.exit(128 + stop.signal)

@@ -109,7 +109,7 @@ def shuffled(count: int, seed: int | None) -> np.ndarray:
     return np.arange(count) if seed is None else generator("shards", seed).permutation(count)
 
 
-@resumable("whole shards")
+@resumable("shards that are whole")
 def write_parts(
     parts: Parts[T],
     name: str,

@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this": shown as a line, never as a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,8 +101,10 @@ def enough_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        told = "allocate memory", "out of memory", "ALLOC_FAILED"
         torchs = type(error).__name__ == "OutOfMemoryError"  # torch is not loaded for its name
-        if not (torchs or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+        full = torchs or any(words in str(error) for words in told)
+        if not (full or isinstance(error, MemoryError)):
             raise
         raise MemoryFull(f"memory is full ({first_line(error)}); {remedy}") from None
 
@@ -112,5 +115,17 @@ def resumable(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\n{kept} stay; the same command goes on", file=sys.stderr)
+        say(f"\n{kept} stay; the same command goes on", err=True)
         raise
+
+
+def say(line: str, err: bool = False) -> None:
+    """Print a line, if anybody is still there to read it and there is room for it."""
+    try:
+        print(line, file=sys.stderr if err else sys.stdout, flush=True)
+    except OSError:  # what is left of it would be tried again at the end, and change the exit code
+        nowhere = open(os.devnull, "w")  # noqa: SIM115
+        if err:
+            sys.stderr = nowhere
+        else:
+            sys.stdout = nowhere

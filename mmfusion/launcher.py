@@ -164,7 +164,7 @@ def start(command: list[str], ranks: int) -> int:
 
     def hand_on(number: int, _frame: object) -> None:
         for process in processes if number != signal.SIGINT else ():
-            process.terminate()
+            process.send_signal(number)
 
     before = {number: signal.signal(number, hand_on) for number in endings()}
     end = float("inf")

@@ -99,7 +99,9 @@ def read_override(given: str, kind: Any, what: str = OVERRIDE) -> tuple[Key, Any
     if any(map(_is_text, [*members, *entries])):
         return path, text
     if not text:
-        raise UserError(f"{what} {given}: give the value after the =, without a space")
+        raise UserError(
+            f"{what} {given}: give the value after the =, without a space; null leaves it out"
+        )
     return path, read_yaml(text, f"{what} {given}")
 
 

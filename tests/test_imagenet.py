@@ -14,7 +14,7 @@ import pytest
 from material import encoded, jsonl, run, save, tar
 from scipy.io import savemat
 
-from mmfusion.data_pipelines.converters.devkit import read_labels
+from mmfusion.data_pipelines.converters.devkit import _rows, read_labels
 from mmfusion.data_pipelines.converters.imagenet import write_imagenet
 from mmfusion.data_pipelines.images import ImageReader
 from mmfusion.data_pipelines.shard_writer import Made, Output, digest, lost_items
@@ -297,6 +297,21 @@ def test_validation_pictures_get_their_labels(tmp_path: Path, form: str):
         sample = found[f"{wnid}/{file}.JPEG"]
         assert sample.json()["label"] == sorted(WORDS).index(wnid)
         assert sample["jpg"] == encoded(number, "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("img1,dog\nimg2,cat\nimg3,cat", [("img1", "dog"), ("img2", "cat"), ("img3", "cat")]),
+        ("file_name;class\nb, c.png;dog\nd.png;cat", [("b, c.png", "dog"), ("d.png", "cat")]),
+        ("a.JPEG\tgoldfish, Carassius auratus\n", [("a.JPEG", "goldfish, Carassius auratus")]),
+        ("my, cat.png\t3\nb.png\t4", [("my, cat.png", "3"), ("b.png", "4")]),
+        ("img1.png n01440764 1 2 3 4\n", [("img1.png", "n01440764")]),
+        ("a b.png big dog\n", [("a b.png big", "dog")]),  # no more can be known
+    ],
+)
+def test_tables_of_labels(table: str, found: list[tuple[str, str]]) -> None:
+    assert _rows(table) == found
 
 
 def test_what_the_labels_lack_is_told(tmp_path: Path):

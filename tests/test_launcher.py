@@ -206,7 +206,7 @@ def test_one_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_signal_reaches_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
     script = f"""if True:
         import os, signal, time
-        signal.signal(signal.SIGTERM, lambda *_: exit(143))
+        signal.signal({int(number)}, lambda *_: exit({128 + number}))
         open("{tmp_path}/" + os.environ["RANK"], "w").close()
         time.sleep(600)
     """
@@ -218,5 +218,5 @@ def test_a_signal_reaches_all_ranks(tmp_path: Path, number: signal.Signals) -> N
 
     before = signal.signal(number, signal.SIG_DFL)  # or it is ignored, as under nohup
     threading.Thread(target=send).start()
-    assert ranks_of(script) == 143
+    assert ranks_of(script) == 128 + number
     assert signal.signal(number, before) is signal.SIG_DFL

@@ -220,7 +220,7 @@ def test_full_memory_is_no_mistake_of_who_asks() -> None:
         async for _ in Queue(cast(Any, Full()), Limits()).answer(lambda *_: None, gone.wait):
             pass
 
-    with pytest.raises(Refusal, match="of pictures") as refused:
+    with pytest.raises(Refusal, match="memory is full; ask later") as refused:
         asyncio.run(ask())
     assert refused.value.status == 503
 

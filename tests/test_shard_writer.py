@@ -75,7 +75,7 @@ def test_an_interruption_keeps_whole_shards_and_says_so(
 
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, finish=finish)
-    assert "whole shards stay; the same command goes on" in capsys.readouterr().err
+    assert "shards that are whole stay; the same command goes on" in capsys.readouterr().err
     assert make(tmp_path).new == 7
 
 

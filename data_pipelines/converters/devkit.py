@@ -24,6 +24,9 @@ from ..images import SUFFIXES
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 WNID = re.compile(r"n\d{8}")
+HEAD = re.compile(
+    r"((image|img|picture|photo|file|path|name|id|key)[ _-]?)+"
+)  # of the files' column
 ENDINGS = *SUFFIXES, ".tif", ".tiff", ".ppm", ".tar"
 MOST_BYTES = 1 << 26  # of a file of the devkit; the real ones have less than 1 MB
 
@@ -85,22 +88,24 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def _rows(text: str) -> list[tuple[str, str]]:
     """File and class of the lines of a table; of ILSVRC's boxes behind a class nothing is read."""
     found: list[tuple[str, str]] = []
-    for line in text.split("\n"):
-        cells, delimiter = list[str](), next((d for d in ",;\t" if d in line), None)
+    lines = [line for line in text.split("\n") if line.strip()]
+    usual = max("\t;,", key=lambda d: sum(d in line for line in lines))  # one for the whole table
+    for line in lines:
+        cells, delimiter = list[str](), usual if usual in line else None
         with suppress(csv.Error):  # of a cell as large as no class
             cells = _cells(line, delimiter) if delimiter else []
         if len(cells) < 2:  # a quote that does not close, or white space between
-            cells = line.rsplit(delimiter, 1)
+            words = line.split()
+            boxed = next((n for n, word in enumerate(words) if n and WNID.fullmatch(word)), None)
+            if delimiter is None and boxed:
+                cells = [line[: line.index(words[boxed])], words[boxed]]
+            else:
+                cells = line.rsplit(delimiter, 1)
         if len(cells) > 1:
             file, of = cells[0].strip(), cells[1].strip()
             first = of.partition(" ")[0]
             found.append((file, first if WNID.fullmatch(first) else of))
-    if len(found) > 1:  # is the first line the head?
-        file, of = found[0]
-        classes = {each for _, each in found[1:]}
-        known = file.lower().endswith(SUFFIXES) or WNID.fullmatch(of) or of.isdecimal()
-        found = found if known or of in classes else found[1:]
-    return found
+    return found[1:] if found and HEAD.fullmatch(found[0][0].lower()) else found
 
 
 def stem(file: str) -> str:

@@ -17,7 +17,7 @@ from mmfusion.cli.push import push
 from mmfusion.cli.serve import serve
 from mmfusion.cli.train import train
 from mmfusion.cli.usage import UsageError, told
-from mmfusion.errors import Elsewhere, UserError
+from mmfusion.errors import Elsewhere, UserError, say
 from mmfusion.files import no_room
 
 app = typer.Typer(
@@ -112,7 +112,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _end(line: str | None, code: int) -> NoReturn:
     if line:
-        print(line, file=sys.stderr, flush=True)
+        say(line, err=True)
     torch = sys.modules.get("torch")
     if torch and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         os._exit(code)  # other ranks may be waiting in a collective: do not wait for them

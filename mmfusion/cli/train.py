@@ -58,18 +58,18 @@ def _run(settings: "Config", until: int | None) -> None:
     """On this rank."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from mmfusion.data_pipelines.loader import Loader
-    from mmfusion.errors import enough_memory
+    from mmfusion.errors import enough_memory, say
     from mmfusion.training.loop import Trainer
     from mmfusion.training.schedule import progress
     from mmfusion.training.together import in_contact
 
     less = (
-        "lower data.micro_rows or row_length, or set train.checkpoint_activations=true; the next "
+        "lower data.micro_rows, or set train.checkpoint_activations=true; the next "
         "start goes on from the newest checkpoint"
     )
     with in_contact(), enough_memory(less):
         trainer = Trainer(settings, Loader)
-        state, tell = trainer.state, typer.echo if trainer.rank == 0 else lambda _: None
+        state, tell = trainer.state, say if trainer.rank == 0 else lambda _: None
 
         def done() -> bool:
             return progress(settings.train, state.step, state.seconds) >= 1
@@ -82,8 +82,7 @@ def _run(settings: "Config", until: int | None) -> None:
         elif settings.train.start_from:
             tell(f"a new run begins from the weights of {settings.train.start_from}")
         trainer.run(until)
-        if state.step > before:
-            if done():
-                tell(f"trained {state.step} steps; the model is {model}")
-            else:
-                tell(f"at step {state.step}, as asked; the same command goes on")
+        if not done():
+            tell(f"at step {state.step}, as asked; the same command goes on")
+        elif state.step > before:
+            tell(f"trained {state.step} steps; the model is {model}")

@@ -81,8 +81,10 @@ class Queue:
         except Cancelled:
             gone = cancel.is_set()  # else the engine has given up, being told to stop
             tell("failed", Refusal(499 if gone else 503, "cancelled"))
-        except (Stopped, MemoryFull) as error:
+        except Stopped as error:
             tell("failed", Refusal(503, str(error)))
+        except MemoryFull:
+            tell("failed", Refusal(503, "memory is full; ask later, or for less"))
         except Refusal as error:
             tell("failed", error)
         except UserError as error:

@@ -163,7 +163,7 @@ class Trainer:
         share = progress(train, state.step, state.seconds)
         metrics.advance(share)
         with together():
-            if self.rank == 0 and self.newest and not self._published():
+            if self.rank == 0 and self.newest and not self._published(share >= 1):
                 self._publish(metrics, complete=share >= 1)
         if share >= 1 or (until is not None and state.step >= until):
             return 0
@@ -294,11 +294,12 @@ class Trainer:
                 self._publish(metrics, complete, stopping)
         return True
 
-    def _published(self) -> bool:
+    def _published(self, complete: bool) -> bool:
         """Whether the model is of the newest checkpoint; or the last start had no room or time."""
         model, facts = self.output / "model" / MANIFEST, self.output / "training.json"
         known = next(jsonl.objects(facts), {}) if model.is_file() and facts.is_file() else {}
-        return known.get("steps") == self.state.step
+        told = known.get("complete") or not complete
+        return known.get("steps") == self.state.step and told
 
     def _publish(self, metrics: Metrics, complete: bool, stopping: bool = False) -> None:
         """On rank 0: what goes with the newest checkpoint."""
