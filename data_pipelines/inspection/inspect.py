@@ -53,7 +53,7 @@ def inspect(
         most, pictures: samples of a pattern of which facts are read, and pictures decoded.
     """
     if output:
-        _check_beside(output, drawn=config is not None)
+        _check_beside(output)
     sources = [] if config is None or patterns else config.data.sources
     if not patterns and not sources:
         raise UserError("inspect: give shards, or --config to look at those of its sources")
@@ -80,13 +80,13 @@ def inspect(
     return result
 
 
-def _check_beside(output: Path, drawn: bool) -> None:
+def _check_beside(output: Path) -> None:
     """Make sure that nothing of the user's stands under the names made of that of the sheet."""
     path = output.with_suffix(".json")
     ours = False
     with suppress(OSError, ValueError, RecursionError, AttributeError):
         ours = json.loads(path.read_bytes()).keys() >= {"seed", "patterns"}
-    for beside in (path, output.with_suffix(ROWS))[: 1 + drawn]:
+    for beside in (path, output.with_suffix(ROWS)):
         files.check_free(beside, ours)
 
 
