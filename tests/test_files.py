@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import multiprocessing
 import os
 import resource
@@ -22,7 +23,7 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 
 from mmfusion import files, locks
-from mmfusion.errors import UserError
+from mmfusion.errors import UserError, say
 from mmfusion.files import write, writing
 from mmfusion.locks import locked
 
@@ -237,3 +238,15 @@ def test_where_nothing_can_be_locked_it_warns(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/\.lock: cannot be written .*another place"):
         locks.keep(tmp_path / "file", "works")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_line_that_nobody_reads_ends_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, name, Gone())
+    say("a line", err=name == "stderr")
+    with getattr(sys, name) as instead:  # or the exit code would be that of the last flush
+        assert instead.name == os.devnull

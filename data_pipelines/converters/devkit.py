@@ -24,9 +24,8 @@ from ..images import SUFFIXES
 DEVKIT = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 WNID = re.compile(r"n\d{8}")
-HEAD = re.compile(
-    r"((image|img|picture|photo|file|path|name|id|key)[ _-]?)+"
-)  # of the files' column
+HEAD = re.compile(r"((image|img|picture|photo|file|path|name|id|key)[ _-]?)+")
+"""What a table calls its column of files."""
 ENDINGS = *SUFFIXES, ".tif", ".tiff", ".ppm", ".tar"
 MOST_BYTES = 1 << 26  # of a file of the devkit; the real ones have less than 1 MB
 
